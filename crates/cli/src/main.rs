@@ -1,0 +1,2 @@
+//! The bitsmith command.
+fn main() {}
