@@ -1,1 +1,4 @@
-//! bitsmith kernels.
+//! bitsmith kernels: slices in, slices out; the only crate with `unsafe`.
+
+pub mod numerics;
+pub mod pack;
