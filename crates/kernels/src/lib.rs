@@ -1,4 +1,17 @@
-//! bitsmith kernels: slices in, slices out; the only crate with `unsafe`.
+//! bitsmith kernels: slices in, slices out.
+//!
+//! The loops under everything else: convolution, normalisation, pooling and activation for training in f32 with
+//! channels-last tensors, and the numerics of quantization. Nothing here knows a graph, a file or a tensor type.
+//! Every fast loop is held to the naive one in [`reference`](mod@reference), which is the specification.
 
+pub mod activation;
+pub mod conv;
+pub mod gemm;
+pub mod isa;
+pub mod layout;
+pub mod norm;
 pub mod numerics;
 pub mod pack;
+pub mod pool;
+pub mod reference;
+pub mod threads;

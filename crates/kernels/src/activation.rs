@@ -1,0 +1,303 @@
+//! Activation functions over slices, and their derivatives.
+//!
+//! Formulas are ONNX's. Derivatives at a kink are 0 on the flat side's edge: `relu'(0) = 0`, and a clipped value passes
+//! no gradient. NaN comes out as NaN.
+
+/// An elementwise function between layers.
+#[derive(Clone, Copy, Debug, PartialEq, Default)]
+pub enum Activation {
+    /// `x`
+    #[default]
+    Identity,
+    /// `max(x, 0)`
+    Relu,
+    /// `x` where positive, else `alpha * x`.
+    LeakyRelu {
+        /// Slope below zero.
+        alpha: f32,
+    },
+    /// `min(max(x, min), max)`; ReLU6 is `Clip { min: 0, max: 6 }`.
+    Clip {
+        /// Smallest value that passes.
+        min: f32,
+        /// Largest value that passes.
+        max: f32,
+    },
+    /// `x * clamp(x / 6 + 1/2, 0, 1)`
+    HardSwish,
+    /// `clamp(alpha * x + beta, 0, 1)`
+    HardSigmoid {
+        /// Slope; ONNX's default is 0.2.
+        alpha: f32,
+        /// Value at zero; ONNX's default is 0.5.
+        beta: f32,
+    },
+    /// `1 / (1 + exp(-x))`
+    Sigmoid,
+    /// `tanh(x)`
+    Tanh,
+    /// `x * (1 + erf(x / sqrt 2)) / 2`
+    GeluErf,
+    /// `x * (1 + tanh(sqrt(2/pi) * (x + 0.044715 x^3))) / 2`
+    GeluTanh,
+}
+
+/// What the derivative of an [`Activation`] is computed from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Saved {
+    /// The input of the function.
+    Input,
+    /// Its output.
+    Output,
+}
+
+impl Activation {
+    /// The function at one point.
+    #[inline(always)]
+    pub fn apply(self, x: f32) -> f32 {
+        match self {
+            Activation::Identity => x,
+            Activation::Relu => {
+                if x < 0.0 {
+                    0.0
+                } else {
+                    x
+                }
+            }
+            Activation::LeakyRelu { alpha } => {
+                if x < 0.0 {
+                    alpha * x
+                } else {
+                    x
+                }
+            }
+            Activation::Clip { min, max } => clip(x, min, max),
+            Activation::HardSwish => x * clip(x / 6.0 + 0.5, 0.0, 1.0),
+            Activation::HardSigmoid { alpha, beta } => clip(alpha * x + beta, 0.0, 1.0),
+            Activation::Sigmoid => 1.0 / (1.0 + (-x).exp()),
+            Activation::Tanh => x.tanh(),
+            Activation::GeluErf => 0.5 * x * (1.0 + erf(x * std::f32::consts::FRAC_1_SQRT_2)),
+            Activation::GeluTanh => 0.5 * x * (1.0 + gelu_inner(x).tanh()),
+        }
+    }
+
+    /// Whether [`Activation::slope`] wants the input or the output. The output suffices wherever the function can be
+    /// inverted well enough to know its slope: then a layer need not keep its input.
+    pub fn saved(self) -> Saved {
+        match self {
+            Activation::HardSwish | Activation::GeluErf | Activation::GeluTanh => Saved::Input,
+            // With a slope that is not positive the sign of the output does not tell the side.
+            Activation::LeakyRelu { alpha } if alpha.is_nan() || alpha <= 0.0 => Saved::Input,
+            _ => Saved::Output,
+        }
+    }
+
+    /// The derivative, from the input or the output as [`Activation::saved`] says.
+    #[inline(always)]
+    pub fn slope(self, saved: f32) -> f32 {
+        let s = saved;
+        let inside =
+            |low: f32, high: f32, slope: f32| if s > low && s < high { slope } else { 0.0 };
+        match self {
+            Activation::Identity => 1.0,
+            Activation::Relu => inside(0.0, f32::INFINITY, 1.0),
+            Activation::LeakyRelu { alpha } => {
+                if s > 0.0 {
+                    1.0
+                } else {
+                    alpha
+                }
+            }
+            Activation::Clip { min, max } => inside(min, max, 1.0),
+            Activation::HardSigmoid { alpha, .. } => inside(0.0, 1.0, alpha),
+            Activation::HardSwish => {
+                if s >= 3.0 {
+                    1.0
+                } else {
+                    inside(-3.0, 3.0, s / 3.0 + 0.5)
+                }
+            }
+            Activation::Sigmoid => s * (1.0 - s),
+            Activation::Tanh => 1.0 - s * s,
+            Activation::GeluErf => {
+                let density = (-0.5 * s * s).exp() * 0.398_942_3; // 1 / sqrt(2 pi)
+                0.5 * (1.0 + erf(s * std::f32::consts::FRAC_1_SQRT_2)) + s * density
+            }
+            Activation::GeluTanh => {
+                let t = gelu_inner(s).tanh();
+                let inner_slope = SQRT_2_OVER_PI * (1.0 + 3.0 * GELU_CUBIC * s * s);
+                0.5 * (1.0 + t) + 0.5 * s * (1.0 - t * t) * inner_slope
+            }
+        }
+    }
+}
+
+const SQRT_2_OVER_PI: f32 = 0.797_884_6;
+const GELU_CUBIC: f32 = 0.044_715;
+
+fn gelu_inner(x: f32) -> f32 {
+    SQRT_2_OVER_PI * (x + GELU_CUBIC * x * x * x)
+}
+
+/// `min(max(x, low), high)` that keeps NaN.
+#[inline(always)]
+fn clip(x: f32, low: f32, high: f32) -> f32 {
+    let x = if x < low { low } else { x };
+    if x > high { high } else { x }
+}
+
+/// The error function, to about 1.5e-7 absolute (Abramowitz and Stegun 7.1.26, evaluated in f64): half an ulp of 1.
+#[inline]
+pub fn erf(x: f32) -> f32 {
+    let a = f64::from(x.abs());
+    let t = 1.0 / (1.0 + 0.327_591_1 * a);
+    let polynomial = t
+        * (0.254_829_592
+            + t * (-0.284_496_736
+                + t * (1.421_413_741 + t * (-1.453_152_027 + t * 1.061_405_429))));
+    let value = (1.0 - polynomial * (-a * a).exp()) as f32;
+    value.copysign(x)
+}
+
+/// `y = act(x)`.
+///
+/// # Panics
+/// If the slices differ in length.
+pub fn forward(act: Activation, x: &[f32], y: &mut [f32]) {
+    assert_eq!(x.len(), y.len(), "length of y");
+    crate::threads::for_each_part(y, 1, |start, y| {
+        let x = &x[start..start + y.len()];
+        y.iter_mut().zip(x).for_each(|(y, &x)| *y = act.apply(x));
+    });
+}
+
+/// `dx = dy * act'(·)`, where `saved` is the input or the output of the forward pass as [`Activation::saved`] says.
+///
+/// # Panics
+/// If the slices differ in length.
+pub fn backward(act: Activation, saved: &[f32], dy: &[f32], dx: &mut [f32]) {
+    assert_eq!(saved.len(), dx.len(), "length of the saved values");
+    assert_eq!(dy.len(), dx.len(), "length of dy");
+    crate::threads::for_each_part(dx, 1, |start, dx| {
+        let (saved, dy) = (
+            &saved[start..start + dx.len()],
+            &dy[start..start + dx.len()],
+        );
+        dx.iter_mut()
+            .zip(saved)
+            .zip(dy)
+            .for_each(|((dx, &s), &dy)| *dx = dy * act.slope(s));
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Activation, Saved, backward, erf, forward};
+
+    const ALL: [Activation; 12] = [
+        Activation::Identity,
+        Activation::Relu,
+        Activation::LeakyRelu { alpha: 0.1 },
+        Activation::LeakyRelu { alpha: -0.5 },
+        Activation::Clip {
+            min: -0.5,
+            max: 1.25,
+        },
+        Activation::HardSwish,
+        Activation::HardSigmoid {
+            alpha: 0.2,
+            beta: 0.5,
+        },
+        Activation::HardSigmoid {
+            alpha: 1.0 / 6.0,
+            beta: 0.5,
+        },
+        Activation::Sigmoid,
+        Activation::Tanh,
+        Activation::GeluErf,
+        Activation::GeluTanh,
+    ];
+
+    #[test]
+    fn slopes_match_finite_differences() {
+        for act in ALL {
+            // Points between the kinks of all functions above.
+            for x in [
+                -7.3, -2.9, -1.1, -0.45, -0.2, 0.3, 0.9, 1.3, 2.4, 2.8, 3.3, 8.0_f32,
+            ] {
+                let h = 1e-2;
+                let expected = (f64::from(act.apply(x + h)) - f64::from(act.apply(x - h)))
+                    / (2.0 * f64::from(h));
+                let saved = if act.saved() == Saved::Input {
+                    x
+                } else {
+                    act.apply(x)
+                };
+                let slope = f64::from(act.slope(saved));
+                // Truncation h²/6 · |f'''| <= 2e-5, rounding of f to 1e-6 over 2h = 5e-5.
+                assert!(
+                    (slope - expected).abs() < 2e-4,
+                    "{act:?} at {x}: {slope} {expected}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn known_values() {
+        for (act, x, expected) in [
+            (Activation::Relu, -1.0, 0.0),
+            (Activation::LeakyRelu { alpha: 0.1 }, -2.0, -0.2),
+            (Activation::HardSwish, 1.0, 2.0 / 3.0),
+            (
+                Activation::HardSigmoid {
+                    alpha: 0.2,
+                    beta: 0.5,
+                },
+                1.0,
+                0.7,
+            ),
+            (Activation::Sigmoid, 2.0, 0.880_797),
+            (Activation::Tanh, 0.5, 0.462_117_16),
+            (Activation::GeluErf, 1.0, 0.841_344_7),
+            (Activation::GeluTanh, 1.0, 0.841_192),
+        ] {
+            assert!(
+                (act.apply(x) - expected).abs() < 1e-6,
+                "{act:?}({x}) = {}",
+                act.apply(x)
+            );
+        }
+        assert!((erf(0.5) - 0.520_499_9).abs() < 3e-7);
+        assert_eq!(erf(-9.0), -1.0);
+    }
+
+    #[test]
+    fn nan_stays_nan() {
+        for act in ALL {
+            assert!(act.apply(f32::NAN).is_nan(), "{act:?}");
+        }
+    }
+
+    #[test]
+    fn slices() {
+        let x: Vec<f32> = (0..100_003).map(|i| (i % 23) as f32 / 4.0 - 3.0).collect();
+        for act in ALL {
+            let (mut y, mut dx) = (vec![0.0; x.len()], vec![0.0; x.len()]);
+            forward(act, &x, &mut y);
+            assert!(
+                y.iter().zip(&x).all(|(&y, &x)| y == act.apply(x)),
+                "{act:?}"
+            );
+            let saved = if act.saved() == Saved::Input { &x } else { &y };
+            backward(act, saved, &x, &mut dx);
+            assert!(
+                dx.iter()
+                    .zip(saved)
+                    .zip(&x)
+                    .all(|((&d, &s), &g)| d == g * act.slope(s)),
+                "{act:?}"
+            );
+        }
+    }
+}

@@ -1,0 +1,90 @@
+//! Fixed partitions over rayon's global pool.
+//!
+//! Work is cut by the number of threads alone and partial sums are added in part order, so that the same thread count
+//! gives the same bits, whichever thread runs which part.
+
+use rayon::prelude::*;
+use std::ops::Range;
+
+/// Fewer elements than this are not worth a second thread (a hand-over costs some microseconds).
+const WORTH_A_THREAD: usize = 1 << 13;
+
+/// `count` items cut into at most `parts` ranges whose lengths differ by at most one; never an empty range.
+pub fn ranges(count: usize, parts: usize) -> impl Iterator<Item = Range<usize>> + Clone {
+    let parts = parts.clamp(1, count.max(1));
+    (0..parts)
+        .map(move |p| p * count / parts..(p + 1) * count / parts)
+        .filter(|r| !r.is_empty())
+}
+
+/// The number of parts for `work` elements: the pool's threads, or 1 where that little work does not repay them.
+pub fn parts_for(work: usize) -> usize {
+    if work < WORTH_A_THREAD {
+        1
+    } else {
+        rayon::current_num_threads()
+    }
+}
+
+/// Cuts `out` at multiples of `row` and calls `run(offset, part)` for each part, in parallel.
+pub fn for_each_part(out: &mut [f32], row: usize, run: impl Fn(usize, &mut [f32]) + Sync) {
+    let rows = out.len() / row.max(1);
+    let parts = parts_for(out.len());
+    if parts == 1 {
+        run(0, out);
+        return;
+    }
+    let mut rest = out;
+    let mut jobs = Vec::with_capacity(parts);
+    let mut start = 0;
+    for range in ranges(rows, parts) {
+        let (part, tail) = rest.split_at_mut(range.len() * row);
+        rest = tail;
+        jobs.push((start, part));
+        start += range.len() * row;
+    }
+    jobs.into_par_iter()
+        .with_max_len(1)
+        .for_each(|(start, part)| run(start, part));
+}
+
+/// Runs `part(range)` for the parts of `0..count` in parallel and returns the results in order.
+pub fn map_parts<T: Send>(
+    count: usize,
+    parts: usize,
+    run: impl Fn(Range<usize>) -> T + Sync + Send,
+) -> Vec<T> {
+    let jobs: Vec<_> = ranges(count, parts).collect();
+    if jobs.len() <= 1 {
+        return jobs.into_iter().map(run).collect();
+    }
+    jobs.into_par_iter().with_max_len(1).map(run).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{for_each_part, map_parts, ranges};
+
+    #[test]
+    fn ranges_cover() {
+        for count in [0, 1, 2, 3, 7, 100] {
+            for parts in [1, 2, 3, 8] {
+                let all: Vec<usize> = ranges(count, parts).flatten().collect();
+                assert!(all.iter().copied().eq(0..count), "{count} in {parts}");
+            }
+        }
+    }
+
+    #[test]
+    fn parts_cover() {
+        let mut out = vec![0.0; 3 * 10_007];
+        for_each_part(&mut out, 3, |start, part| {
+            assert_eq!(start % 3, 0);
+            part.iter_mut()
+                .enumerate()
+                .for_each(|(i, o)| *o = (start + i) as f32);
+        });
+        assert!(out.iter().enumerate().all(|(i, &o)| o == i as f32));
+        assert_eq!(map_parts(10, 3, |r| r.len()).iter().sum::<usize>(), 10);
+    }
+}
