@@ -86,7 +86,7 @@ impl Operator for Reshape {
         let total: usize = x.iter().product();
         let known = element_count(&out).ok_or_else(misfit)?;
         if let Some(axis) = inferred {
-            if known == 0 || total % known != 0 {
+            if known == 0 || !total.is_multiple_of(known) {
                 return Err(misfit());
             }
             out[axis] = total / known;

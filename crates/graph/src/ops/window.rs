@@ -68,7 +68,8 @@ impl Window {
     /// Adds the ONNX attributes that differ from their defaults.
     pub fn add_attrs(&self, mut attrs: Attrs) -> Attrs {
         for (name, values) in [("strides", &self.strides), ("pads", &self.pads), ("dilations", &self.dilations)] {
-            if !values.is_empty() && !(name == "pads" && self.auto_pad != AutoPad::NotSet) {
+            let implied = name == "pads" && self.auto_pad != AutoPad::NotSet;
+            if !values.is_empty() && !implied {
                 attrs = attrs.with_ints(name, values);
             }
         }
