@@ -16,6 +16,7 @@ pub mod op;
 pub mod ops;
 pub mod quant;
 pub mod tensor;
+pub mod zoo;
 
 pub use attrs::{Attr, Attrs};
 pub use error::Error;
