@@ -135,6 +135,9 @@ impl QParams {
         if self.spec.bits > 8 {
             return bad(format!("{} bits per element: at most 8 can be stored", self.spec.bits));
         }
+        if self.spec.bits == 0 && matches!(self.spec.grid, Grid::Affine { .. }) {
+            return bad("an affine grid needs at least 1 bit".to_owned());
+        }
         if self.scale.len() != channels {
             return bad(format!("{} scales for {channels} channels", self.scale.len()));
         }
@@ -161,7 +164,6 @@ impl QParams {
             Grid::Codebook if self.levels.len() != 1 << self.spec.bits => {
                 return bad(format!("{} levels for {} bits", self.levels.len(), self.spec.bits));
             }
-            Grid::Affine { .. } if self.spec.bits == 0 => return bad("an affine grid needs at least 1 bit".to_owned()),
             _ => {}
         }
         match self.levels.iter().find(|l| !l.is_finite()) {
@@ -296,6 +298,7 @@ mod tests {
         params.scale = vec![f32::NAN];
         assert!(params.check(1).is_err());
         assert!(QParams::per_tensor(9, false, 0.1, 3).check(1).is_err());
+        assert!(QParams::per_tensor(0, false, 0.1, 0).check(1).is_err());
     }
 
     #[test]
