@@ -9,6 +9,12 @@ use crate::error::{Error, Kind};
 use crate::op::{InputShapes, Op};
 use crate::tensor::{Shape, Tensor};
 
+/// Most axes a value may have. Together with [`MAX_ELEMENTS`] it bounds what shape arithmetic can be driven to.
+pub const MAX_RANK: usize = 16;
+
+/// Largest product of the dimensions of a value, those of size 0 left out: 2^40.
+pub const MAX_ELEMENTS: usize = 1 << 40;
+
 /// A value's number in its graph.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ValueId(u32);
@@ -251,7 +257,9 @@ impl Graph {
         let mut shapes: Vec<Shape> =
             self.values.iter().map(|v| v.constant.as_ref().map_or_else(Vec::new, |t| t.shape().to_vec())).collect();
         for input in &self.inputs {
-            shapes[input.value.index()] = input.shape(batch);
+            let shape = input.shape(batch);
+            check_size(&shape).map_err(|e| e.at(&self.value(input.value).name))?;
+            shapes[input.value.index()] = shape;
         }
         for node in &self.nodes {
             let inputs: Vec<_> = node.inputs.iter().map(|i| i.map(|id| shapes[id.index()].as_slice())).collect();
@@ -264,6 +272,7 @@ impl Graph {
                 .at(&node.name));
             }
             for (id, shape) in node.outputs.iter().zip(inferred) {
+                check_size(&shape).map_err(|e| e.at(&node.name))?;
                 shapes[id.index()] = shape;
             }
         }
@@ -325,10 +334,24 @@ impl Graph {
     }
 }
 
+/// Refuses shapes that no machine holds, before further arithmetic on them can overflow.
+fn check_size(shape: &[usize]) -> Result<(), Error> {
+    if shape.len() > MAX_RANK {
+        return Err(Error::shape(format!("{} axes: at most {MAX_RANK} are supported", shape.len())));
+    }
+    // Zeros count as ones, so that the product of any selection of axes stays within the bound too.
+    let product = shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d.max(1)));
+    let fits = product.is_some_and(|n| n <= MAX_ELEMENTS);
+    match fits {
+        true => Ok(()),
+        false => Err(Error::shape(format!("{shape:?} has more than {MAX_ELEMENTS} elements"))),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::{Conv, Relu, Window};
+    use crate::ops::{Conv, Relu, Reshape, Split, Unsqueeze, Window};
 
     fn tiny() -> Graph {
         let mut g = Graph::new();
@@ -359,6 +382,29 @@ mod tests {
             g.shapes(1).unwrap_err().to_string(),
             "`conv2`: weight is [4, 8, 3, 3] but input has 3 channels in 1 groups"
         );
+    }
+
+    #[test]
+    fn absurd_sizes_are_refused() {
+        let with = |dims: Vec<Dim>, op: Op| {
+            let mut g = Graph::new();
+            let x = g.add_input("x", dims).unwrap();
+            g.add("y", op, &[x]).unwrap();
+            g.shapes(1).unwrap_err().to_string()
+        };
+        let huge = vec![Dim::Batch, Dim::Fixed(usize::MAX), Dim::Fixed(2)];
+        assert!(with(huge, Relu.into()).starts_with("`x`: [1, 18446744073709551615, 2] has more than"));
+        let axes = Unsqueeze { axes: (0..20).collect() };
+        assert_eq!(with(vec![Dim::Batch], axes.into()), "`y`: 21 axes: at most 16 are supported");
+        let split = Split { axis: 0, sizes: None, outputs: usize::MAX };
+        assert!(with(vec![Dim::Batch], split.into()).contains("outputs"));
+        let sizes = Split { axis: 0, sizes: Some(vec![usize::MAX, 2]), outputs: 0 };
+        assert!(with(vec![Dim::Batch], sizes.into()).contains("do not add up"));
+        let window = Window { pads: vec![usize::MAX / 2; 4], ..Window::uniform(2, 1, 0) };
+        let pool = crate::ops::MaxPool { kernel: vec![3, 3], window };
+        assert!(with(vec![Dim::Batch, Dim::Fixed(1), Dim::Fixed(9), Dim::Fixed(9)], pool.into()).contains("elements"));
+        let reshape = Reshape { shape: vec![0, i64::MAX, 0], allow_zero: true };
+        assert!(with(vec![Dim::Batch], reshape.into()).contains("does not reshape"));
     }
 
     #[test]

@@ -423,7 +423,7 @@ impl Operator for Concat {
                     "input {index} is {x:?}, which does not join {out:?} along axis {axis}"
                 )));
             }
-            out[axis] += x[axis];
+            out[axis] = out[axis].saturating_add(x[axis]);
         }
         Ok(vec![out])
     }
@@ -464,12 +464,16 @@ impl Operator for Split {
             None if self.outputs == 0 => {
                 return Err(Error::attribute("neither sizes nor the number of outputs is given"));
             }
+            // More parts than elements would be empty ones; the bound keeps a number in a file from becoming memory.
+            None if self.outputs > x[axis].clamp(1, 1 << 16) => {
+                return Err(Error::attribute(format!("{} outputs of an axis of {}", self.outputs, x[axis])));
+            }
             None => {
                 let part = x[axis].div_ceil(self.outputs);
                 (0..self.outputs).map(|i| part.min(x[axis].saturating_sub(i * part))).collect()
             }
         };
-        if sizes.iter().sum::<usize>() != x[axis] {
+        if sizes.iter().try_fold(0usize, |n, &s| n.checked_add(s)) != Some(x[axis]) {
             return Err(Error::shape(format!("sizes {sizes:?} do not add up to axis {axis} of {x:?}")));
         }
         let part = |size| {

@@ -145,9 +145,10 @@ impl Window {
                 }
                 let stride = self.stride(axis);
                 let free = padded - extent;
-                let mut out = if self.ceil_mode { free.div_ceil(stride) + 1 } else { free / stride + 1 };
+                let windows = if self.ceil_mode { free.div_ceil(stride) } else { free / stride };
+                let mut out = windows.saturating_add(1);
                 // A window that would start in the end padding is dropped, as in ONNX and PyTorch.
-                if self.ceil_mode && (out - 1) * stride >= sizes[axis] + begin {
+                if self.ceil_mode && (out - 1).saturating_mul(stride) >= sizes[axis].saturating_add(begin) {
                     out -= 1;
                 }
                 Ok(out)
