@@ -4,6 +4,14 @@
 //! OIHW, repacked inside each call: weights are small). A 1-D convolution is a 2-D one of height 1. Every function writes
 //! its output completely and adds to nothing.
 
+mod dense;
+mod plan;
+#[cfg(test)]
+mod tests;
+mod weight_grad;
+
+use crate::isa::Isa;
+use dense::{Dense, Direction};
 use std::fmt;
 
 /// The geometry of one convolution. Construct it with public fields, then ask [`ConvShape::validate`] once.
@@ -220,7 +228,7 @@ pub fn forward(shape: &ConvShape, x: &[f32], w: &[f32], bias: Option<&[f32]>, y:
         bias.is_none_or(|b| b.len() == shape.c_out),
         "one bias per output channel"
     );
-    crate::reference::conv::forward(shape, x, w, bias, y);
+    forward_on(Isa::current(), shape, x, w, bias, y);
 }
 
 /// `dx = ∂L/∂x` from `dy = ∂L/∂y`.
@@ -229,7 +237,7 @@ pub fn forward(shape: &ConvShape, x: &[f32], w: &[f32], bias: Option<&[f32]>, y:
 /// As [`forward`].
 pub fn backward_input(shape: &ConvShape, dy: &[f32], w: &[f32], dx: &mut [f32]) {
     shape.assert_lengths(dx.len(), w.len(), dy.len());
-    crate::reference::conv::backward_input(shape, dy, w, dx);
+    backward_input_on(Isa::current(), shape, dy, w, dx);
 }
 
 /// `dw = ∂L/∂w` (OIHW) from the input and `dy = ∂L/∂y`, summed over batch and pixels.
@@ -238,7 +246,43 @@ pub fn backward_input(shape: &ConvShape, dy: &[f32], w: &[f32], dx: &mut [f32]) 
 /// As [`forward`].
 pub fn backward_weight(shape: &ConvShape, x: &[f32], dy: &[f32], dw: &mut [f32]) {
     shape.assert_lengths(x.len(), dw.len(), dy.len());
-    crate::reference::conv::backward_weight(shape, x, dy, dw);
+    backward_weight_on(Isa::current(), shape, x, dy, dw);
+}
+
+/// [`forward`] with the vectors of `isa`; lengths already checked.
+fn forward_on(
+    isa: Isa,
+    shape: &ConvShape,
+    x: &[f32],
+    w: &[f32],
+    bias: Option<&[f32]>,
+    y: &mut [f32],
+) {
+    Dense {
+        isa,
+        shape,
+        direction: Direction::Forward,
+        w,
+        bias,
+    }
+    .run(x, y);
+}
+
+/// [`backward_input`] with the vectors of `isa`; lengths already checked.
+fn backward_input_on(isa: Isa, shape: &ConvShape, dy: &[f32], w: &[f32], dx: &mut [f32]) {
+    Dense {
+        isa,
+        shape,
+        direction: Direction::InputGradient,
+        w,
+        bias: None,
+    }
+    .run(dy, dx);
+}
+
+/// [`backward_weight`] with the vectors of `isa`; lengths already checked.
+fn backward_weight_on(isa: Isa, shape: &ConvShape, x: &[f32], dy: &[f32], dw: &mut [f32]) {
+    weight_grad::run(isa, shape, x, dy, dw);
 }
 
 /// `db = ∂L/∂bias`: the sum of `dy` over batch and pixels for each of the `db.len()` channels.

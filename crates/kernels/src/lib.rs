@@ -5,6 +5,7 @@
 //! Every fast loop is held to the naive one in [`reference`](mod@reference), which is the specification.
 
 pub mod activation;
+mod buffer;
 pub mod conv;
 pub mod gemm;
 pub mod isa;
@@ -14,4 +15,5 @@ pub mod numerics;
 pub mod pack;
 pub mod pool;
 pub mod reference;
+pub mod simd;
 pub mod threads;

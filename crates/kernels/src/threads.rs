@@ -48,6 +48,14 @@ pub fn for_each_part(out: &mut [f32], row: usize, run: impl Fn(usize, &mut [f32]
         .for_each(|(start, part)| run(start, part));
 }
 
+/// The number of the range that begins at `start`, or how many there are if none does: an `offset` for
+/// [`for_each_cut`] where every range owns a part of the same length.
+pub fn part_of(cuts: &[Range<usize>], start: usize) -> usize {
+    cuts.iter()
+        .position(|cut| cut.start == start)
+        .unwrap_or(cuts.len())
+}
+
 /// Runs `part(range)` for the parts of `0..count` in parallel and returns the results in order.
 pub fn map_parts<T: Send>(
     count: usize,
@@ -59,6 +67,30 @@ pub fn map_parts<T: Send>(
         return jobs.into_iter().map(run).collect();
     }
     jobs.into_par_iter().with_max_len(1).map(run).collect()
+}
+
+/// Splits `out` where the ranges of `cuts` begin (`offset` of a range's start; ascending, the first at 0) and calls
+/// `run(range, part)` for each in parallel.
+pub fn for_each_cut(
+    out: &mut [f32],
+    cuts: &[Range<usize>],
+    offset: impl Fn(usize) -> usize,
+    run: impl Fn(Range<usize>, &mut [f32]) + Sync,
+) {
+    let mut rest = out;
+    let mut jobs = Vec::with_capacity(cuts.len());
+    for cut in cuts {
+        let (part, tail) = rest.split_at_mut(offset(cut.end) - offset(cut.start));
+        rest = tail;
+        jobs.push((cut.clone(), part));
+    }
+    if jobs.len() <= 1 {
+        jobs.into_iter().for_each(|(range, part)| run(range, part));
+    } else {
+        jobs.into_par_iter()
+            .with_max_len(1)
+            .for_each(|(range, part)| run(range, part));
+    }
 }
 
 #[cfg(test)]

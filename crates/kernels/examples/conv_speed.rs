@@ -1,0 +1,117 @@
+//! Prints GFLOP/s of each convolution kernel on the shapes of ResNet-20 at batch 128, its share of this machine's peak,
+//! and its ratio to the naive reference: `cargo run --release -p bitsmith-kernels --example conv_speed [isa] [batch]`.
+
+use bitsmith_kernels::conv::{self, ConvShape};
+use bitsmith_kernels::{isa, reference, simd};
+use std::time::Instant;
+
+fn main() {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    if let Some(level) = arguments
+        .first()
+        .and_then(|name| isa::Level::from_name(name))
+        && isa::force(level).is_err()
+    {
+        eprintln!("this CPU has no {}", level.name());
+    }
+    let batch = arguments.get(1).and_then(|b| b.parse().ok()).unwrap_or(128);
+    let threads = rayon::current_num_threads();
+    let isa = isa::Isa::current();
+    let peak = simd::peak_flops(isa) * threads as f64;
+    println!(
+        "{}, {threads} threads, peak {:.0} GFLOP/s, batch {batch}",
+        isa.level().name(),
+        peak / 1e9
+    );
+
+    // Size, channels in and out, kernel, stride, and how often the network has it.
+    let resnet20 = [
+        ("stem 3>16 32x32", (32, 3, 16, 3, 1), 1),
+        ("3x3 16>16 32x32", (32, 16, 16, 3, 1), 6),
+        ("3x3 16>32 /2", (32, 16, 32, 3, 2), 1),
+        ("3x3 32>32 16x16", (16, 32, 32, 3, 1), 5),
+        ("3x3 32>64 /2", (16, 32, 64, 3, 2), 1),
+        ("3x3 64>64 8x8", (8, 64, 64, 3, 1), 5),
+    ];
+    println!(
+        "| shape | times | forward | share | input grad | share | weight grad | share | ratios to reference |"
+    );
+    println!("|---|---|---|---|---|---|---|---|---|");
+    let mut total = 0.0;
+    for (name, (size, c_in, c_out, kernel, stride), times) in resnet20 {
+        let shape = ConvShape::square(batch, size, c_in, c_out, kernel, stride);
+        let row = measure(&shape);
+        let mut line = format!("| {name} | {times} |");
+        for (i, seconds) in row.fast.iter().enumerate() {
+            let flops = 2.0 * shape.macs() as f64 / seconds;
+            line += &format!(
+                " {:.2} ms, {:.0} GF/s | {:.0} % |",
+                seconds * 1e3,
+                flops / 1e9,
+                100.0 * flops / peak
+            );
+            // The gradient of the images is never asked for.
+            if i != 1 || c_in != 3 {
+                total += seconds * f64::from(times);
+            }
+        }
+        println!(
+            "{line} {:.0}, {:.0}, {:.0} |",
+            row.ratios[0], row.ratios[1], row.ratios[2]
+        );
+    }
+    println!("sum of a ResNet-20 step: {:.1} ms", total * 1e3);
+}
+
+struct Row {
+    fast: [f64; 3],
+    ratios: [f64; 3],
+}
+
+fn measure(shape: &ConvShape) -> Row {
+    let values = |n: usize| -> Vec<f32> {
+        (0..n)
+            .map(|i| ((i * 7919) % 1009) as f32 / 504.5 - 1.0)
+            .collect()
+    };
+    let (x, w, dy) = (
+        values(shape.input_len()),
+        values(shape.weight_len()),
+        values(shape.output_len()),
+    );
+    let (mut y, mut dx, mut dw) = (dy.clone(), x.clone(), w.clone());
+    let fast = [
+        best(|| conv::forward(shape, &x, &w, None, &mut y)),
+        best(|| conv::backward_input(shape, &dy, &w, &mut dx)),
+        best(|| conv::backward_weight(shape, &x, &dy, &mut dw)),
+    ];
+    // The reference is slow: one image.
+    let one = ConvShape { batch: 1, ..*shape };
+    let (x, dy) = (&x[..one.input_len()], &dy[..one.output_len()]);
+    let time = |run: &mut dyn FnMut()| {
+        let start = Instant::now();
+        run();
+        start.elapsed().as_secs_f64() * shape.batch as f64
+    };
+    let slow = [
+        time(&mut || reference::conv::forward(&one, x, &w, None, &mut y[..one.output_len()])),
+        time(&mut || reference::conv::backward_input(&one, dy, &w, &mut dx[..one.input_len()])),
+        time(&mut || reference::conv::backward_weight(&one, x, dy, &mut dw)),
+    ];
+    Row {
+        fast,
+        ratios: std::array::from_fn(|i| slow[i] / fast[i]),
+    }
+}
+
+/// The shortest of many runs in about a third of a second.
+fn best(mut run: impl FnMut()) -> f64 {
+    let begin = Instant::now();
+    let mut best = f64::INFINITY;
+    while begin.elapsed().as_secs_f64() < 0.3 {
+        let start = Instant::now();
+        run();
+        best = best.min(start.elapsed().as_secs_f64());
+    }
+    best
+}

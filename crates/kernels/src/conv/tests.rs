@@ -1,0 +1,239 @@
+//! The fast convolutions against the reference, on every instruction set of this machine.
+
+use super::{ConvShape, backward_input_on, backward_weight_on, forward_on};
+use crate::isa::Isa;
+use crate::reference::conv as naive;
+use proptest::prelude::*;
+
+/// Half an ulp of 1: one rounding's relative error.
+const UNIT: f64 = 1.0 / (1 << 24) as f64;
+
+/// Values in -1..1 without structure, different for each `salt`.
+fn values(n: usize, salt: usize) -> Vec<f32> {
+    (0..n)
+        .map(|i| (((i + salt) * 7919 + i / 13) % 1009) as f32 / 504.5 - 1.0)
+        .collect()
+}
+
+fn magnitudes(x: &[f32]) -> Vec<f32> {
+    x.iter().map(|x| x.abs()).collect()
+}
+
+/// A sum of n products in any order, each step rounded (or fused), is off by at most n u Σ|a||b| (Higham, Accuracy and
+/// Stability of Numerical Algorithms, section 3.1; n u is far below 1 here). `bounds` holds Σ|a||b|, and 2 more roundings
+/// belong to the reference's own result and to this comparison.
+fn assert_close(
+    what: &str,
+    shape: &ConvShape,
+    isa: Isa,
+    n: usize,
+    fast: &[f32],
+    slow: &[f32],
+    bounds: &[f32],
+) {
+    for (i, ((&f, &s), &b)) in fast.iter().zip(slow).zip(bounds).enumerate() {
+        let limit = (n + 2) as f64 * UNIT * f64::from(b) + 1e-30;
+        let difference = (f64::from(f) - f64::from(s)).abs();
+        // Written so that NaN fails.
+        assert!(
+            difference <= limit,
+            "{what} {isa:?} {shape:?} at {i}: {f} instead of {s}, allowed {limit:e}"
+        );
+    }
+}
+
+fn check(shape: &ConvShape) {
+    shape.validate().expect("the test's shape");
+    let (x, w) = (values(shape.input_len(), 1), values(shape.weight_len(), 2));
+    let (dy, bias) = (values(shape.output_len(), 3), values(shape.c_out, 4));
+    let (ax, aw, ady, abias) = (
+        magnitudes(&x),
+        magnitudes(&w),
+        magnitudes(&dy),
+        magnitudes(&bias),
+    );
+    let window = shape.kernel[0] * shape.kernel[1];
+    let pixels = shape.batch * shape.out_h() * shape.out_w();
+
+    let (mut y, mut y_bound) = (dy.clone(), dy.clone());
+    naive::forward(shape, &x, &w, Some(&bias), &mut y);
+    naive::forward(shape, &ax, &aw, Some(&abias), &mut y_bound);
+    let (mut dx, mut dx_bound) = (x.clone(), x.clone());
+    naive::backward_input(shape, &dy, &w, &mut dx);
+    naive::backward_input(shape, &ady, &aw, &mut dx_bound);
+    let (mut dw, mut dw_bound) = (w.clone(), w.clone());
+    naive::backward_weight(shape, &x, &dy, &mut dw);
+    naive::backward_weight(shape, &ax, &ady, &mut dw_bound);
+
+    for isa in Isa::available() {
+        // NaN in the outputs beforehand: everything must be written, nothing read.
+        let mut fast = vec![f32::NAN; y.len()];
+        forward_on(isa, shape, &x, &w, Some(&bias), &mut fast);
+        assert_close(
+            "forward",
+            shape,
+            isa,
+            window * shape.c_in + 1,
+            &fast,
+            &y,
+            &y_bound,
+        );
+        let mut fast = vec![f32::NAN; dx.len()];
+        backward_input_on(isa, shape, &dy, &w, &mut fast);
+        assert_close(
+            "input gradient",
+            shape,
+            isa,
+            window * shape.c_out,
+            &fast,
+            &dx,
+            &dx_bound,
+        );
+        let mut fast = vec![f32::NAN; dw.len()];
+        backward_weight_on(isa, shape, &x, &dy, &mut fast);
+        assert_close("weight gradient", shape, isa, pixels, &fast, &dw, &dw_bound);
+    }
+}
+
+/// The shapes of the networks that are trained most, and one of each special path.
+#[test]
+fn known_shapes() {
+    for (size, c_in, c_out, kernel, stride) in [
+        (32, 3, 16, 3, 1),
+        (32, 16, 16, 3, 1),
+        (32, 16, 32, 3, 2),
+        (16, 32, 32, 3, 1),
+        (16, 32, 64, 3, 2),
+        (8, 64, 64, 3, 1),
+        (8, 64, 64, 1, 1),
+        (8, 32, 64, 1, 2),
+        (7, 16, 24, 1, 3),
+        (31, 3, 17, 7, 2),
+        (1, 130, 33, 1, 1),
+        (2, 300, 65, 3, 1),
+    ] {
+        check(&ConvShape::square(2, size, c_in, c_out, kernel, stride));
+    }
+    let mut shape = ConvShape::square(2, 9, 40, 40, 3, 1);
+    for groups in [2, 5, 40] {
+        shape.groups = groups;
+        for stride in [1, 2, 3] {
+            shape.stride = [stride, stride];
+            check(&shape);
+        }
+    }
+    // Pads larger than the window, and windows that never meet some inputs.
+    shape.groups = 1;
+    shape.pads = [4, 0, 1, 5];
+    check(&shape);
+    shape.kernel = [2, 1];
+    shape.stride = [3, 3];
+    check(&shape);
+}
+
+fn shapes() -> impl Strategy<Value = ConvShape> {
+    let channels = || prop::sample::select(vec![1, 3, 15, 16, 17, 33]);
+    let kernel = prop::sample::select(vec![[1, 1], [3, 3], [5, 5], [7, 7], [1, 3], [1, 5], [2, 3]]);
+    let strides = (1..=3_usize, 1..=3_usize).prop_map(|(h, w)| [h, w]);
+    let dilation = prop::sample::select(vec![[1, 1], [2, 2], [1, 3]]);
+    let pads = [0..4_usize, 0..4_usize, 0..4_usize, 0..4_usize];
+    let sizes = (
+        prop::sample::select(vec![1, 2, 7, 12]),
+        prop::sample::select(vec![1, 3, 7, 18, 35]),
+    );
+    // Groups: one, a few with several channels each, or depthwise.
+    let groups = prop::sample::select(vec![0_usize, 0, 2, 3, 1000]);
+    (
+        1..=3_usize,
+        sizes,
+        channels(),
+        channels(),
+        kernel,
+        strides,
+        pads,
+        dilation,
+        groups,
+    )
+        .prop_map(
+            |(batch, (in_h, in_w), c_in, c_out, kernel, stride, pads, dilation, groups)| {
+                let (c_in, c_out, groups) = match groups {
+                    0 => (c_in, c_out, 1),
+                    1000 => (c_in, c_in, c_in),
+                    g => (g * c_in.min(17), g * c_out.min(17), g),
+                };
+                ConvShape {
+                    batch,
+                    in_h,
+                    in_w,
+                    c_in,
+                    c_out,
+                    kernel,
+                    stride,
+                    pads,
+                    dilation,
+                    groups,
+                }
+            },
+        )
+        .prop_filter("a window must fit", |shape| shape.validate().is_ok())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 150, ..ProptestConfig::default() })]
+
+    #[test]
+    fn any_shape(shape in shapes()) {
+        check(&shape);
+    }
+}
+
+#[test]
+fn rejects() {
+    let good = ConvShape::square(1, 8, 4, 4, 3, 1);
+    assert_eq!(good.validate(), Ok(()));
+    let huge = usize::MAX;
+    for (bad, part) in [
+        (ConvShape { batch: 0, ..good }, "batch is 0"),
+        (
+            ConvShape {
+                stride: [1, 0],
+                ..good
+            },
+            "horizontal stride is 0",
+        ),
+        (ConvShape { groups: 3, ..good }, "3 groups do not divide 4"),
+        (
+            ConvShape {
+                kernel: [11, 3],
+                ..good
+            },
+            "does not fit into the padded height 10",
+        ),
+        (
+            ConvShape {
+                pads: [huge, 0, 0, 0],
+                ..good
+            },
+            "top pad",
+        ),
+        (
+            ConvShape {
+                dilation: [huge, 1],
+                ..good
+            },
+            "vertical dilation",
+        ),
+        (
+            ConvShape {
+                batch: 1 << 30,
+                in_h: 1 << 30,
+                in_w: 1 << 30,
+                ..good
+            },
+            "too many elements",
+        ),
+    ] {
+        let message = bad.validate().expect_err("an invalid shape").to_string();
+        assert!(message.contains(part), "{message}");
+    }
+}

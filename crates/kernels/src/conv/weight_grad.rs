@@ -1,0 +1,314 @@
+//! The weight gradient of every convolution that is not depthwise, directly from channels-last rows.
+//!
+//! ```text
+//! each thread: its own sums for the whole weight, over its own images
+//!   for each strip of output rows                           source and gradient stay in the first or second-level cache
+//!     for each run, each R neighbouring products of it, each Q vectors of output channels
+//!       R x Q sums stay in registers while the pixels of the strip pass by: Q loads of dy, R broadcasts of x
+//!       they are added to the thread's sums
+//! the threads' sums are added in order and unpacked to OIHW
+//! ```
+//!
+//! The products of a run are consecutive in the source (taps of a row times channels), so that one pointer moves over the
+//! pixels and all R broadcasts are at constant distances. Every strip starts its sums at zero: rounding errors grow with
+//! the pixels of a strip plus the number of strips, not with the pixels of the batch.
+//!
+//! Sums: `[group][block][product][Q * lanes]`, channels past the last padded.
+
+use super::ConvShape;
+use super::dense::lanes_of;
+use super::plan::{Pass, Plan};
+use crate::buffer::{Purpose, with_scratch};
+use crate::isa::Isa;
+use crate::simd::{Kernel, Vector, dispatch};
+use crate::threads;
+use std::ops::Range;
+
+/// Elements of source plus gradient per strip: most of them stay in a 32 KiB first-level cache while the tiles of sums
+/// pass over them.
+const STRIP_ELEMENTS: usize = 10 * 1024;
+
+/// Vectors of output channels per tile.
+const BLOCK: usize = 2;
+
+/// Writes all of `dw`, OIHW.
+pub(super) fn run(isa: Isa, shape: &ConvShape, x: &[f32], dy: &[f32], dw: &mut [f32]) {
+    let mut plan = Plan::forward(shape);
+    let row = plan.row_len() * shape.stride[0] + plan.out[1] * plan.out[2];
+    plan.limit_strip(STRIP_ELEMENTS / row);
+    let lanes = lanes_of(isa);
+    let group_out = (shape.c_out / shape.groups).next_multiple_of(lanes);
+    let len = shape.kernel[0] * shape.kernel[1] * shape.c_in * group_out;
+    let cuts: Vec<_> =
+        threads::ranges(plan.units(), threads::parts_for(x.len() + dy.len())).collect();
+    with_scratch(Purpose::Sums, len * cuts.len(), |sums| {
+        sums.fill(0.0);
+        threads::for_each_cut(
+            sums,
+            &cuts,
+            |unit| threads::part_of(&cuts, unit) * len,
+            |units, sums| {
+                with_scratch(Purpose::Source, plan.scratch_len(), |scratch| {
+                    let pixels = plan.strip_outputs();
+                    let padded = if lanes_divide(shape, lanes) {
+                        0
+                    } else {
+                        pixels * group_out * shape.groups
+                    };
+                    with_scratch(Purpose::Gradient, padded, |gradient| {
+                        dispatch(
+                            isa,
+                            Strips {
+                                plan: &plan,
+                                x,
+                                dy,
+                                units,
+                                sums,
+                                scratch,
+                                gradient,
+                            },
+                        );
+                    });
+                });
+            },
+        );
+        let (total, others) = sums.split_at_mut(len);
+        for other in others.chunks_exact(len) {
+            total.iter_mut().zip(other).for_each(|(t, &o)| *t += o);
+        }
+        unpack(shape, lanes, total, dw);
+    });
+}
+
+fn lanes_divide(shape: &ConvShape, lanes: usize) -> bool {
+    (shape.c_out / shape.groups).is_multiple_of(lanes)
+}
+
+/// From the layout of the file header to OIHW.
+fn unpack(shape: &ConvShape, lanes: usize, sums: &[f32], dw: &mut [f32]) {
+    let taps = shape.kernel[0] * shape.kernel[1];
+    let (in_group, out_group) = (shape.c_in / shape.groups, shape.c_out / shape.groups);
+    let mut rest = sums;
+    for dw in dw.chunks_exact_mut(out_group * in_group * taps) {
+        for outputs in dw.chunks_mut(BLOCK * lanes * in_group * taps) {
+            let valid = outputs.len() / (in_group * taps);
+            let width = valid.next_multiple_of(lanes);
+            let (block, tail) = rest.split_at(taps * in_group * width);
+            rest = tail;
+            for (co, output) in outputs.chunks_exact_mut(in_group * taps).enumerate() {
+                for (ci, kernel) in output.chunks_exact_mut(taps).enumerate() {
+                    for (tap, to) in kernel.iter_mut().enumerate() {
+                        *to = block[(tap * in_group + ci) * width + co];
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// The strips `units`, added to `sums`.
+struct Strips<'a> {
+    plan: &'a Plan,
+    x: &'a [f32],
+    dy: &'a [f32],
+    units: Range<usize>,
+    sums: &'a mut [f32],
+    scratch: &'a mut [f32],
+    /// Room for a strip of `dy` with padded channels; empty if the lanes divide the channels.
+    gradient: &'a mut [f32],
+}
+
+impl Kernel for Strips<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<V: Vector>(self) {
+        let plan = self.plan;
+        let [_, out_w, channels] = plan.out;
+        let group = channels / plan.groups;
+        let padded_group = group.next_multiple_of(V::LANES);
+        for unit in self.units {
+            let (image, rows) = plan.unit(unit);
+            let source = plan.source_rows(self.x, image, &rows, self.scratch);
+            let dy = &self.dy[plan.out_offset(unit)..plan.out_offset(unit + 1)];
+            let dy = if self.gradient.is_empty() {
+                dy
+            } else {
+                for (from, to) in dy
+                    .chunks_exact(group)
+                    .zip(self.gradient.chunks_exact_mut(padded_group))
+                {
+                    to[..group].copy_from_slice(from);
+                    to[group..].fill(0.0);
+                }
+                &self.gradient[..rows.len() * out_w * plan.groups * padded_group]
+            };
+            for pass in &plan.passes {
+                // SAFETY: the caller promises the instruction set.
+                unsafe { strip::<V>(plan, pass, rows.len(), source, dy, self.sums) };
+            }
+        }
+    }
+}
+
+/// One strip of `rows` output rows.
+///
+/// # Safety
+/// The CPU has the instruction set of `V`.
+#[inline(always)]
+unsafe fn strip<V: Vector>(
+    plan: &Plan,
+    pass: &Pass,
+    rows: usize,
+    source: &[f32],
+    dy: &[f32],
+    sums: &mut [f32],
+) {
+    let channels = plan.source[2];
+    let group_in = channels / plan.groups;
+    let padded_group = (plan.out[2] / plan.groups).next_multiple_of(V::LANES);
+    let pixels = Pixels {
+        rows,
+        columns: pass.w.count,
+        x_row: pass.h.step * plan.row_len(),
+        x_step: pass.w.step * channels,
+        dy_step: padded_group * plan.groups,
+    };
+    // The farthest elements that any tile reads; the tiles below stay within them.
+    let last_pixel = (rows - 1) * pixels.x_row + (pixels.columns - 1) * pixels.x_step;
+    let farthest = pass.runs.iter().max().map_or(0, |&r| r) + pass.run_len;
+    assert!(last_pixel + farthest + (plan.groups - 1) * group_in <= source.len());
+    assert!(rows * pixels.columns * pixels.dy_step <= dy.len());
+    let mut sums = sums;
+    for group in 0..plan.groups {
+        for first in (0..padded_group).step_by(BLOCK * V::LANES) {
+            let vectors = ((padded_group - first) / V::LANES).min(BLOCK);
+            let width = vectors * V::LANES;
+            let dy = &dy[group * padded_group + first..];
+            for &run in &pass.runs {
+                let (run_sums, rest) = sums.split_at_mut(pass.run_len * width);
+                sums = rest;
+                let x = &source[run + group * group_in..];
+                // SAFETY: the assertions above; `run_sums` holds `run_len` rows of `width` sums.
+                unsafe {
+                    if vectors == 2 {
+                        run_of_tiles::<V, 2>(
+                            &pixels,
+                            pass.run_len,
+                            x.as_ptr(),
+                            dy.as_ptr(),
+                            run_sums.as_mut_ptr(),
+                        );
+                    } else {
+                        run_of_tiles::<V, 1>(
+                            &pixels,
+                            pass.run_len,
+                            x.as_ptr(),
+                            dy.as_ptr(),
+                            run_sums.as_mut_ptr(),
+                        );
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// The pixels that a tile passes over.
+struct Pixels {
+    rows: usize,
+    columns: usize,
+    /// Source elements from one output row to the next, and from one output pixel to the next.
+    x_row: usize,
+    x_step: usize,
+    /// Gradient elements from one pixel to the next; rows follow each other without gaps.
+    dy_step: usize,
+}
+
+/// Covers the `len` products of a run with tiles.
+///
+/// # Safety
+/// As [`tile`], for all `len` products.
+#[inline(always)]
+unsafe fn run_of_tiles<V: Vector, const Q: usize>(
+    pixels: &Pixels,
+    len: usize,
+    x: *const f32,
+    dy: *const f32,
+    sums: *mut f32,
+) {
+    let wide = V::REGISTERS == 32;
+    let largest = if wide { 24 / Q } else { 12 / Q };
+    let mut done = 0;
+    while done < len {
+        let rest = len - done;
+        // As few tiles as possible, of nearly equal height.
+        let height = rest.div_ceil(rest.div_ceil(largest));
+        // SAFETY: every tile is at most `height` high, so that it ends within `len`; the caller's promises.
+        unsafe {
+            let (x, sums) = (x.add(done), sums.add(done * Q * V::LANES));
+            done += match height {
+                24.. if wide && Q == 1 => tile::<V, 24, Q>(pixels, x, dy, sums),
+                20.. if wide && Q == 1 => tile::<V, 20, Q>(pixels, x, dy, sums),
+                16.. if wide && Q == 1 => tile::<V, 16, Q>(pixels, x, dy, sums),
+                14.. if wide && Q == 1 => tile::<V, 14, Q>(pixels, x, dy, sums),
+                12.. if wide || Q == 1 => tile::<V, 12, Q>(pixels, x, dy, sums),
+                11 if wide || Q == 1 => tile::<V, 11, Q>(pixels, x, dy, sums),
+                10 if wide || Q == 1 => tile::<V, 10, Q>(pixels, x, dy, sums),
+                9 if wide || Q == 1 => tile::<V, 9, Q>(pixels, x, dy, sums),
+                8 if wide || Q == 1 => tile::<V, 8, Q>(pixels, x, dy, sums),
+                7 if wide || Q == 1 => tile::<V, 7, Q>(pixels, x, dy, sums),
+                6.. => tile::<V, 6, Q>(pixels, x, dy, sums),
+                5 => tile::<V, 5, Q>(pixels, x, dy, sums),
+                4 => tile::<V, 4, Q>(pixels, x, dy, sums),
+                3 => tile::<V, 3, Q>(pixels, x, dy, sums),
+                2 => tile::<V, 2, Q>(pixels, x, dy, sums),
+                _ => tile::<V, 1, Q>(pixels, x, dy, sums),
+            };
+        }
+    }
+}
+
+/// Adds `R` products x `Q` vectors, summed over all pixels, to `sums`; returns `R`.
+///
+/// # Safety
+/// The CPU has the instruction set of `V`; at every pixel `R` elements of `x` and `Q` vectors of `dy` are readable; `sums`
+/// holds `R * Q` vectors.
+#[inline(always)]
+unsafe fn tile<V: Vector, const R: usize, const Q: usize>(
+    pixels: &Pixels,
+    x: *const f32,
+    dy: *const f32,
+    sums: *mut f32,
+) -> usize {
+    // SAFETY: the function's contract.
+    unsafe {
+        let mut tile = [[V::zero(); Q]; R];
+        for row in 0..pixels.rows {
+            let mut x = x.add(row * pixels.x_row);
+            let mut dy = dy.add(row * pixels.columns * pixels.dy_step);
+            for _ in 0..pixels.columns {
+                let mut g = [V::zero(); Q];
+                for (q, g) in g.iter_mut().enumerate() {
+                    *g = V::load(dy.add(q * V::LANES));
+                }
+                for (r, tile) in tile.iter_mut().enumerate() {
+                    let x = V::splat(*x.add(r));
+                    for (sum, g) in tile.iter_mut().zip(g) {
+                        *sum = x.mul_add(g, *sum);
+                    }
+                }
+                // Past the last pixel these are never read; wrapping, because they may leave the slice.
+                x = x.wrapping_add(pixels.x_step);
+                dy = dy.wrapping_add(pixels.dy_step);
+            }
+        }
+        for (r, tile) in tile.iter().enumerate() {
+            for (q, sum) in tile.iter().enumerate() {
+                let to = sums.add((r * Q + q) * V::LANES);
+                V::load(to).add(*sum).store(to);
+            }
+        }
+        R
+    }
+}

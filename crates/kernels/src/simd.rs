@@ -1,0 +1,302 @@
+//! One vector of f32 lanes, for loops written once and compiled per instruction set.
+//!
+//! A kernel is a value that implements [`Kernel`]; [`dispatch`] runs it with the vector of the given [`Isa`], inside a
+//! function compiled for that instruction set. Everything that a kernel calls with a vector must be `#[inline(always)]`
+//! and free of closures that may stay out of line: only then is it compiled with the instructions of its caller.
+
+use crate::isa::{Isa, Level};
+
+/// A register of f32 lanes.
+///
+/// # Safety
+/// All functions require that the CPU has the instruction set of the implementing type; pointers must be valid for
+/// the stated number of elements. No alignment is required.
+pub(crate) trait Vector: Copy {
+    /// Lanes of one register.
+    const LANES: usize;
+    /// Registers of the architecture.
+    const REGISTERS: usize;
+    /// All lanes zero.
+    unsafe fn zero() -> Self;
+    /// All lanes `x`.
+    unsafe fn splat(x: f32) -> Self;
+    /// `LANES` elements from `p`.
+    unsafe fn load(p: *const f32) -> Self;
+    /// `n <= LANES` elements from `p`, the rest zero; touches no others.
+    unsafe fn load_partial(p: *const f32, n: usize) -> Self;
+    /// Writes `LANES` elements to `p`.
+    unsafe fn store(self, p: *mut f32);
+    /// Writes the first `n <= LANES` lanes to `p`; touches no others.
+    unsafe fn store_partial(self, p: *mut f32, n: usize);
+    /// `self + b`
+    unsafe fn add(self, b: Self) -> Self;
+    /// `self * b + c`, fused where the hardware can.
+    unsafe fn mul_add(self, b: Self, c: Self) -> Self;
+}
+
+/// A loop that is generic over the vector.
+pub(crate) trait Kernel {
+    /// What it returns.
+    type Output;
+    /// The loop; implementations are `#[inline(always)]`.
+    ///
+    /// # Safety
+    /// The CPU has the instruction set of `V`.
+    unsafe fn run<V: Vector>(self) -> Self::Output;
+}
+
+/// Runs `kernel` with the vectors that `isa` proves to exist.
+pub(crate) fn dispatch<K: Kernel>(isa: Isa, kernel: K) -> K::Output {
+    match isa.level() {
+        // SAFETY: the token proves that the CPU has these instructions.
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx512 => unsafe { x86::run_avx512(kernel) },
+        // SAFETY: as above.
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx2 => unsafe { x86::run_avx2(kernel) },
+        // SAFETY: plain arrays need no instruction set.
+        _ => unsafe { kernel.run::<Portable>() },
+    }
+}
+
+/// Four lanes as an array: one SSE2 or NEON register, in practice.
+#[derive(Clone, Copy)]
+pub(crate) struct Portable([f32; 4]);
+
+impl Vector for Portable {
+    const LANES: usize = 4;
+    const REGISTERS: usize = 16;
+
+    #[inline(always)]
+    unsafe fn zero() -> Self {
+        Portable([0.0; 4])
+    }
+
+    #[inline(always)]
+    unsafe fn splat(x: f32) -> Self {
+        Portable([x; 4])
+    }
+
+    #[inline(always)]
+    unsafe fn load(p: *const f32) -> Self {
+        // SAFETY: the caller promises four elements; an array of f32 may be read unaligned.
+        Portable(unsafe { p.cast::<[f32; 4]>().read_unaligned() })
+    }
+
+    #[inline(always)]
+    unsafe fn load_partial(p: *const f32, n: usize) -> Self {
+        let mut lanes = [0.0; 4];
+        for (i, lane) in lanes.iter_mut().enumerate().take(n) {
+            // SAFETY: the caller promises n elements.
+            *lane = unsafe { *p.add(i) };
+        }
+        Portable(lanes)
+    }
+
+    #[inline(always)]
+    unsafe fn store(self, p: *mut f32) {
+        // SAFETY: the caller promises four elements.
+        unsafe { p.cast::<[f32; 4]>().write_unaligned(self.0) }
+    }
+
+    #[inline(always)]
+    unsafe fn store_partial(self, p: *mut f32, n: usize) {
+        for (i, &lane) in self.0.iter().enumerate().take(n) {
+            // SAFETY: the caller promises n elements.
+            unsafe { *p.add(i) = lane };
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn add(self, b: Self) -> Self {
+        Portable(std::array::from_fn(|i| self.0[i] + b.0[i]))
+    }
+
+    #[inline(always)]
+    unsafe fn mul_add(self, b: Self, c: Self) -> Self {
+        Portable(std::array::from_fn(|i| self.0[i] * b.0[i] + c.0[i]))
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    //! AVX2 with FMA, and AVX-512. The intrinsics do exactly what the trait's functions say.
+
+    use super::{Kernel, Vector};
+    use std::arch::x86_64::*;
+
+    /// # Safety
+    /// The CPU has AVX2 and FMA.
+    #[target_feature(enable = "avx2,fma")]
+    pub(super) unsafe fn run_avx2<K: Kernel>(kernel: K) -> K::Output {
+        // SAFETY: the caller's promise.
+        unsafe { kernel.run::<__m256>() }
+    }
+
+    /// # Safety
+    /// The CPU has AVX-512 F, BW, DQ and VL, and AVX2 and FMA.
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
+    pub(super) unsafe fn run_avx512<K: Kernel>(kernel: K) -> K::Output {
+        // SAFETY: the caller's promise.
+        unsafe { kernel.run::<__m512>() }
+    }
+
+    /// The mask register or vector that keeps the first `n` of eight lanes.
+    #[inline(always)]
+    unsafe fn first_of_8(n: usize) -> __m256i {
+        // SAFETY: the caller runs on a CPU with AVX2.
+        unsafe {
+            _mm256_cmpgt_epi32(
+                _mm256_set1_epi32(n as i32),
+                _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7),
+            )
+        }
+    }
+
+    // SAFETY (all blocks below): the caller of a `Vector` function promises the instruction set and the pointers.
+
+    impl Vector for __m256 {
+        const LANES: usize = 8;
+        const REGISTERS: usize = 16;
+
+        #[inline(always)]
+        unsafe fn zero() -> Self {
+            // SAFETY: see above.
+            unsafe { _mm256_setzero_ps() }
+        }
+
+        #[inline(always)]
+        unsafe fn splat(x: f32) -> Self {
+            // SAFETY: see above.
+            unsafe { _mm256_set1_ps(x) }
+        }
+
+        #[inline(always)]
+        unsafe fn load(p: *const f32) -> Self {
+            // SAFETY: see above.
+            unsafe { _mm256_loadu_ps(p) }
+        }
+
+        #[inline(always)]
+        unsafe fn load_partial(p: *const f32, n: usize) -> Self {
+            // SAFETY: see above; lanes whose mask is zero are not accessed.
+            unsafe { _mm256_maskload_ps(p, first_of_8(n)) }
+        }
+
+        #[inline(always)]
+        unsafe fn store(self, p: *mut f32) {
+            // SAFETY: see above.
+            unsafe { _mm256_storeu_ps(p, self) }
+        }
+
+        #[inline(always)]
+        unsafe fn store_partial(self, p: *mut f32, n: usize) {
+            // SAFETY: see above; lanes whose mask is zero are not accessed.
+            unsafe { _mm256_maskstore_ps(p, first_of_8(n), self) }
+        }
+
+        #[inline(always)]
+        unsafe fn add(self, b: Self) -> Self {
+            // SAFETY: see above.
+            unsafe { _mm256_add_ps(self, b) }
+        }
+
+        #[inline(always)]
+        unsafe fn mul_add(self, b: Self, c: Self) -> Self {
+            // SAFETY: see above.
+            unsafe { _mm256_fmadd_ps(self, b, c) }
+        }
+    }
+
+    impl Vector for __m512 {
+        const LANES: usize = 16;
+        const REGISTERS: usize = 32;
+
+        #[inline(always)]
+        unsafe fn zero() -> Self {
+            // SAFETY: see above.
+            unsafe { _mm512_setzero_ps() }
+        }
+
+        #[inline(always)]
+        unsafe fn splat(x: f32) -> Self {
+            // SAFETY: see above.
+            unsafe { _mm512_set1_ps(x) }
+        }
+
+        #[inline(always)]
+        unsafe fn load(p: *const f32) -> Self {
+            // SAFETY: see above.
+            unsafe { _mm512_loadu_ps(p) }
+        }
+
+        #[inline(always)]
+        unsafe fn load_partial(p: *const f32, n: usize) -> Self {
+            // SAFETY: see above; lanes whose mask is zero are not accessed.
+            unsafe { _mm512_maskz_loadu_ps(((1_u32 << n) - 1) as u16, p) }
+        }
+
+        #[inline(always)]
+        unsafe fn store(self, p: *mut f32) {
+            // SAFETY: see above.
+            unsafe { _mm512_storeu_ps(p, self) }
+        }
+
+        #[inline(always)]
+        unsafe fn store_partial(self, p: *mut f32, n: usize) {
+            // SAFETY: see above; lanes whose mask is zero are not accessed.
+            unsafe { _mm512_mask_storeu_ps(p, ((1_u32 << n) - 1) as u16, self) }
+        }
+
+        #[inline(always)]
+        unsafe fn add(self, b: Self) -> Self {
+            // SAFETY: see above.
+            unsafe { _mm512_add_ps(self, b) }
+        }
+
+        #[inline(always)]
+        unsafe fn mul_add(self, b: Self, c: Self) -> Self {
+            // SAFETY: see above.
+            unsafe { _mm512_fmadd_ps(self, b, c) }
+        }
+    }
+}
+
+/// Multiply-adds that one thread of this machine can do per second at `isa`, times two: a loop of independent ones in
+/// registers, best of several runs. For benchmarks, which report shares of it.
+pub fn peak_flops(isa: Isa) -> f64 {
+    struct Peak;
+    const STEPS: usize = 100_000;
+    const CHAINS: usize = 12;
+    impl Kernel for Peak {
+        type Output = f64;
+        #[inline(always)]
+        unsafe fn run<V: Vector>(self) -> f64 {
+            // SAFETY: arithmetic on registers; the caller promises the instruction set.
+            unsafe {
+                let (a, b) = (
+                    V::splat(std::hint::black_box(0.5)),
+                    V::splat(std::hint::black_box(1.0)),
+                );
+                let mut chains = [V::zero(); CHAINS];
+                for _ in 0..STEPS {
+                    for chain in &mut chains {
+                        *chain = chain.mul_add(a, b);
+                    }
+                }
+                let mut lanes = [0.0; 16];
+                for chain in chains {
+                    chain.store(lanes.as_mut_ptr());
+                    std::hint::black_box(&lanes);
+                }
+            }
+            (2 * STEPS * CHAINS * V::LANES) as f64
+        }
+    }
+    (0..20)
+        .map(|_| {
+            let start = std::time::Instant::now();
+            dispatch(isa, Peak) / start.elapsed().as_secs_f64()
+        })
+        .fold(0.0, f64::max)
+}
