@@ -7,6 +7,7 @@
 pub mod activation;
 mod buffer;
 pub mod conv;
+pub mod file;
 pub mod gemm;
 pub mod isa;
 pub mod layout;
