@@ -7,9 +7,7 @@ use std::time::Instant;
 
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    if let Some(level) = arguments
-        .first()
-        .and_then(|name| isa::Level::from_name(name))
+    if let Some(level) = arguments.first().and_then(|name| isa::Level::from_name(name))
         && isa::force(level).is_err()
     {
         eprintln!("this CPU has no {}", level.name());
@@ -18,11 +16,7 @@ fn main() {
     let threads = rayon::current_num_threads();
     let isa = isa::Isa::current();
     let peak = simd::peak_flops(isa) * threads as f64;
-    println!(
-        "{}, {threads} threads, peak {:.0} GFLOP/s, batch {batch}",
-        isa.level().name(),
-        peak / 1e9
-    );
+    println!("{}, {threads} threads, peak {:.0} GFLOP/s, batch {batch}", isa.level().name(), peak / 1e9);
 
     // Size, channels in and out, kernel, stride, and how often the network has it.
     let resnet20 = [
@@ -33,9 +27,7 @@ fn main() {
         ("3x3 32>64 /2", (16, 32, 64, 3, 2), 1),
         ("3x3 64>64 8x8", (8, 64, 64, 3, 1), 5),
     ];
-    println!(
-        "| shape | times | forward | share | input grad | share | weight grad | share | ratios to reference |"
-    );
+    println!("| shape | times | forward | share | input grad | share | weight grad | share | ratios to reference |");
     println!("|---|---|---|---|---|---|---|---|---|");
     let mut total = 0.0;
     for (name, (size, c_in, c_out, kernel, stride), times) in resnet20 {
@@ -44,21 +36,13 @@ fn main() {
         let mut line = format!("| {name} | {times} |");
         for (i, seconds) in row.fast.iter().enumerate() {
             let flops = 2.0 * shape.macs() as f64 / seconds;
-            line += &format!(
-                " {:.2} ms, {:.0} GF/s | {:.0} % |",
-                seconds * 1e3,
-                flops / 1e9,
-                100.0 * flops / peak
-            );
+            line += &format!(" {:.2} ms, {:.0} GF/s | {:.0} % |", seconds * 1e3, flops / 1e9, 100.0 * flops / peak);
             // The gradient of the images is never asked for.
             if i != 1 || c_in != 3 {
                 total += seconds * f64::from(times);
             }
         }
-        println!(
-            "{line} {:.0}, {:.0}, {:.0} |",
-            row.ratios[0], row.ratios[1], row.ratios[2]
-        );
+        println!("{line} {:.0}, {:.0}, {:.0} |", row.ratios[0], row.ratios[1], row.ratios[2]);
     }
     println!("sum of a ResNet-20 step: {:.1} ms", total * 1e3);
 }
@@ -69,16 +53,8 @@ struct Row {
 }
 
 fn measure(shape: &ConvShape) -> Row {
-    let values = |n: usize| -> Vec<f32> {
-        (0..n)
-            .map(|i| ((i * 7919) % 1009) as f32 / 504.5 - 1.0)
-            .collect()
-    };
-    let (x, w, dy) = (
-        values(shape.input_len()),
-        values(shape.weight_len()),
-        values(shape.output_len()),
-    );
+    let values = |n: usize| -> Vec<f32> { (0..n).map(|i| ((i * 7919) % 1009) as f32 / 504.5 - 1.0).collect() };
+    let (x, w, dy) = (values(shape.input_len()), values(shape.weight_len()), values(shape.output_len()));
     let (mut y, mut dx, mut dw) = (dy.clone(), x.clone(), w.clone());
     let fast = [
         best(|| conv::forward(shape, &x, &w, None, &mut y)),
@@ -98,10 +74,7 @@ fn measure(shape: &ConvShape) -> Row {
         time(&mut || reference::conv::backward_input(&one, dy, &w, &mut dx[..one.input_len()])),
         time(&mut || reference::conv::backward_weight(&one, x, dy, &mut dw)),
     ];
-    Row {
-        fast,
-        ratios: std::array::from_fn(|i| slow[i] / fast[i]),
-    }
+    Row { fast, ratios: std::array::from_fn(|i| slow[i] / fast[i]) }
 }
 
 /// The shortest of many runs in about a third of a second.

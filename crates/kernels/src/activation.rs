@@ -96,8 +96,7 @@ impl Activation {
     #[inline(always)]
     pub fn slope(self, saved: f32) -> f32 {
         let s = saved;
-        let inside =
-            |low: f32, high: f32, slope: f32| if s > low && s < high { slope } else { 0.0 };
+        let inside = |low: f32, high: f32, slope: f32| if s > low && s < high { slope } else { 0.0 };
         match self {
             Activation::Identity => 1.0,
             Activation::Relu => inside(0.0, f32::INFINITY, 1.0),
@@ -151,10 +150,8 @@ fn clip(x: f32, low: f32, high: f32) -> f32 {
 pub fn erf(x: f32) -> f32 {
     let a = f64::from(x.abs());
     let t = 1.0 / (1.0 + 0.327_591_1 * a);
-    let polynomial = t
-        * (0.254_829_592
-            + t * (-0.284_496_736
-                + t * (1.421_413_741 + t * (-1.453_152_027 + t * 1.061_405_429))));
+    let polynomial =
+        t * (0.254_829_592 + t * (-0.284_496_736 + t * (1.421_413_741 + t * (-1.453_152_027 + t * 1.061_405_429))));
     let value = (1.0 - polynomial * (-a * a).exp()) as f32;
     value.copysign(x)
 }
@@ -179,14 +176,8 @@ pub fn backward(act: Activation, saved: &[f32], dy: &[f32], dx: &mut [f32]) {
     assert_eq!(saved.len(), dx.len(), "length of the saved values");
     assert_eq!(dy.len(), dx.len(), "length of dy");
     crate::threads::for_each_part(dx, 1, |start, dx| {
-        let (saved, dy) = (
-            &saved[start..start + dx.len()],
-            &dy[start..start + dx.len()],
-        );
-        dx.iter_mut()
-            .zip(saved)
-            .zip(dy)
-            .for_each(|((dx, &s), &dy)| *dx = dy * act.slope(s));
+        let (saved, dy) = (&saved[start..start + dx.len()], &dy[start..start + dx.len()]);
+        dx.iter_mut().zip(saved).zip(dy).for_each(|((dx, &s), &dy)| *dx = dy * act.slope(s));
     });
 }
 
@@ -199,19 +190,10 @@ mod tests {
         Activation::Relu,
         Activation::LeakyRelu { alpha: 0.1 },
         Activation::LeakyRelu { alpha: -0.5 },
-        Activation::Clip {
-            min: -0.5,
-            max: 1.25,
-        },
+        Activation::Clip { min: -0.5, max: 1.25 },
         Activation::HardSwish,
-        Activation::HardSigmoid {
-            alpha: 0.2,
-            beta: 0.5,
-        },
-        Activation::HardSigmoid {
-            alpha: 1.0 / 6.0,
-            beta: 0.5,
-        },
+        Activation::HardSigmoid { alpha: 0.2, beta: 0.5 },
+        Activation::HardSigmoid { alpha: 1.0 / 6.0, beta: 0.5 },
         Activation::Sigmoid,
         Activation::Tanh,
         Activation::GeluErf,
@@ -222,23 +204,13 @@ mod tests {
     fn slopes_match_finite_differences() {
         for act in ALL {
             // Points between the kinks of all functions above.
-            for x in [
-                -7.3, -2.9, -1.1, -0.45, -0.2, 0.3, 0.9, 1.3, 2.4, 2.8, 3.3, 8.0_f32,
-            ] {
+            for x in [-7.3, -2.9, -1.1, -0.45, -0.2, 0.3, 0.9, 1.3, 2.4, 2.8, 3.3, 8.0_f32] {
                 let h = 1e-2;
-                let expected = (f64::from(act.apply(x + h)) - f64::from(act.apply(x - h)))
-                    / (2.0 * f64::from(h));
-                let saved = if act.saved() == Saved::Input {
-                    x
-                } else {
-                    act.apply(x)
-                };
+                let expected = (f64::from(act.apply(x + h)) - f64::from(act.apply(x - h))) / (2.0 * f64::from(h));
+                let saved = if act.saved() == Saved::Input { x } else { act.apply(x) };
                 let slope = f64::from(act.slope(saved));
                 // Truncation h²/6 · |f'''| <= 2e-5, rounding of f to 1e-6 over 2h = 5e-5.
-                assert!(
-                    (slope - expected).abs() < 2e-4,
-                    "{act:?} at {x}: {slope} {expected}"
-                );
+                assert!((slope - expected).abs() < 2e-4, "{act:?} at {x}: {slope} {expected}");
             }
         }
     }
@@ -249,24 +221,13 @@ mod tests {
             (Activation::Relu, -1.0, 0.0),
             (Activation::LeakyRelu { alpha: 0.1 }, -2.0, -0.2),
             (Activation::HardSwish, 1.0, 2.0 / 3.0),
-            (
-                Activation::HardSigmoid {
-                    alpha: 0.2,
-                    beta: 0.5,
-                },
-                1.0,
-                0.7,
-            ),
+            (Activation::HardSigmoid { alpha: 0.2, beta: 0.5 }, 1.0, 0.7),
             (Activation::Sigmoid, 2.0, 0.880_797),
             (Activation::Tanh, 0.5, 0.462_117_16),
             (Activation::GeluErf, 1.0, 0.841_344_7),
             (Activation::GeluTanh, 1.0, 0.841_192),
         ] {
-            assert!(
-                (act.apply(x) - expected).abs() < 1e-6,
-                "{act:?}({x}) = {}",
-                act.apply(x)
-            );
+            assert!((act.apply(x) - expected).abs() < 1e-6, "{act:?}({x}) = {}", act.apply(x));
         }
         assert!((erf(0.5) - 0.520_499_9).abs() < 3e-7);
         assert_eq!(erf(-9.0), -1.0);
@@ -285,19 +246,10 @@ mod tests {
         for act in ALL {
             let (mut y, mut dx) = (vec![0.0; x.len()], vec![0.0; x.len()]);
             forward(act, &x, &mut y);
-            assert!(
-                y.iter().zip(&x).all(|(&y, &x)| y == act.apply(x)),
-                "{act:?}"
-            );
+            assert!(y.iter().zip(&x).all(|(&y, &x)| y == act.apply(x)), "{act:?}");
             let saved = if act.saved() == Saved::Input { &x } else { &y };
             backward(act, saved, &x, &mut dx);
-            assert!(
-                dx.iter()
-                    .zip(saved)
-                    .zip(&x)
-                    .all(|((&d, &s), &g)| d == g * act.slope(s)),
-                "{act:?}"
-            );
+            assert!(dx.iter().zip(saved).zip(&x).all(|((&d, &s), &g)| d == g * act.slope(s)), "{act:?}");
         }
     }
 }

@@ -30,11 +30,7 @@ thread_local! {
 ///
 /// The buffer is taken out while it is lent, so that a nested call (rayon may run another job while this one waits)
 /// gets a fresh one instead of a panic.
-pub(crate) fn with_scratch<T>(
-    purpose: Purpose,
-    len: usize,
-    run: impl FnOnce(&mut [f32]) -> T,
-) -> T {
+pub(crate) fn with_scratch<T>(purpose: Purpose, len: usize, run: impl FnOnce(&mut [f32]) -> T) -> T {
     SCRATCH.with(|all| {
         let cell = &all[purpose as usize];
         let mut lines = cell.take();
@@ -43,8 +39,7 @@ pub(crate) fn with_scratch<T>(
         }
         // SAFETY: `Line` is `repr(C)` and holds 16 f32 without padding, so that the vector's lines are one run of
         // initialised f32, at least `len` of them; the slice borrows `lines`, which stays alive and untouched meanwhile.
-        let floats =
-            unsafe { std::slice::from_raw_parts_mut(lines.as_mut_ptr().cast::<f32>(), len) };
+        let floats = unsafe { std::slice::from_raw_parts_mut(lines.as_mut_ptr().cast::<f32>(), len) };
         let result = run(floats);
         cell.replace(lines);
         result

@@ -53,14 +53,7 @@ impl std::error::Error for ShapeError {}
 
 impl ConvShape {
     /// A square-kernel convolution with equal pads on all sides, no dilation, one group: the common case.
-    pub fn square(
-        batch: usize,
-        size: usize,
-        c_in: usize,
-        c_out: usize,
-        kernel: usize,
-        stride: usize,
-    ) -> Self {
+    pub fn square(batch: usize, size: usize, c_in: usize, c_out: usize, kernel: usize, stride: usize) -> Self {
         ConvShape {
             batch,
             in_h: size,
@@ -104,8 +97,7 @@ impl ConvShape {
 
     /// Multiply-accumulates of one forward pass, padding counted as if it were data.
     pub fn macs(&self) -> u64 {
-        let window =
-            (self.c_in / self.groups) as u64 * self.kernel[0] as u64 * self.kernel[1] as u64;
+        let window = (self.c_in / self.groups) as u64 * self.kernel[0] as u64 * self.kernel[1] as u64;
         self.output_len() as u64 * window
     }
 
@@ -134,16 +126,12 @@ impl ConvShape {
         let largest = i32::MAX as usize;
         for (name, value) in positive {
             if value == 0 || value > largest {
-                return fail(format!(
-                    "convolution: {name} is {value}, expected 1 to {largest}"
-                ));
+                return fail(format!("convolution: {name} is {value}, expected 1 to {largest}"));
             }
         }
         for (side, &pad) in ["top", "left", "bottom", "right"].iter().zip(&self.pads) {
             if pad > largest {
-                return fail(format!(
-                    "convolution: {side} pad is {pad}, expected at most {largest}"
-                ));
+                return fail(format!("convolution: {side} pad is {pad}, expected at most {largest}"));
             }
         }
         if !self.c_in.is_multiple_of(self.groups) || !self.c_out.is_multiple_of(self.groups) {
@@ -157,9 +145,7 @@ impl ConvShape {
             ("width", self.in_w, self.pads[1] + self.pads[3], 1),
         ];
         for (name, size, pads, axis) in axes {
-            let span = (self.kernel[axis] - 1)
-                .checked_mul(self.dilation[axis])
-                .and_then(|s| s.checked_add(1));
+            let span = (self.kernel[axis] - 1).checked_mul(self.dilation[axis]).and_then(|s| s.checked_add(1));
             match span {
                 Some(span) if span <= size + pads => {}
                 _ => {
@@ -174,26 +160,13 @@ impl ConvShape {
         }
         let lengths = [
             ("input", [self.batch, self.in_h, self.in_w, self.c_in]),
-            (
-                "output",
-                [self.batch, self.out_h(), self.out_w(), self.c_out],
-            ),
-            (
-                "weight",
-                [
-                    self.c_out,
-                    self.c_in / self.groups,
-                    self.kernel[0],
-                    self.kernel[1],
-                ],
-            ),
+            ("output", [self.batch, self.out_h(), self.out_w(), self.c_out]),
+            ("weight", [self.c_out, self.c_in / self.groups, self.kernel[0], self.kernel[1]]),
         ];
         for (name, dims) in lengths {
             let len = dims.iter().try_fold(1_usize, |n, &d| n.checked_mul(d));
             if len.is_none_or(|n| n > isize::MAX as usize / 4) {
-                return fail(format!(
-                    "convolution: {name} {dims:?} has too many elements"
-                ));
+                return fail(format!("convolution: {name} {dims:?} has too many elements"));
             }
         }
         Ok(())
@@ -205,16 +178,8 @@ impl ConvShape {
             panic!("{error}");
         }
         assert_eq!(input, self.input_len(), "length of the input of {self:?}");
-        assert_eq!(
-            weight,
-            self.weight_len(),
-            "length of the weight of {self:?}"
-        );
-        assert_eq!(
-            output,
-            self.output_len(),
-            "length of the output of {self:?}"
-        );
+        assert_eq!(weight, self.weight_len(), "length of the weight of {self:?}");
+        assert_eq!(output, self.output_len(), "length of the output of {self:?}");
     }
 }
 
@@ -224,10 +189,7 @@ impl ConvShape {
 /// If the shape is not valid or a slice has another length than the shape says.
 pub fn forward(shape: &ConvShape, x: &[f32], w: &[f32], bias: Option<&[f32]>, y: &mut [f32]) {
     shape.assert_lengths(x.len(), w.len(), y.len());
-    assert!(
-        bias.is_none_or(|b| b.len() == shape.c_out),
-        "one bias per output channel"
-    );
+    assert!(bias.is_none_or(|b| b.len() == shape.c_out), "one bias per output channel");
     forward_on(Isa::current(), shape, x, w, bias, y);
 }
 
@@ -250,34 +212,13 @@ pub fn backward_weight(shape: &ConvShape, x: &[f32], dy: &[f32], dw: &mut [f32])
 }
 
 /// [`forward`] with the vectors of `isa`; lengths already checked.
-fn forward_on(
-    isa: Isa,
-    shape: &ConvShape,
-    x: &[f32],
-    w: &[f32],
-    bias: Option<&[f32]>,
-    y: &mut [f32],
-) {
-    Dense {
-        isa,
-        shape,
-        direction: Direction::Forward,
-        w,
-        bias,
-    }
-    .run(x, y);
+fn forward_on(isa: Isa, shape: &ConvShape, x: &[f32], w: &[f32], bias: Option<&[f32]>, y: &mut [f32]) {
+    Dense { isa, shape, direction: Direction::Forward, w, bias }.run(x, y);
 }
 
 /// [`backward_input`] with the vectors of `isa`; lengths already checked.
 fn backward_input_on(isa: Isa, shape: &ConvShape, dy: &[f32], w: &[f32], dx: &mut [f32]) {
-    Dense {
-        isa,
-        shape,
-        direction: Direction::InputGradient,
-        w,
-        bias: None,
-    }
-    .run(dy, dx);
+    Dense { isa, shape, direction: Direction::InputGradient, w, bias: None }.run(dy, dx);
 }
 
 /// [`backward_weight`] with the vectors of `isa`; lengths already checked.

@@ -43,9 +43,7 @@ fn batched_transpose(batch: usize, rows: usize, columns: usize, x: &[f32], y: &m
     assert_eq!(x.len(), batch * rows * columns, "length of x");
     assert_eq!(y.len(), x.len(), "length of y");
     let image = (rows * columns).max(1);
-    x.par_chunks(image)
-        .zip(y.par_chunks_mut(image))
-        .for_each(|(x, y)| transpose_2d(rows, columns, x, y));
+    x.par_chunks(image).zip(y.par_chunks_mut(image)).for_each(|(x, y)| transpose_2d(rows, columns, x, y));
 }
 
 #[cfg(test)]
@@ -61,19 +59,14 @@ mod tests {
 
     #[test]
     fn round_trip() {
-        for (batch, channels, pixels) in
-            [(1, 1, 1), (2, 3, 35), (3, 17, 16), (1, 33, 49), (0, 3, 4)]
-        {
+        for (batch, channels, pixels) in [(1, 1, 1), (2, 3, 35), (3, 17, 16), (1, 33, 49), (0, 3, 4)] {
             let x: Vec<f32> = (0..batch * channels * pixels).map(|i| i as f32).collect();
             let (mut y, mut back) = (vec![0.0; x.len()], vec![0.0; x.len()]);
             nchw_to_nhwc(batch, channels, pixels, &x, &mut y);
             for n in 0..batch {
                 for c in 0..channels {
                     for p in 0..pixels {
-                        assert_eq!(
-                            y[(n * pixels + p) * channels + c],
-                            x[(n * channels + c) * pixels + p]
-                        );
+                        assert_eq!(y[(n * pixels + p) * channels + c], x[(n * channels + c) * pixels + p]);
                     }
                 }
             }

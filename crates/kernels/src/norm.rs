@@ -69,14 +69,7 @@ pub fn batch_stats(x: &[f32], channels: usize, mean: &mut [f32], var: &mut [f32]
 ///
 /// # Panics
 /// If the slices' lengths do not fit together.
-pub fn affine_act(
-    x: &[f32],
-    a: &[f32],
-    b: &[f32],
-    add: Option<&[f32]>,
-    act: Activation,
-    y: &mut [f32],
-) {
+pub fn affine_act(x: &[f32], a: &[f32], b: &[f32], add: Option<&[f32]>, act: Activation, y: &mut [f32]) {
     check_rows(x.len(), a.len());
     assert_eq!(b.len(), a.len(), "length of b");
     assert_eq!(y.len(), x.len(), "length of y");
@@ -88,20 +81,11 @@ pub fn affine_act(
 ///
 /// # Panics
 /// If the slices' lengths do not fit together.
-pub fn backward(
-    args: &Backward,
-    dx: &mut [f32],
-    dgamma: &mut [f32],
-    dbeta: &mut [f32],
-    dadd: Option<&mut [f32]>,
-) {
+pub fn backward(args: &Backward, dx: &mut [f32], dgamma: &mut [f32], dbeta: &mut [f32], dadd: Option<&mut [f32]>) {
     args.check(dx.len());
     assert_eq!(dgamma.len(), args.gamma.len(), "length of dgamma");
     assert_eq!(dbeta.len(), args.gamma.len(), "length of dbeta");
-    assert!(
-        dadd.as_ref().is_none_or(|d| d.len() == dx.len()),
-        "length of dadd"
-    );
+    assert!(dadd.as_ref().is_none_or(|d| d.len() == dx.len()), "length of dadd");
     reference::norm::backward(args, dx, dgamma, dbeta, dadd);
 }
 
@@ -132,8 +116,5 @@ impl Backward<'_> {
 }
 
 fn check_rows(len: usize, channels: usize) {
-    assert!(
-        channels > 0 && len.is_multiple_of(channels),
-        "{len} elements are no rows of {channels} channels"
-    );
+    assert!(channels > 0 && len.is_multiple_of(channels), "{len} elements are no rows of {channels} channels");
 }

@@ -59,8 +59,7 @@ pub fn round_clamped(v: f32, low: f32, high: f32) -> f32 {
 pub fn round_clamped_to_i32(v: f32, low: f32, high: f32) -> i32 {
     let v = if v.is_nan() { 0.0 } else { v };
     // The mantissa of the sum holds the integer; both bit patterns have the same exponent, so their difference is it.
-    ((clamp(v, low, high) + ROUND_MAGIC).to_bits() as i32)
-        .wrapping_sub(ROUND_MAGIC.to_bits() as i32)
+    ((clamp(v, low, high) + ROUND_MAGIC).to_bits() as i32).wrapping_sub(ROUND_MAGIC.to_bits() as i32)
 }
 
 /// Clamps without `f32::clamp`'s check of its bounds, which hinders vectorisation. NaN stays NaN.
@@ -83,22 +82,8 @@ pub fn dequantize(q: i32, scale: f32, zero_point: i32) -> f32 {
 /// `multiplier` is `scale_x * scale_w[channel]`. The product is rounded before `offset` is added. This is the short
 /// form; `crate::integer` chains bias, batch-norm, residual and activation in the order of the graph.
 #[inline(always)]
-pub fn requantize(
-    acc: i32,
-    multiplier: f32,
-    offset: f32,
-    scale: f32,
-    zero_point: i32,
-    q_min: i32,
-    q_max: i32,
-) -> i32 {
-    quantize(
-        acc as f32 * multiplier + offset,
-        scale,
-        zero_point,
-        q_min,
-        q_max,
-    )
+pub fn requantize(acc: i32, multiplier: f32, offset: f32, scale: f32, zero_point: i32, q_min: i32, q_max: i32) -> i32 {
+    quantize(acc as f32 * multiplier + offset, scale, zero_point, q_min, q_max)
 }
 
 /// Frozen batch-norm as `y = x * a + b` (a plain multiplication, then a plain addition): returns `(a, b)`.
@@ -182,11 +167,7 @@ pub fn percentile_range(values: &[f32], fraction: f64) -> (f32, f32) {
     let Some(last) = finite.len().checked_sub(1) else {
         return (0.0, 0.0);
     };
-    let fraction = if fraction.is_nan() {
-        1.0
-    } else {
-        fraction.clamp(0.5, 1.0)
-    };
+    let fraction = if fraction.is_nan() { 1.0 } else { fraction.clamp(0.5, 1.0) };
     let high_rank = ((fraction * last as f64).round() as usize).min(last);
     let low_rank = last - high_rank;
     let (_, &mut high, _) = finite.select_nth_unstable_by(high_rank, f32::total_cmp);
@@ -252,18 +233,9 @@ impl_code!(i8, u8, i16, u16, i32);
 ///
 /// # Panics
 /// If lengths differ or the range does not fit the storage type.
-pub fn quantize_slice<C: Code>(
-    x: &[f32],
-    scale: f32,
-    zero_point: i32,
-    (q_min, q_max): (i32, i32),
-    out: &mut [C],
-) {
+pub fn quantize_slice<C: Code>(x: &[f32], scale: f32, zero_point: i32, (q_min, q_max): (i32, i32), out: &mut [C]) {
     assert_eq!(x.len(), out.len(), "one code per value");
-    assert!(
-        C::CODE_MIN <= q_min && q_max <= C::CODE_MAX,
-        "codes must fit their storage type"
-    );
+    assert!(C::CODE_MIN <= q_min && q_max <= C::CODE_MAX, "codes must fit their storage type");
     for (q, &x) in out.iter_mut().zip(x) {
         *q = C::from_code(quantize(x, scale, zero_point, q_min, q_max));
     }
@@ -294,10 +266,7 @@ pub fn batch_norm_affine_slice(
     b: &mut [f32],
 ) {
     let n = gamma.len();
-    assert!(
-        [beta.len(), mean.len(), var.len(), a.len(), b.len()] == [n; 5],
-        "one entry per channel"
-    );
+    assert!([beta.len(), mean.len(), var.len(), a.len(), b.len()] == [n; 5], "one entry per channel");
     for c in 0..n {
         (a[c], b[c]) = batch_norm_affine(gamma[c], beta[c], mean[c], var[c], eps);
     }
@@ -320,18 +289,12 @@ pub fn requantize_slice<C: Code>(
     let channels = multiplier.len();
     assert_eq!(channels, offset.len(), "one offset per channel");
     assert_eq!(acc.len(), out.len(), "one code per accumulator");
-    assert!(
-        C::CODE_MIN <= q_min && q_max <= C::CODE_MAX,
-        "codes must fit their storage type"
-    );
+    assert!(C::CODE_MIN <= q_min && q_max <= C::CODE_MAX, "codes must fit their storage type");
     if acc.is_empty() {
         return;
     }
     assert_eq!(acc.len() % channels, 0, "whole rows");
-    for (acc, out) in acc
-        .chunks_exact(channels)
-        .zip(out.chunks_exact_mut(channels))
-    {
+    for (acc, out) in acc.chunks_exact(channels).zip(out.chunks_exact_mut(channels)) {
         for (((q, &acc), &m), &o) in out.iter_mut().zip(acc).zip(multiplier).zip(offset) {
             *q = C::from_code(requantize(acc, m, o, scale, zero_point, q_min, q_max));
         }
@@ -424,11 +387,7 @@ mod tests {
             ((-1.0, 0.0, 8, false, true), (1.0, 0)),
         ];
         for ((min, max, bits, signed, sym), want) in cases {
-            assert_eq!(
-                scale_from_range(min, max, bits, signed, sym),
-                want,
-                "{min}..{max}"
-            );
+            assert_eq!(scale_from_range(min, max, bits, signed, sym), want, "{min}..{max}");
         }
         let (scale, _) = scale_from_range(f32::NEG_INFINITY, f32::INFINITY, 8, true, false);
         assert_eq!(scale, (2.0 * f64::from(f32::MAX) / 255.0) as f32);
@@ -436,11 +395,7 @@ mod tests {
 
     #[test]
     fn percentiles_by_hand() {
-        let values: Vec<f32> = (0..=100)
-            .rev()
-            .map(|v| v as f32)
-            .chain([f32::NAN, f32::INFINITY])
-            .collect();
+        let values: Vec<f32> = (0..=100).rev().map(|v| v as f32).chain([f32::NAN, f32::INFINITY]).collect();
         assert_eq!(min_max(&values), (0.0, 100.0));
         assert_eq!(percentile_range(&values, 1.0), (0.0, 100.0));
         assert_eq!(percentile_range(&values, 0.99), (1.0, 99.0));

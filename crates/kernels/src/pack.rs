@@ -126,10 +126,7 @@ pub fn pack_fields<F: Field>(codes: &[F], bits: u8) -> Result<Vec<u8>, Error> {
         for (i, &code) in group.iter().enumerate() {
             let raw = code.to_code() as u8 & low_bits;
             if F::extend(raw, bits).to_code() != code.to_code() {
-                return Err(Error::Code {
-                    index: group_idx * 8 + i,
-                    code: code.to_code(),
-                });
+                return Err(Error::Code { index: group_idx * 8 + i, code: code.to_code() });
             }
             word |= u64::from(raw) << (i * usize::from(bits));
         }
@@ -141,13 +138,7 @@ pub fn pack_fields<F: Field>(codes: &[F], bits: u8) -> Result<Vec<u8>, Error> {
 /// Unpacks values `first .. first + out.len()` of `n` fields of `bits` bits.
 ///
 /// `bytes` must be exactly the [`fields_len`] of all `n` values: a row is read without touching the others.
-pub fn unpack_fields<F: Field>(
-    bytes: &[u8],
-    bits: u8,
-    n: usize,
-    first: usize,
-    out: &mut [F],
-) -> Result<(), Error> {
+pub fn unpack_fields<F: Field>(bytes: &[u8], bits: u8, n: usize, first: usize, out: &mut [F]) -> Result<(), Error> {
     check_bits(bits)?;
     check_length(bytes, fields_len(n, bits))?;
     check_window(n, first, out.len())?;
@@ -182,10 +173,7 @@ pub const fn planes_len(n: usize, mask: u8) -> usize {
 /// # Ok::<(), bitsmith_kernels::pack::Error>(())
 /// ```
 pub fn pack_planes<C: Code>(codes: &[C], mask: u8) -> Result<Vec<u8>, Error> {
-    if let Some(index) = codes
-        .iter()
-        .position(|c| c.to_code().unsigned_abs() & !u32::from(mask) != 0)
-    {
+    if let Some(index) = codes.iter().position(|c| c.to_code().unsigned_abs() & !u32::from(mask) != 0) {
         let code = codes[index].to_code();
         return Err(Error::Code { index, code });
     }
@@ -195,10 +183,7 @@ pub fn pack_planes<C: Code>(codes: &[C], mask: u8) -> Result<Vec<u8>, Error> {
     }
     let mut push_plane = |bit: &dyn Fn(i32) -> bool| {
         for group in codes.chunks(8) {
-            let byte = group
-                .iter()
-                .enumerate()
-                .fold(0, |byte, (i, c)| byte | u8::from(bit(c.to_code())) << i);
+            let byte = group.iter().enumerate().fold(0, |byte, (i, c)| byte | u8::from(bit(c.to_code())) << i);
             bytes.push(byte);
         }
     };
@@ -212,21 +197,12 @@ pub fn pack_planes<C: Code>(codes: &[C], mask: u8) -> Result<Vec<u8>, Error> {
 /// Unpacks values `first .. first + out.len()` of `n` codes packed by [`pack_planes`].
 ///
 /// `bytes` must be exactly their [`planes_len`]; the storage type must hold ±`mask`.
-pub fn unpack_planes<C: Code>(
-    bytes: &[u8],
-    mask: u8,
-    n: usize,
-    first: usize,
-    out: &mut [C],
-) -> Result<(), Error> {
+pub fn unpack_planes<C: Code>(bytes: &[u8], mask: u8, n: usize, first: usize, out: &mut [C]) -> Result<(), Error> {
     check_length(bytes, planes_len(n, mask))?;
     check_window(n, first, out.len())?;
     let largest = i32::from(mask);
     if C::CODE_MAX < largest || C::CODE_MIN > -largest {
-        return Err(Error::Code {
-            index: first,
-            code: largest,
-        });
+        return Err(Error::Code { index: first, code: largest });
     }
     if mask == 0 {
         out.fill(C::from_code(0));
@@ -298,29 +274,17 @@ fn for_groups<T>(first: usize, out: &mut [T], mut unpack: impl FnMut(usize, usiz
 }
 
 fn check_bits(bits: u8) -> Result<(), Error> {
-    if (1..=8).contains(&bits) {
-        Ok(())
-    } else {
-        Err(Error::Bits(bits))
-    }
+    if (1..=8).contains(&bits) { Ok(()) } else { Err(Error::Bits(bits)) }
 }
 
 fn check_length(bytes: &[u8], expected: usize) -> Result<(), Error> {
     let found = bytes.len();
-    if found == expected {
-        Ok(())
-    } else {
-        Err(Error::Length { expected, found })
-    }
+    if found == expected { Ok(()) } else { Err(Error::Length { expected, found }) }
 }
 
 fn check_window(n: usize, first: usize, wanted: usize) -> Result<(), Error> {
     let end = first.saturating_add(wanted);
-    if end <= n {
-        Ok(())
-    } else {
-        Err(Error::OutOfRange { end, len: n })
-    }
+    if end <= n { Ok(()) } else { Err(Error::OutOfRange { end, len: n }) }
 }
 
 #[cfg(test)]
@@ -354,10 +318,7 @@ mod tests {
     fn fields_round_trip_and_match_the_definition() {
         for n in LENGTHS {
             for bits in 1..=8u8 {
-                let raw: Vec<u8> = noise(n, n as u32 + 1)
-                    .iter()
-                    .map(|v| v >> (8 - bits))
-                    .collect();
+                let raw: Vec<u8> = noise(n, n as u32 + 1).iter().map(|v| v >> (8 - bits)).collect();
                 let bytes = pack_fields(&raw, bits).unwrap();
                 assert_eq!(bytes.len(), fields_len(n, bits));
                 let mut back = vec![0u8; n];
@@ -432,42 +393,15 @@ mod tests {
     #[test]
     fn refusals_name_their_reason() {
         let mut out = [0i8; 3];
-        assert_eq!(
-            unpack_fields(&[0; 2], 9, 3, 0, &mut out),
-            Err(Error::Bits(9))
-        );
-        assert_eq!(
-            unpack_fields(&[0; 3], 3, 3, 0, &mut out),
-            Err(Error::Length {
-                expected: 2,
-                found: 3
-            })
-        );
-        assert_eq!(
-            unpack_fields(&[0; 2], 3, 3, 1, &mut out),
-            Err(Error::OutOfRange { end: 4, len: 3 })
-        );
-        assert_eq!(
-            pack_fields(&[0i8, 4], 3),
-            Err(Error::Code { index: 1, code: 4 })
-        );
-        assert_eq!(
-            pack_planes(&[0i8, 2], 0b101),
-            Err(Error::Code { index: 1, code: 2 })
-        );
-        assert_eq!(
-            unpack_planes(&[0; 9], 255, 1, 0, &mut out[..1]),
-            Err(Error::Code {
-                index: 0,
-                code: 255
-            })
-        );
+        assert_eq!(unpack_fields(&[0; 2], 9, 3, 0, &mut out), Err(Error::Bits(9)));
+        assert_eq!(unpack_fields(&[0; 3], 3, 3, 0, &mut out), Err(Error::Length { expected: 2, found: 3 }));
+        assert_eq!(unpack_fields(&[0; 2], 3, 3, 1, &mut out), Err(Error::OutOfRange { end: 4, len: 3 }));
+        assert_eq!(pack_fields(&[0i8, 4], 3), Err(Error::Code { index: 1, code: 4 }));
+        assert_eq!(pack_planes(&[0i8, 2], 0b101), Err(Error::Code { index: 1, code: 2 }));
+        assert_eq!(unpack_planes(&[0; 9], 255, 1, 0, &mut out[..1]), Err(Error::Code { index: 0, code: 255 }));
         assert_eq!(
             unpack_planes(&[], 255, usize::MAX, 0, &mut out),
-            Err(Error::Length {
-                expected: usize::MAX,
-                found: 0
-            })
+            Err(Error::Length { expected: usize::MAX, found: 0 })
         );
     }
 }

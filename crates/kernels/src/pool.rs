@@ -95,9 +95,7 @@ impl PoolShape {
             ("horizontal stride", self.stride[1]),
         ] {
             if value == 0 || value > largest {
-                return fail(format!(
-                    "pooling: {name} is {value}, expected 1 to {largest}"
-                ));
+                return fail(format!("pooling: {name} is {value}, expected 1 to {largest}"));
             }
         }
         for axis in 0..2 {
@@ -110,16 +108,12 @@ impl PoolShape {
             }
             let size = [self.in_h, self.in_w][axis] + before + after;
             if self.kernel[axis] > size {
-                return fail(format!(
-                    "pooling: window {} does not fit into {size}",
-                    self.kernel[axis]
-                ));
+                return fail(format!("pooling: window {} does not fit into {size}", self.kernel[axis]));
             }
         }
-        for dims in [
-            [self.batch, self.in_h, self.in_w, self.channels],
-            [self.batch, self.out_h(), self.out_w(), self.channels],
-        ] {
+        for dims in
+            [[self.batch, self.in_h, self.in_w, self.channels], [self.batch, self.out_h(), self.out_w(), self.channels]]
+        {
             let len = dims.iter().try_fold(1_usize, |n, &d| n.checked_mul(d));
             if len.is_none_or(|n| n > isize::MAX as usize / 4) {
                 return fail(format!("pooling: {dims:?} has too many elements"));
@@ -133,11 +127,7 @@ impl PoolShape {
             panic!("{error}");
         }
         assert_eq!(input, self.input_len(), "length of the input of {self:?}");
-        assert_eq!(
-            output,
-            self.output_len(),
-            "length of the output of {self:?}"
-        );
+        assert_eq!(output, self.output_len(), "length of the output of {self:?}");
     }
 }
 
@@ -199,8 +189,5 @@ pub fn global_average_backward(batch: usize, channels: usize, dy: &[f32], dx: &m
 fn check_global(batch: usize, channels: usize, input: usize, output: usize) {
     assert!(batch > 0 && channels > 0, "an empty batch or no channels");
     assert_eq!(output, batch * channels, "length of the pooled slice");
-    assert!(
-        input > 0 && input.is_multiple_of(output),
-        "{input} elements in {batch} images of {channels} channels"
-    );
+    assert!(input > 0 && input.is_multiple_of(output), "{input} elements in {batch} images of {channels} channels");
 }

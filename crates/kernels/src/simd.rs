@@ -145,12 +145,7 @@ mod x86 {
     #[inline(always)]
     unsafe fn first_of_8(n: usize) -> __m256i {
         // SAFETY: the caller runs on a CPU with AVX2.
-        unsafe {
-            _mm256_cmpgt_epi32(
-                _mm256_set1_epi32(n as i32),
-                _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7),
-            )
-        }
+        unsafe { _mm256_cmpgt_epi32(_mm256_set1_epi32(n as i32), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7)) }
     }
 
     // SAFETY (all blocks below): the caller of a `Vector` function promises the instruction set and the pointers.
@@ -274,10 +269,7 @@ pub fn peak_flops(isa: Isa) -> f64 {
         unsafe fn run<V: Vector>(self) -> f64 {
             // SAFETY: arithmetic on registers; the caller promises the instruction set.
             unsafe {
-                let (a, b) = (
-                    V::splat(std::hint::black_box(0.5)),
-                    V::splat(std::hint::black_box(1.0)),
-                );
+                let (a, b) = (V::splat(std::hint::black_box(0.5)), V::splat(std::hint::black_box(1.0)));
                 let mut chains = [V::zero(); CHAINS];
                 for _ in 0..STEPS {
                     for chain in &mut chains {

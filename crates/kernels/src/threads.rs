@@ -12,18 +12,12 @@ const WORTH_A_THREAD: usize = 1 << 13;
 /// `count` items cut into at most `parts` ranges whose lengths differ by at most one; never an empty range.
 pub fn ranges(count: usize, parts: usize) -> impl Iterator<Item = Range<usize>> + Clone {
     let parts = parts.clamp(1, count.max(1));
-    (0..parts)
-        .map(move |p| p * count / parts..(p + 1) * count / parts)
-        .filter(|r| !r.is_empty())
+    (0..parts).map(move |p| p * count / parts..(p + 1) * count / parts).filter(|r| !r.is_empty())
 }
 
 /// The number of parts for `work` elements: the pool's threads, or 1 where that little work does not repay them.
 pub fn parts_for(work: usize) -> usize {
-    if work < WORTH_A_THREAD {
-        1
-    } else {
-        rayon::current_num_threads()
-    }
+    if work < WORTH_A_THREAD { 1 } else { rayon::current_num_threads() }
 }
 
 /// Cuts `out` at multiples of `row` and calls `run(offset, part)` for each part, in parallel.
@@ -43,25 +37,17 @@ pub fn for_each_part(out: &mut [f32], row: usize, run: impl Fn(usize, &mut [f32]
         jobs.push((start, part));
         start += range.len() * row;
     }
-    jobs.into_par_iter()
-        .with_max_len(1)
-        .for_each(|(start, part)| run(start, part));
+    jobs.into_par_iter().with_max_len(1).for_each(|(start, part)| run(start, part));
 }
 
 /// The number of the range that begins at `start`, or how many there are if none does: an `offset` for
 /// [`for_each_cut`] where every range owns a part of the same length.
 pub fn part_of(cuts: &[Range<usize>], start: usize) -> usize {
-    cuts.iter()
-        .position(|cut| cut.start == start)
-        .unwrap_or(cuts.len())
+    cuts.iter().position(|cut| cut.start == start).unwrap_or(cuts.len())
 }
 
 /// Runs `part(range)` for the parts of `0..count` in parallel and returns the results in order.
-pub fn map_parts<T: Send>(
-    count: usize,
-    parts: usize,
-    run: impl Fn(Range<usize>) -> T + Sync + Send,
-) -> Vec<T> {
+pub fn map_parts<T: Send>(count: usize, parts: usize, run: impl Fn(Range<usize>) -> T + Sync + Send) -> Vec<T> {
     let jobs: Vec<_> = ranges(count, parts).collect();
     if jobs.len() <= 1 {
         return jobs.into_iter().map(run).collect();
@@ -87,9 +73,7 @@ pub fn for_each_cut(
     if jobs.len() <= 1 {
         jobs.into_iter().for_each(|(range, part)| run(range, part));
     } else {
-        jobs.into_par_iter()
-            .with_max_len(1)
-            .for_each(|(range, part)| run(range, part));
+        jobs.into_par_iter().with_max_len(1).for_each(|(range, part)| run(range, part));
     }
 }
 
@@ -112,9 +96,7 @@ mod tests {
         let mut out = vec![0.0; 3 * 10_007];
         for_each_part(&mut out, 3, |start, part| {
             assert_eq!(start % 3, 0);
-            part.iter_mut()
-                .enumerate()
-                .for_each(|(i, o)| *o = (start + i) as f32);
+            part.iter_mut().enumerate().for_each(|(i, o)| *o = (start + i) as f32);
         });
         assert!(out.iter().enumerate().all(|(i, &o)| o == i as f32));
         assert_eq!(map_parts(10, 3, |r| r.len()).iter().sum::<usize>(), 10);

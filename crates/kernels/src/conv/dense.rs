@@ -60,16 +60,8 @@ impl Dense<'_> {
         }
         let lanes = lanes_of(self.isa);
         let padded_out = (plan.out[2] / plan.groups).next_multiple_of(lanes) * plan.groups;
-        let packed_len: usize = plan
-            .passes
-            .iter()
-            .map(|p| p.runs.len() * p.run_len * padded_out)
-            .sum();
-        let parts = if self.shape.macs() < WORTH_A_THREAD {
-            1
-        } else {
-            rayon::current_num_threads()
-        };
+        let packed_len: usize = plan.passes.iter().map(|p| p.runs.len() * p.run_len * padded_out).sum();
+        let parts = if self.shape.macs() < WORTH_A_THREAD { 1 } else { rayon::current_num_threads() };
         let cuts: Vec<_> = threads::ranges(plan.units(), parts).collect();
         with_scratch(Purpose::Weights, packed_len, |packed| {
             pack(&plan, self.shape, self.direction, lanes, self.w, packed);
@@ -77,18 +69,7 @@ impl Dense<'_> {
             let offset = |unit| plan.out_offset(unit);
             threads::for_each_cut(out, &cuts, offset, |units, out| {
                 with_scratch(Purpose::Source, plan.scratch_len(), |scratch| {
-                    dispatch(
-                        self.isa,
-                        Strips {
-                            plan,
-                            packed,
-                            bias,
-                            source,
-                            units,
-                            out,
-                            scratch,
-                        },
-                    );
+                    dispatch(self.isa, Strips { plan, packed, bias, source, units, out, scratch });
                 });
             });
         });
@@ -109,14 +90,7 @@ pub(super) fn lanes_of(isa: Isa) -> usize {
 }
 
 /// Fills `packed` in the layout of the file header.
-fn pack(
-    plan: &Plan,
-    shape: &ConvShape,
-    direction: Direction,
-    lanes: usize,
-    w: &[f32],
-    packed: &mut [f32],
-) {
+fn pack(plan: &Plan, shape: &ConvShape, direction: Direction, lanes: usize, w: &[f32], packed: &mut [f32]) {
     let taps = shape.kernel[0] * shape.kernel[1];
     let (in_group, out_group) = (shape.c_in / shape.groups, shape.c_out / shape.groups);
     // Elements of `w` from one summed channel to the next, from one produced channel to the next, from group to group.
@@ -129,9 +103,7 @@ fn pack(
         for group in 0..plan.groups {
             let w = &w[group * out_group * in_group * taps..];
             for first in (0..produced).step_by(BLOCK * lanes) {
-                let width = (produced - first)
-                    .next_multiple_of(lanes)
-                    .min(BLOCK * lanes);
+                let width = (produced - first).next_multiple_of(lanes).min(BLOCK * lanes);
                 let valid = (produced - first).min(width);
                 let (block, tail) = rest.split_at_mut(pass.taps.len() * summed * width);
                 rest = tail;
@@ -139,10 +111,7 @@ fn pack(
                     let w = &w[first * out_stride + tap[0] * shape.kernel[1] + tap[1]..];
                     for (channel, row) in rows.chunks_exact_mut(width).enumerate() {
                         let column = w[channel * sum_stride..].iter().step_by(out_stride);
-                        row[..valid]
-                            .iter_mut()
-                            .zip(column)
-                            .for_each(|(to, &from)| *to = from);
+                        row[..valid].iter_mut().zip(column).for_each(|(to, &from)| *to = from);
                         row[valid..].fill(0.0);
                     }
                 }
@@ -172,19 +141,15 @@ impl Kernel for Strips<'_> {
         for unit in self.units {
             let (image, rows) = plan.unit(unit);
             let source = plan.source_rows(self.source, image, &rows, self.scratch);
-            let out =
-                &mut self.out[plan.out_offset(unit) - start..plan.out_offset(unit + 1) - start];
+            let out = &mut self.out[plan.out_offset(unit) - start..plan.out_offset(unit + 1) - start];
             let mut packed = self.packed;
             for pass in &plan.passes {
                 let len = pass.runs.len() * pass.run_len * plan.groups;
-                let (weights, rest) =
-                    packed.split_at(len * (plan.out[2] / plan.groups).next_multiple_of(V::LANES));
+                let (weights, rest) = packed.split_at(len * (plan.out[2] / plan.groups).next_multiple_of(V::LANES));
                 packed = rest;
                 if !pass.runs.is_empty() {
                     // SAFETY: the caller promises the instruction set.
-                    unsafe {
-                        pass_of_strip::<V>(plan, pass, &rows, weights, self.bias, source, out)
-                    };
+                    unsafe { pass_of_strip::<V>(plan, pass, &rows, weights, self.bias, source, out) };
                 }
             }
         }
@@ -222,9 +187,7 @@ unsafe fn pass_of_strip<V: Vector>(
                     runs,
                     run_len: pass.run_len,
                     source_step: pass.w.step * source_channels,
-                    weights: block_weights
-                        [chunk * chunk_runs * pass.run_len * vectors * V::LANES..]
-                        .as_ptr(),
+                    weights: block_weights[chunk * chunk_runs * pass.run_len * vectors * V::LANES..].as_ptr(),
                     init: match bias {
                         _ if chunk > 0 => Init::Add,
                         Some(bias) => Init::Bias(bias[channel..].as_ptr()),
@@ -235,8 +198,7 @@ unsafe fn pass_of_strip<V: Vector>(
                 };
                 for i in rows.clone() {
                     let relative = i - rows.start;
-                    let from =
-                        &source[relative * pass.h.step * plan.row_len() + group * group_in..];
+                    let from = &source[relative * pass.h.step * plan.row_len() + group * group_in..];
                     let row = relative * pass.h.out_step + pass.h.out_start;
                     let to = &mut out[(row * out_w + pass.w.out_start) * out_channels + channel..];
                     // The last product of the last pixel, and the last element written, lie inside: the plan padded the
@@ -248,19 +210,9 @@ unsafe fn pass_of_strip<V: Vector>(
                     // SAFETY: the assertions above, the packed layout, and the caller's promise of the instruction set.
                     unsafe {
                         if vectors == 2 {
-                            row_of_tiles::<V, 2>(
-                                &tile,
-                                pass.w.count,
-                                from.as_ptr(),
-                                to.as_mut_ptr(),
-                            );
+                            row_of_tiles::<V, 2>(&tile, pass.w.count, from.as_ptr(), to.as_mut_ptr());
                         } else {
-                            row_of_tiles::<V, 1>(
-                                &tile,
-                                pass.w.count,
-                                from.as_ptr(),
-                                to.as_mut_ptr(),
-                            );
+                            row_of_tiles::<V, 1>(&tile, pass.w.count, from.as_ptr(), to.as_mut_ptr());
                         }
                     }
                 }
@@ -299,12 +251,7 @@ struct Tile<'a> {
 /// # Safety
 /// As [`tile`], for all `count` pixels.
 #[inline(always)]
-unsafe fn row_of_tiles<V: Vector, const Q: usize>(
-    t: &Tile,
-    count: usize,
-    from: *const f32,
-    to: *mut f32,
-) {
+unsafe fn row_of_tiles<V: Vector, const Q: usize>(t: &Tile, count: usize, from: *const f32, to: *mut f32) {
     let mut done = 0;
     // Tiles of nearly equal width: 14 pixels are 7 + 7, not 8 + 6.
     let widest = if V::REGISTERS == 32 {
@@ -342,11 +289,7 @@ unsafe fn row_of_tiles<V: Vector, const Q: usize>(
 /// The CPU has the instruction set of `V`; for each of the `P` pixels, every run's elements of `from` are readable, `Q`
 /// vectors less the missing lanes of the last are writable at `to`, and `t.weights` holds the packed runs.
 #[inline(always)]
-unsafe fn tile<V: Vector, const P: usize, const Q: usize>(
-    t: &Tile,
-    from: *const f32,
-    to: *mut f32,
-) -> usize {
+unsafe fn tile<V: Vector, const P: usize, const Q: usize>(t: &Tile, from: *const f32, to: *mut f32) -> usize {
     // SAFETY: the function's contract.
     unsafe {
         let mut sums = [[V::zero(); Q]; P];

@@ -82,10 +82,7 @@ impl Plan {
             out_start: 0,
             out_step: 1,
             taps: (0..s.kernel[a])
-                .map(|k| Tap {
-                    kernel: k,
-                    offset: (k * s.dilation[a]) as isize - s.pads[a] as isize,
-                })
+                .map(|k| Tap { kernel: k, offset: (k * s.dilation[a]) as isize - s.pads[a] as isize })
                 .collect(),
         };
         let (out_h, out_w) = (s.out_h(), s.out_w());
@@ -104,10 +101,8 @@ impl Plan {
                     // Descending kernel index: ascending offset.
                     let taps = (0..s.kernel[a]).rev().filter_map(|k| {
                         let distance = reach - (k * s.dilation[a]) as isize;
-                        (distance.rem_euclid(stride as isize) == 0).then(|| Tap {
-                            kernel: k,
-                            offset: distance.div_euclid(stride as isize),
-                        })
+                        (distance.rem_euclid(stride as isize) == 0)
+                            .then(|| Tap { kernel: k, offset: distance.div_euclid(stride as isize) })
                     });
                     Axis {
                         count: (size - residue).div_ceil(stride),
@@ -120,41 +115,17 @@ impl Plan {
                 .collect()
         };
         let source = [s.out_h(), s.out_w(), s.c_out];
-        Plan::new(
-            s,
-            source,
-            [s.in_h, s.in_w, s.c_in],
-            axes(0, s.in_h),
-            axes(1, s.in_w),
-        )
+        Plan::new(s, source, [s.in_h, s.in_w, s.c_in], axes(0, s.in_h), axes(1, s.in_w))
     }
 
-    fn new(
-        s: &ConvShape,
-        source: [usize; 3],
-        out: [usize; 3],
-        hs: Vec<Axis>,
-        ws: Vec<Axis>,
-    ) -> Plan {
+    fn new(s: &ConvShape, source: [usize; 3], out: [usize; 3], hs: Vec<Axis>, ws: Vec<Axis>) -> Plan {
         let all = |axes: &[Axis]| axes.iter().all(|a| !a.taps.is_empty());
         let complete = all(&hs) && all(&ws);
-        let low = |axes: &[Axis]| {
-            axes.iter()
-                .flat_map(|a| a.taps.iter().map(|t| t.offset))
-                .min()
-                .unwrap_or(0)
-        };
-        let high = |axes: &[Axis]| {
-            axes.iter()
-                .flat_map(|a| a.taps.iter().map(|t| t.offset))
-                .max()
-                .unwrap_or(0)
-        };
+        let low = |axes: &[Axis]| axes.iter().flat_map(|a| a.taps.iter().map(|t| t.offset)).min().unwrap_or(0);
+        let high = |axes: &[Axis]| axes.iter().flat_map(|a| a.taps.iter().map(|t| t.offset)).max().unwrap_or(0);
         // The last source position that any output reads.
         let reach = |axes: &[Axis]| {
-            let ends = axes
-                .iter()
-                .filter_map(|a| Some(((a.count - 1) * a.step) as isize + a.taps.last()?.offset));
+            let ends = axes.iter().filter_map(|a| Some(((a.count - 1) * a.step) as isize + a.taps.last()?.offset));
             ends.max().unwrap_or(0)
         };
         let [source_h, source_w, channels] = source;
@@ -183,13 +154,7 @@ impl Plan {
                     }
                 }
                 let run_len = if merged { w.taps.len() * group } else { group };
-                passes.push(Pass {
-                    h: h.clone(),
-                    w: w.clone(),
-                    runs,
-                    run_len,
-                    taps,
-                });
+                passes.push(Pass { h: h.clone(), w: w.clone(), runs, run_len, taps });
             }
         }
 
@@ -216,10 +181,7 @@ impl Plan {
     /// Rows per strip: as many as the cache affords, evenly, and enough strips to occupy the threads at batch one.
     fn strip_rows(affordable: usize, rows: usize, batch: usize) -> usize {
         let wanted = (4 * rayon::current_num_threads()).div_ceil(batch);
-        let strips = rows
-            .div_ceil(affordable.max(1))
-            .max(wanted.min(rows / 2))
-            .max(1);
+        let strips = rows.div_ceil(affordable.max(1)).max(wanted.min(rows / 2)).max(1);
         rows.div_ceil(strips).max(1)
     }
 
@@ -245,10 +207,7 @@ impl Plan {
     /// The image and the rows `i` of a unit.
     pub fn unit(&self, unit: usize) -> (usize, Range<usize>) {
         let (image, strip) = (unit / self.strips(), unit % self.strips());
-        (
-            image,
-            strip * self.strip..((strip + 1) * self.strip).min(self.rows()),
-        )
+        (image, strip * self.strip..((strip + 1) * self.strip).min(self.rows()))
     }
 
     /// Where a unit's outputs begin; they end where the next unit's begin.
@@ -264,11 +223,7 @@ impl Plan {
 
     /// Elements of the padded scratch of one strip; zero when the source is read in place.
     pub fn scratch_len(&self) -> usize {
-        if self.direct {
-            0
-        } else {
-            self.scratch_rows(self.strip) * self.row_len()
-        }
+        if self.direct { 0 } else { self.scratch_rows(self.strip) * self.row_len() }
     }
 
     /// Output pixels of the largest strip of a forward plan.
@@ -307,10 +262,7 @@ impl Plan {
         }
         let count = self.scratch_rows(rows.len());
         let line = source_w * channels;
-        for (r, to) in scratch[..count * self.row_len()]
-            .chunks_exact_mut(self.row_len())
-            .enumerate()
-        {
+        for (r, to) in scratch[..count * self.row_len()].chunks_exact_mut(self.row_len()).enumerate() {
             let row = first + r as isize;
             if row < 0 || row >= source_h as isize {
                 to.fill(0.0);

@@ -10,9 +10,7 @@ const UNIT: f64 = 1.0 / (1 << 24) as f64;
 
 /// Values in -1..1 without structure, different for each `salt`.
 fn values(n: usize, salt: usize) -> Vec<f32> {
-    (0..n)
-        .map(|i| (((i + salt) * 7919 + i / 13) % 1009) as f32 / 504.5 - 1.0)
-        .collect()
+    (0..n).map(|i| (((i + salt) * 7919 + i / 13) % 1009) as f32 / 504.5 - 1.0).collect()
 }
 
 fn magnitudes(x: &[f32]) -> Vec<f32> {
@@ -22,23 +20,12 @@ fn magnitudes(x: &[f32]) -> Vec<f32> {
 /// A sum of n products in any order, each step rounded (or fused), is off by at most n u Σ|a||b| (Higham, Accuracy and
 /// Stability of Numerical Algorithms, section 3.1; n u is far below 1 here). `bounds` holds Σ|a||b|, and 2 more roundings
 /// belong to the reference's own result and to this comparison.
-fn assert_close(
-    what: &str,
-    shape: &ConvShape,
-    isa: Isa,
-    n: usize,
-    fast: &[f32],
-    slow: &[f32],
-    bounds: &[f32],
-) {
+fn assert_close(what: &str, shape: &ConvShape, isa: Isa, n: usize, fast: &[f32], slow: &[f32], bounds: &[f32]) {
     for (i, ((&f, &s), &b)) in fast.iter().zip(slow).zip(bounds).enumerate() {
         let limit = (n + 2) as f64 * UNIT * f64::from(b) + 1e-30;
         let difference = (f64::from(f) - f64::from(s)).abs();
         // Written so that NaN fails.
-        assert!(
-            difference <= limit,
-            "{what} {isa:?} {shape:?} at {i}: {f} instead of {s}, allowed {limit:e}"
-        );
+        assert!(difference <= limit, "{what} {isa:?} {shape:?} at {i}: {f} instead of {s}, allowed {limit:e}");
     }
 }
 
@@ -46,12 +33,7 @@ fn check(shape: &ConvShape) {
     shape.validate().expect("the test's shape");
     let (x, w) = (values(shape.input_len(), 1), values(shape.weight_len(), 2));
     let (dy, bias) = (values(shape.output_len(), 3), values(shape.c_out, 4));
-    let (ax, aw, ady, abias) = (
-        magnitudes(&x),
-        magnitudes(&w),
-        magnitudes(&dy),
-        magnitudes(&bias),
-    );
+    let (ax, aw, ady, abias) = (magnitudes(&x), magnitudes(&w), magnitudes(&dy), magnitudes(&bias));
     let window = shape.kernel[0] * shape.kernel[1];
     let pixels = shape.batch * shape.out_h() * shape.out_w();
 
@@ -69,26 +51,10 @@ fn check(shape: &ConvShape) {
         // NaN in the outputs beforehand: everything must be written, nothing read.
         let mut fast = vec![f32::NAN; y.len()];
         forward_on(isa, shape, &x, &w, Some(&bias), &mut fast);
-        assert_close(
-            "forward",
-            shape,
-            isa,
-            window * shape.c_in + 1,
-            &fast,
-            &y,
-            &y_bound,
-        );
+        assert_close("forward", shape, isa, window * shape.c_in + 1, &fast, &y, &y_bound);
         let mut fast = vec![f32::NAN; dx.len()];
         backward_input_on(isa, shape, &dy, &w, &mut fast);
-        assert_close(
-            "input gradient",
-            shape,
-            isa,
-            window * shape.c_out,
-            &fast,
-            &dx,
-            &dx_bound,
-        );
+        assert_close("input gradient", shape, isa, window * shape.c_out, &fast, &dx, &dx_bound);
         let mut fast = vec![f32::NAN; dw.len()];
         backward_weight_on(isa, shape, &x, &dy, &mut fast);
         assert_close("weight gradient", shape, isa, pixels, &fast, &dw, &dw_bound);
@@ -137,44 +103,18 @@ fn shapes() -> impl Strategy<Value = ConvShape> {
     let strides = (1..=3_usize, 1..=3_usize).prop_map(|(h, w)| [h, w]);
     let dilation = prop::sample::select(vec![[1, 1], [2, 2], [1, 3]]);
     let pads = [0..4_usize, 0..4_usize, 0..4_usize, 0..4_usize];
-    let sizes = (
-        prop::sample::select(vec![1, 2, 7, 12]),
-        prop::sample::select(vec![1, 3, 7, 18, 35]),
-    );
+    let sizes = (prop::sample::select(vec![1, 2, 7, 12]), prop::sample::select(vec![1, 3, 7, 18, 35]));
     // Groups: one, a few with several channels each, or depthwise.
     let groups = prop::sample::select(vec![0_usize, 0, 2, 3, 1000]);
-    (
-        1..=3_usize,
-        sizes,
-        channels(),
-        channels(),
-        kernel,
-        strides,
-        pads,
-        dilation,
-        groups,
-    )
-        .prop_map(
-            |(batch, (in_h, in_w), c_in, c_out, kernel, stride, pads, dilation, groups)| {
-                let (c_in, c_out, groups) = match groups {
-                    0 => (c_in, c_out, 1),
-                    1000 => (c_in, c_in, c_in),
-                    g => (g * c_in.min(17), g * c_out.min(17), g),
-                };
-                ConvShape {
-                    batch,
-                    in_h,
-                    in_w,
-                    c_in,
-                    c_out,
-                    kernel,
-                    stride,
-                    pads,
-                    dilation,
-                    groups,
-                }
-            },
-        )
+    (1..=3_usize, sizes, channels(), channels(), kernel, strides, pads, dilation, groups)
+        .prop_map(|(batch, (in_h, in_w), c_in, c_out, kernel, stride, pads, dilation, groups)| {
+            let (c_in, c_out, groups) = match groups {
+                0 => (c_in, c_out, 1),
+                1000 => (c_in, c_in, c_in),
+                g => (g * c_in.min(17), g * c_out.min(17), g),
+            };
+            ConvShape { batch, in_h, in_w, c_in, c_out, kernel, stride, pads, dilation, groups }
+        })
         .prop_filter("a window must fit", |shape| shape.validate().is_ok())
 }
 
@@ -194,44 +134,12 @@ fn rejects() {
     let huge = usize::MAX;
     for (bad, part) in [
         (ConvShape { batch: 0, ..good }, "batch is 0"),
-        (
-            ConvShape {
-                stride: [1, 0],
-                ..good
-            },
-            "horizontal stride is 0",
-        ),
+        (ConvShape { stride: [1, 0], ..good }, "horizontal stride is 0"),
         (ConvShape { groups: 3, ..good }, "3 groups do not divide 4"),
-        (
-            ConvShape {
-                kernel: [11, 3],
-                ..good
-            },
-            "does not fit into the padded height 10",
-        ),
-        (
-            ConvShape {
-                pads: [huge, 0, 0, 0],
-                ..good
-            },
-            "top pad",
-        ),
-        (
-            ConvShape {
-                dilation: [huge, 1],
-                ..good
-            },
-            "vertical dilation",
-        ),
-        (
-            ConvShape {
-                batch: 1 << 30,
-                in_h: 1 << 30,
-                in_w: 1 << 30,
-                ..good
-            },
-            "too many elements",
-        ),
+        (ConvShape { kernel: [11, 3], ..good }, "does not fit into the padded height 10"),
+        (ConvShape { pads: [huge, 0, 0, 0], ..good }, "top pad"),
+        (ConvShape { dilation: [huge, 1], ..good }, "vertical dilation"),
+        (ConvShape { batch: 1 << 30, in_h: 1 << 30, in_w: 1 << 30, ..good }, "too many elements"),
     ] {
         let message = bad.validate().expect_err("an invalid shape").to_string();
         assert!(message.contains(part), "{message}");

@@ -39,8 +39,7 @@ pub(super) fn run(isa: Isa, shape: &ConvShape, x: &[f32], dy: &[f32], dw: &mut [
     let lanes = lanes_of(isa);
     let group_out = (shape.c_out / shape.groups).next_multiple_of(lanes);
     let len = shape.kernel[0] * shape.kernel[1] * shape.c_in * group_out;
-    let cuts: Vec<_> =
-        threads::ranges(plan.units(), threads::parts_for(x.len() + dy.len())).collect();
+    let cuts: Vec<_> = threads::ranges(plan.units(), threads::parts_for(x.len() + dy.len())).collect();
     with_scratch(Purpose::Sums, len * cuts.len(), |sums| {
         sums.fill(0.0);
         threads::for_each_cut(
@@ -50,24 +49,9 @@ pub(super) fn run(isa: Isa, shape: &ConvShape, x: &[f32], dy: &[f32], dw: &mut [
             |units, sums| {
                 with_scratch(Purpose::Source, plan.scratch_len(), |scratch| {
                     let pixels = plan.strip_outputs();
-                    let padded = if lanes_divide(shape, lanes) {
-                        0
-                    } else {
-                        pixels * group_out * shape.groups
-                    };
+                    let padded = if lanes_divide(shape, lanes) { 0 } else { pixels * group_out * shape.groups };
                     with_scratch(Purpose::Gradient, padded, |gradient| {
-                        dispatch(
-                            isa,
-                            Strips {
-                                plan: &plan,
-                                x,
-                                dy,
-                                units,
-                                sums,
-                                scratch,
-                                gradient,
-                            },
-                        );
+                        dispatch(isa, Strips { plan: &plan, x, dy, units, sums, scratch, gradient });
                     });
                 });
             },
@@ -134,10 +118,7 @@ impl Kernel for Strips<'_> {
             let dy = if self.gradient.is_empty() {
                 dy
             } else {
-                for (from, to) in dy
-                    .chunks_exact(group)
-                    .zip(self.gradient.chunks_exact_mut(padded_group))
-                {
+                for (from, to) in dy.chunks_exact(group).zip(self.gradient.chunks_exact_mut(padded_group)) {
                     to[..group].copy_from_slice(from);
                     to[group..].fill(0.0);
                 }
@@ -156,14 +137,7 @@ impl Kernel for Strips<'_> {
 /// # Safety
 /// The CPU has the instruction set of `V`.
 #[inline(always)]
-unsafe fn strip<V: Vector>(
-    plan: &Plan,
-    pass: &Pass,
-    rows: usize,
-    source: &[f32],
-    dy: &[f32],
-    sums: &mut [f32],
-) {
+unsafe fn strip<V: Vector>(plan: &Plan, pass: &Pass, rows: usize, source: &[f32], dy: &[f32], sums: &mut [f32]) {
     let channels = plan.source[2];
     let group_in = channels / plan.groups;
     let padded_group = (plan.out[2] / plan.groups).next_multiple_of(V::LANES);
@@ -192,21 +166,9 @@ unsafe fn strip<V: Vector>(
                 // SAFETY: the assertions above; `run_sums` holds `run_len` rows of `width` sums.
                 unsafe {
                     if vectors == 2 {
-                        run_of_tiles::<V, 2>(
-                            &pixels,
-                            pass.run_len,
-                            x.as_ptr(),
-                            dy.as_ptr(),
-                            run_sums.as_mut_ptr(),
-                        );
+                        run_of_tiles::<V, 2>(&pixels, pass.run_len, x.as_ptr(), dy.as_ptr(), run_sums.as_mut_ptr());
                     } else {
-                        run_of_tiles::<V, 1>(
-                            &pixels,
-                            pass.run_len,
-                            x.as_ptr(),
-                            dy.as_ptr(),
-                            run_sums.as_mut_ptr(),
-                        );
+                        run_of_tiles::<V, 1>(&pixels, pass.run_len, x.as_ptr(), dy.as_ptr(), run_sums.as_mut_ptr());
                     }
                 }
             }

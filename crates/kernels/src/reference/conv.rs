@@ -12,14 +12,11 @@ pub fn for_each_product(shape: &ConvShape, mut visit: impl FnMut(usize, usize, u
         for oh in 0..out_h {
             for ow in 0..out_w {
                 for kh in 0..s.kernel[0] {
-                    let Some(ih) = source(oh, kh, s.stride[0], s.dilation[0], s.pads[0], s.in_h)
-                    else {
+                    let Some(ih) = source(oh, kh, s.stride[0], s.dilation[0], s.pads[0], s.in_h) else {
                         continue;
                     };
                     for kw in 0..s.kernel[1] {
-                        let Some(iw) =
-                            source(ow, kw, s.stride[1], s.dilation[1], s.pads[1], s.in_w)
-                        else {
+                        let Some(iw) = source(ow, kw, s.stride[1], s.dilation[1], s.pads[1], s.in_w) else {
                             continue;
                         };
                         for co in 0..s.c_out {
@@ -40,25 +37,14 @@ pub fn for_each_product(shape: &ConvShape, mut visit: impl FnMut(usize, usize, u
 }
 
 /// The input coordinate that tap `tap` of output coordinate `out` reads, or `None` where it reads padding.
-fn source(
-    out: usize,
-    tap: usize,
-    stride: usize,
-    dilation: usize,
-    pad: usize,
-    size: usize,
-) -> Option<usize> {
-    (out * stride + tap * dilation)
-        .checked_sub(pad)
-        .filter(|&i| i < size)
+fn source(out: usize, tap: usize, stride: usize, dilation: usize, pad: usize, size: usize) -> Option<usize> {
+    (out * stride + tap * dilation).checked_sub(pad).filter(|&i| i < size)
 }
 
 /// See [`crate::conv::forward`].
 pub fn forward(shape: &ConvShape, x: &[f32], w: &[f32], bias: Option<&[f32]>, y: &mut [f32]) {
     let mut sums = vec![0.0_f64; y.len()];
-    for_each_product(shape, |xi, wi, yi| {
-        sums[yi] += f64::from(x[xi]) * f64::from(w[wi])
-    });
+    for_each_product(shape, |xi, wi, yi| sums[yi] += f64::from(x[xi]) * f64::from(w[wi]));
     for (i, (y, sum)) in y.iter_mut().zip(sums).enumerate() {
         *y = (sum + bias.map_or(0.0, |b| f64::from(b[i % shape.c_out]))) as f32;
     }
@@ -67,18 +53,14 @@ pub fn forward(shape: &ConvShape, x: &[f32], w: &[f32], bias: Option<&[f32]>, y:
 /// See [`crate::conv::backward_input`].
 pub fn backward_input(shape: &ConvShape, dy: &[f32], w: &[f32], dx: &mut [f32]) {
     let mut sums = vec![0.0_f64; dx.len()];
-    for_each_product(shape, |xi, wi, yi| {
-        sums[xi] += f64::from(dy[yi]) * f64::from(w[wi])
-    });
+    for_each_product(shape, |xi, wi, yi| sums[xi] += f64::from(dy[yi]) * f64::from(w[wi]));
     dx.iter_mut().zip(sums).for_each(|(d, sum)| *d = sum as f32);
 }
 
 /// See [`crate::conv::backward_weight`].
 pub fn backward_weight(shape: &ConvShape, x: &[f32], dy: &[f32], dw: &mut [f32]) {
     let mut sums = vec![0.0_f64; dw.len()];
-    for_each_product(shape, |xi, wi, yi| {
-        sums[wi] += f64::from(x[xi]) * f64::from(dy[yi])
-    });
+    for_each_product(shape, |xi, wi, yi| sums[wi] += f64::from(x[xi]) * f64::from(dy[yi]));
     dw.iter_mut().zip(sums).for_each(|(d, sum)| *d = sum as f32);
 }
 

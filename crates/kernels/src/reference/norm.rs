@@ -15,14 +15,7 @@ pub fn batch_stats(x: &[f32], channels: usize, mean: &mut [f32], var: &mut [f32]
 }
 
 /// See [`crate::norm::affine_act`].
-pub fn affine_act(
-    x: &[f32],
-    a: &[f32],
-    b: &[f32],
-    add: Option<&[f32]>,
-    act: Activation,
-    y: &mut [f32],
-) {
+pub fn affine_act(x: &[f32], a: &[f32], b: &[f32], add: Option<&[f32]>, act: Activation, y: &mut [f32]) {
     for (i, y) in y.iter_mut().enumerate() {
         let c = i % a.len();
         *y = act.apply(x[i] * a[c] + b[c] + add.map_or(0.0, |add| add[i]));
@@ -30,18 +23,10 @@ pub fn affine_act(
 }
 
 /// See [`crate::norm::backward`].
-pub fn backward(
-    args: &Backward,
-    dx: &mut [f32],
-    dgamma: &mut [f32],
-    dbeta: &mut [f32],
-    dadd: Option<&mut [f32]>,
-) {
+pub fn backward(args: &Backward, dx: &mut [f32], dgamma: &mut [f32], dbeta: &mut [f32], dadd: Option<&mut [f32]>) {
     let channels = args.gamma.len();
     let rows = (dx.len() / channels).max(1) as f64;
-    let normalised = |i: usize| {
-        f64::from(args.x[i] - args.mean[i % channels]) * f64::from(args.inv_std[i % channels])
-    };
+    let normalised = |i: usize| f64::from(args.x[i] - args.mean[i % channels]) * f64::from(args.inv_std[i % channels]);
     let masked: Vec<f32> = (0..dx.len())
         .map(|i| {
             let c = i % channels;
@@ -50,9 +35,7 @@ pub fn backward(
                 Saved::Output => args.y[i],
                 Saved::Input => {
                     let a = args.gamma[c] * args.inv_std[c];
-                    args.x[i] * a
-                        + (args.beta[c] - args.mean[c] * a)
-                        + args.add.map_or(0.0, |add| add[i])
+                    args.x[i] * a + (args.beta[c] - args.mean[c] * a) + args.add.map_or(0.0, |add| add[i])
                 }
             };
             args.dy[i] * args.act.slope(saved)
@@ -85,11 +68,6 @@ pub fn backward(
 pub fn channel_sums(x: &[f32], sums: &mut [f32]) {
     let channels = sums.len();
     for (c, sum) in sums.iter_mut().enumerate() {
-        *sum = x
-            .iter()
-            .skip(c)
-            .step_by(channels)
-            .map(|&x| f64::from(x))
-            .sum::<f64>() as f32;
+        *sum = x.iter().skip(c).step_by(channels).map(|&x| f64::from(x)).sum::<f64>() as f32;
     }
 }

@@ -23,11 +23,7 @@ fn for_each_window(shape: &PoolShape, mut visit: impl FnMut(usize, f64, &[usize]
                         Padding::Ignored => window.len(),
                         Padding::Counted => padded_rows * padded_columns,
                     };
-                    visit(
-                        ((n * out_h + oh) * out_w + ow) * s.channels + c,
-                        count as f64,
-                        &window,
-                    );
+                    visit(((n * out_h + oh) * out_w + ow) * s.channels + c, count as f64, &window);
                 }
             }
         }
@@ -39,10 +35,7 @@ fn span(index: usize, axis: usize, size: usize, s: &PoolShape) -> (std::ops::Ran
     let (before, after) = (s.pads[axis], s.pads[axis + 2]);
     let start = index * s.stride[axis];
     let end = (start + s.kernel[axis]).min(size + before + after);
-    (
-        start.saturating_sub(before)..end.saturating_sub(before).min(size),
-        end - start,
-    )
+    (start.saturating_sub(before)..end.saturating_sub(before).min(size), end - start)
 }
 
 /// The offset of the first largest element; a NaN counts as larger than all before it.
@@ -64,9 +57,7 @@ pub fn max(shape: &PoolShape, x: &[f32], y: &mut [f32]) {
 /// See [`crate::pool::max_backward`].
 pub fn max_backward(shape: &PoolShape, x: &[f32], dy: &[f32], dx: &mut [f32]) {
     let mut sums = vec![0.0_f64; dx.len()];
-    for_each_window(shape, |out, _, window| {
-        sums[first_largest(x, window)] += f64::from(dy[out])
-    });
+    for_each_window(shape, |out, _, window| sums[first_largest(x, window)] += f64::from(dy[out]));
     dx.iter_mut().zip(sums).for_each(|(d, sum)| *d = sum as f32);
 }
 
@@ -81,9 +72,7 @@ pub fn average(shape: &PoolShape, x: &[f32], y: &mut [f32]) {
 pub fn average_backward(shape: &PoolShape, dy: &[f32], dx: &mut [f32]) {
     let mut sums = vec![0.0_f64; dx.len()];
     for_each_window(shape, |out, count, window| {
-        window
-            .iter()
-            .for_each(|&i| sums[i] += f64::from(dy[out]) / count);
+        window.iter().for_each(|&i| sums[i] += f64::from(dy[out]) / count);
     });
     dx.iter_mut().zip(sums).for_each(|(d, sum)| *d = sum as f32);
 }
@@ -93,9 +82,7 @@ pub fn global_average(batch: usize, channels: usize, x: &[f32], y: &mut [f32]) {
     let pixels = x.len() / (batch * channels);
     for (i, y) in y.iter_mut().enumerate() {
         let (n, c) = (i / channels, i % channels);
-        let sum: f64 = (0..pixels)
-            .map(|p| f64::from(x[(n * pixels + p) * channels + c]))
-            .sum();
+        let sum: f64 = (0..pixels).map(|p| f64::from(x[(n * pixels + p) * channels + c])).sum();
         *y = (sum / pixels as f64) as f32;
     }
 }
