@@ -7,6 +7,7 @@
 pub mod activation;
 mod buffer;
 pub mod conv;
+pub mod fakequant;
 pub mod file;
 pub mod gemm;
 pub mod isa;
@@ -18,6 +19,7 @@ pub mod pack;
 pub mod planes;
 pub mod pool;
 pub mod reference;
+mod runs;
 pub mod sigmoid;
 pub mod simd;
 pub mod threads;

@@ -37,6 +37,7 @@ pub use backward::{GateGradients, LogitGradients, Sgd, TrainableLogits, backward
 pub use hard::{hard_codes, init_logits, nearest_on_planes};
 
 use crate::multiversion::multiversion;
+use crate::runs::{Runs, TILE};
 use crate::sigmoid::{sigmoid, sigmoid_and_complement, sigmoid_pair};
 use rayon::prelude::*;
 
@@ -44,8 +45,6 @@ use rayon::prelude::*;
 pub const MAX_PLANES: usize = 8;
 /// Weights per unit of parallel work.
 const CHUNK: usize = 4096;
-/// Weights per inner loop: the tile's buffers stay in the first cache, and f32 partial sums stay short.
-const TILE: usize = 512;
 
 /// Whether a logit passes through the steep sigmoid or through a step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -145,23 +144,23 @@ pub fn forward(logits: &Logits<'_>, gates: &Gates<'_>, weights: &mut [f32]) {
     let live = LivePlanes::of(gates);
     let run = |(chunk_idx, chunk): (usize, &mut [f32])| {
         for (tile_idx, out) in chunk.chunks_mut(TILE).enumerate() {
-            let first = chunk_idx * shape.chunk + tile_idx * TILE;
+            let first = chunk_idx * shape.runs.chunk + tile_idx * TILE;
             out.fill(0.0);
             for plane in &live.list {
-                let at = plane.index * shape.n + first..plane.index * shape.n + first + out.len();
+                let at = plane.index * shape.runs.n + first..plane.index * shape.runs.n + first + out.len();
                 let (p, q) = (&logits.positive[at.clone()], &logits.negative[at]);
                 match gates.bits {
                     Gate::Soft => add_soft(p, q, gates.temperature, plane.factor, out),
                     Gate::Hard => add_hard(p, q, plane.factor, out),
                 }
             }
-            for (row, range) in shape.segments(first, out.len()) {
+            for (row, range) in shape.runs.segments(first, out.len()) {
                 let step = gates.scale[row] / live.divisor;
                 out[range].iter_mut().for_each(|w| *w *= step);
             }
         }
     };
-    weights.par_chunks_mut(shape.chunk).enumerate().for_each(run);
+    weights.par_chunks_mut(shape.runs.chunk).enumerate().for_each(run);
 }
 
 multiversion! {
@@ -231,46 +230,21 @@ impl LivePlanes {
 /// Checked sizes and the fixed cutting of a layer.
 #[derive(Clone, Copy)]
 struct Shape {
-    /// Weights.
-    n: usize,
+    /// Weights, and how they share scales and are cut.
+    runs: Runs,
     /// Planes.
     planes: usize,
-    /// Scales.
-    channels: usize,
-    /// Weights per scale.
-    row: usize,
-    /// Weights per unit of parallel work; whole rows when there are several.
-    chunk: usize,
 }
 
 impl Shape {
     fn of(gates: &Gates<'_>, n: usize) -> Self {
         let planes = gates.masks.len();
-        let channels = gates.scale.len();
         assert!((1..=MAX_PLANES).contains(&planes), "1 to {MAX_PLANES} planes, not {planes}");
-        assert!(channels > 0 && n.is_multiple_of(channels), "{n} weights do not divide into {channels} channels");
-        let row = (n / channels).max(1);
-        let chunk = if channels == 1 { CHUNK } else { row * (CHUNK / row).max(1) };
-        Shape { n, planes, channels, row, chunk }
+        Shape { runs: Runs::new(n, gates.scale.len(), CHUNK), planes }
     }
 
     fn check_logits(self, positive: usize, negative: usize) {
-        assert!([positive, negative] == [self.planes * self.n; 2], "one logit per weight and plane");
-    }
-
-    /// The rows that `first .. first + len` touches, with their ranges relative to `first`.
-    fn segments(self, first: usize, len: usize) -> impl Iterator<Item = (usize, std::ops::Range<usize>)> {
-        let mut at = 0;
-        std::iter::from_fn(move || {
-            if at >= len {
-                return None;
-            }
-            let row = (first + at) / self.row;
-            let end = ((row + 1) * self.row - first).min(len);
-            let range = at..end;
-            at = end;
-            Some((row, range))
-        })
+        assert!([positive, negative] == [self.planes * self.runs.n; 2], "one logit per weight and plane");
     }
 }
 

@@ -3,8 +3,9 @@
 //! Per tile: H = G·s once; then per live plane both sigmoids and their complements are recomputed and give R_b and the
 //! gradients of both logits. With [`backward_sgd`] the two gradient tiles never leave the first cache.
 
-use super::{Gate, Gates, LivePlane, LivePlanes, Logits, MAX_PLANES, Shape, TILE, hard_difference};
+use super::{Gate, Gates, LivePlane, LivePlanes, Logits, MAX_PLANES, Shape, hard_difference};
 use crate::multiversion::multiversion;
+use crate::runs::{TILE, sum_tile};
 use crate::sigmoid::sigmoid_pair;
 use rayon::prelude::*;
 use std::ops::Range;
@@ -75,16 +76,16 @@ pub fn backward(
     let grad_q = split_planes(grad_logits.negative, shape);
     let sums: Vec<Sums> = (grad_p, grad_q)
         .into_par_iter()
-        .zip(grad_w.par_chunks(shape.chunk))
+        .zip(grad_w.par_chunks(shape.runs.chunk))
         .enumerate()
         .map(|(chunk_idx, ((mut grad_p, mut grad_q), grad_w))| {
             for (plane, _) in gates.masks.iter().enumerate().filter(|(_, m)| **m == 0.0) {
                 grad_p[plane].fill(0.0);
                 grad_q[plane].fill(0.0);
             }
-            let first = chunk_idx * shape.chunk;
+            let first = chunk_idx * shape.runs.chunk;
             run_chunk(shape, gates, &live, first, grad_w, |plane, tile, h, u| {
-                let start = plane.index * shape.n + first;
+                let start = plane.index * shape.runs.n + first;
                 let at = start + tile.start..start + tile.end;
                 let (p, q) = (&logits.positive[at.clone()], &logits.negative[at]);
                 let (grad_p, grad_q) = (&mut grad_p[plane.index][tile.clone()], &mut grad_q[plane.index][tile]);
@@ -117,10 +118,10 @@ pub fn backward_sgd(
     let sums: Vec<Sums> = params
         .into_par_iter()
         .zip(velocities)
-        .zip(grad_w.par_chunks(shape.chunk))
+        .zip(grad_w.par_chunks(shape.runs.chunk))
         .enumerate()
         .map(|(chunk_idx, (((mut p, mut q), (mut v_p, mut v_q)), grad_w))| {
-            let first = chunk_idx * shape.chunk;
+            let first = chunk_idx * shape.runs.chunk;
             let (mut grad_p, mut grad_q) = ([0.0; TILE], [0.0; TILE]);
             run_chunk(shape, gates, &live, first, grad_w, |plane, tile, h, u| {
                 let (grad_p, grad_q) = (&mut grad_p[..h.len()], &mut grad_q[..h.len()]);
@@ -153,20 +154,20 @@ fn run_chunk(
     grad_w: &[f32],
     mut run_plane: impl FnMut(&LivePlane, Range<usize>, &[f32], &mut [f32]) -> f64,
 ) -> Sums {
-    let mut sums = Sums { planes: [0.0; MAX_PLANES], rows: vec![0.0; grad_w.len().div_ceil(shape.row)] };
+    let mut sums = Sums { planes: [0.0; MAX_PLANES], rows: vec![0.0; grad_w.len().div_ceil(shape.runs.row)] };
     let (mut h, mut u) = ([0.0; TILE], [0.0; TILE]);
     for (tile_idx, g) in grad_w.chunks(TILE).enumerate() {
         let start = tile_idx * TILE;
         let (h, u) = (&mut h[..g.len()], &mut u[..g.len()]);
         u.fill(0.0);
-        for (row, range) in shape.segments(first + start, g.len()) {
+        for (row, range) in shape.runs.segments(first + start, g.len()) {
             scale_into(&g[range.clone()], gates.scale[row] / live.divisor, &mut h[range]);
         }
         for plane in &live.list {
             sums.planes[plane.index] += run_plane(plane, start..start + g.len(), h, u);
         }
-        for (row, range) in shape.segments(first + start, g.len()) {
-            sums.rows[row - first / shape.row] += dot(&g[range.clone()], &u[range]);
+        for (row, range) in shape.runs.segments(first + start, g.len()) {
+            sums.rows[row - first / shape.runs.row] += dot(&g[range.clone()], &u[range]);
         }
     }
     sums
@@ -174,24 +175,16 @@ fn run_chunk(
 
 /// Adds the chunks' sums in chunk order and applies the constants they were taken without.
 fn combine(sums: &[Sums], shape: Shape, live: &LivePlanes, grads: &mut GateGradients<'_>) {
-    let channels = shape.channels;
+    let channels = shape.runs.channels;
     assert!(grads.masks.len() == shape.planes && grads.scale.len() == channels, "one gradient per gate and per scale");
     grads.masks.fill(0.0);
-    grads.scale.fill(0.0);
     for plane in &live.list {
         let total: f64 = sums.iter().map(|s| s.planes[plane.index]).sum();
         grads.masks[plane.index] = (total * plane.share * f64::from(live.divisor)) as f32;
     }
     let divisor = f64::from(live.divisor);
-    if channels == 1 {
-        let total: f64 = sums.iter().flat_map(|s| &s.rows).sum();
-        grads.scale[0] = (total / divisor) as f32;
-    } else {
-        let rows = sums.iter().flat_map(|s| &s.rows);
-        for (g, total) in grads.scale.iter_mut().zip(rows) {
-            *g = (total / divisor) as f32;
-        }
-    }
+    let rows = sums.iter().map(|s| s.rows.as_slice());
+    shape.runs.combine(rows, |row, total| grads.scale[row] = (total / divisor) as f32);
 }
 
 /// One plane over one tile: adds the plane to `u`, writes both logit gradients, returns Σ H d.
@@ -216,9 +209,6 @@ fn plane_tile(
     }
 }
 
-/// Independent partial sums: enough for two AVX-512 registers.
-const LANES: usize = 32;
-
 multiversion! {
     fn soft_tile(
         p: &[f32], q: &[f32], h: &[f32], temperature: f32, factor: f32, u: &mut [f32], grad_p: &mut [f32], grad_q: &mut [f32],
@@ -238,7 +228,7 @@ multiversion! {
             grad_p[i] = k * (pair.x.0 * pair.x.1);
             grad_q[i] = -(k * (pair.y.0 * pair.y.1));
         }
-        sum(products)
+        sum_tile(products)
     }
 }
 
@@ -253,7 +243,7 @@ multiversion! {
             u[i] += factor * d;
             products[i] = h[i] * d;
         }
-        sum(products)
+        sum_tile(products)
     }
 }
 
@@ -273,28 +263,8 @@ multiversion! {
         for i in 0..a.len() {
             products[i] = a[i] * b[i];
         }
-        sum(products)
+        sum_tile(products)
     }
-}
-
-/// Sum of a tile: every lane adds at most [`TILE`]` / `[`LANES`] floats, then the lanes are added in double precision.
-#[inline(always)]
-fn sum(x: &[f32]) -> f64 {
-    let mut lanes = [0f32; LANES];
-    let (whole, rest) = x.as_chunks::<LANES>();
-    for group in whole {
-        for i in 0..LANES {
-            lanes[i] += group[i];
-        }
-    }
-    let mut total = 0f64;
-    for lane in lanes {
-        total += f64::from(lane);
-    }
-    for &v in rest {
-        total += f64::from(v);
-    }
-    total
 }
 
 multiversion! {
@@ -316,9 +286,9 @@ multiversion! {
 /// Cuts a plane-major `[N][n]` buffer into chunks of all planes: `[chunk][plane]`.
 fn split_planes(x: &mut [f32], shape: Shape) -> Vec<Vec<&mut [f32]>> {
     let mut chunks: Vec<Vec<&mut [f32]>> =
-        (0..shape.n.div_ceil(shape.chunk)).map(|_| Vec::with_capacity(shape.planes)).collect();
-    for plane in x.chunks_mut(shape.n.max(1)) {
-        for (chunk, part) in chunks.iter_mut().zip(plane.chunks_mut(shape.chunk)) {
+        (0..shape.runs.n.div_ceil(shape.runs.chunk)).map(|_| Vec::with_capacity(shape.planes)).collect();
+    for plane in x.chunks_mut(shape.runs.n.max(1)) {
+        for (chunk, part) in chunks.iter_mut().zip(plane.chunks_mut(shape.runs.chunk)) {
             chunk.push(part);
         }
     }
