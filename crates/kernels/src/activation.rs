@@ -3,6 +3,12 @@
 //! Formulas are ONNX's. Derivatives at a kink are 0 on the flat side's edge: `relu'(0) = 0`, and a clipped value passes
 //! no gradient. NaN comes out as NaN.
 
+pub(crate) mod curve;
+
+use crate::isa::Isa;
+use crate::simd::{Kernel, Vector, dispatch};
+use curve::{Curve, with_curve};
+
 /// An elementwise function between layers.
 #[derive(Clone, Copy, Debug, PartialEq, Default)]
 pub enum Activation {
@@ -163,8 +169,7 @@ pub fn erf(x: f32) -> f32 {
 pub fn forward(act: Activation, x: &[f32], y: &mut [f32]) {
     assert_eq!(x.len(), y.len(), "length of y");
     crate::threads::for_each_part(y, 1, |start, y| {
-        let x = &x[start..start + y.len()];
-        y.iter_mut().zip(x).for_each(|(y, &x)| *y = act.apply(x));
+        dispatch(Isa::current(), Forward { act, x: &x[start..start + y.len()], y });
     });
 }
 
@@ -176,9 +181,55 @@ pub fn backward(act: Activation, saved: &[f32], dy: &[f32], dx: &mut [f32]) {
     assert_eq!(saved.len(), dx.len(), "length of the saved values");
     assert_eq!(dy.len(), dx.len(), "length of dy");
     crate::threads::for_each_part(dx, 1, |start, dx| {
-        let (saved, dy) = (&saved[start..start + dx.len()], &dy[start..start + dx.len()]);
-        dx.iter_mut().zip(saved).zip(dy).for_each(|((dx, &s), &dy)| *dx = dy * act.slope(s));
+        let part = start..start + dx.len();
+        dispatch(Isa::current(), Backward { act, saved: &saved[part.clone()], dy: &dy[part], dx });
     });
+}
+
+struct Forward<'a> {
+    act: Activation,
+    x: &'a [f32],
+    y: &'a mut [f32],
+}
+
+impl Kernel for Forward<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<V: Vector>(self) {
+        with_curve!(self.act, curve => {
+            for (x, y) in self.x.chunks(V::LANES).zip(self.y.chunks_mut(V::LANES)) {
+                // SAFETY: the caller promises the instruction set; both chunks have `y.len() <= LANES` elements.
+                unsafe { curve.apply(V::load_up_to(x.as_ptr(), y.len())).store_up_to(y.as_mut_ptr(), y.len()) }
+            }
+        });
+    }
+}
+
+struct Backward<'a> {
+    act: Activation,
+    saved: &'a [f32],
+    dy: &'a [f32],
+    dx: &'a mut [f32],
+}
+
+impl Kernel for Backward<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<V: Vector>(self) {
+        with_curve!(self.act, curve => {
+            let chunks = self.dx.chunks_mut(V::LANES).zip(self.dy.chunks(V::LANES)).zip(self.saved.chunks(V::LANES));
+            for ((dx, dy), saved) in chunks {
+                let n = dx.len();
+                // SAFETY: the caller promises the instruction set; all three chunks have `n <= LANES` elements.
+                unsafe {
+                    let (dy, saved) = (V::load_up_to(dy.as_ptr(), n), V::load_up_to(saved.as_ptr(), n));
+                    curve.gradient(dy, saved).store_up_to(dx.as_mut_ptr(), n);
+                }
+            }
+        });
+    }
 }
 
 #[cfg(test)]

@@ -66,6 +66,15 @@ impl Isa {
         }
     }
 
+    /// Lanes of f32 in one vector of this level.
+    pub fn lanes(self) -> usize {
+        match self.0 {
+            Level::Portable => 4,
+            Level::Avx2 => 8,
+            Level::Avx512 => 16,
+        }
+    }
+
     /// The level this token proves.
     pub fn level(self) -> Level {
         self.0

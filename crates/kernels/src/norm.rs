@@ -16,8 +16,14 @@
 //!
 //! With frozen statistics (evaluation mode) the last line is `dx = a * g`.
 
+mod rows;
+
 use crate::activation::{Activation, Saved};
-use crate::reference;
+use crate::isa::Isa;
+use crate::simd::dispatch;
+use crate::threads;
+use rows::{Affine, Apply, Moments, Reduce, Stats, period, repeat};
+use std::ops::Range;
 
 /// Everything the backward pass reads.
 #[derive(Clone, Copy, Debug)]
@@ -62,7 +68,34 @@ pub fn batch_stats(x: &[f32], channels: usize, mean: &mut [f32], var: &mut [f32]
     check_rows(x.len(), channels);
     assert_eq!(mean.len(), channels, "length of mean");
     assert_eq!(var.len(), channels, "length of var");
-    reference::norm::batch_stats(x, channels, mean, var);
+    batch_stats_on(Isa::current(), x, mean, var);
+}
+
+fn batch_stats_on(isa: Isa, x: &[f32], mean: &mut [f32], var: &mut [f32]) {
+    let channels = mean.len();
+    let period = period(channels, isa.lanes());
+    let (periods, tail) = whole_periods(x, period);
+    let parts = threads::map_parts(periods.len() / period, threads::parts_for(x.len()), |range| {
+        dispatch(isa, Stats { x: &periods[range.start * period..range.end * period], period })
+    });
+    for c in 0..channels {
+        let (mut m, mut d, mut n) = (0.0, 0.0, 0.0);
+        for part in &parts {
+            for i in (c..period).step_by(channels) {
+                Moments::merge_into(&mut m, &mut d, &mut n, (part.count, part.mean[i], part.deviation[i]));
+            }
+        }
+        for &x in tail.iter().skip(c).step_by(channels) {
+            Moments::merge_into(&mut m, &mut d, &mut n, (1.0, f64::from(x), 0.0));
+        }
+        mean[c] = m as f32;
+        var[c] = (d / n.max(1.0)) as f32;
+    }
+}
+
+/// `x` cut after its last whole period.
+fn whole_periods(x: &[f32], period: usize) -> (&[f32], &[f32]) {
+    x.split_at(x.len() / period * period)
 }
 
 /// `y = act(x * a[c] + b[c] (+ add))`.
@@ -74,7 +107,25 @@ pub fn affine_act(x: &[f32], a: &[f32], b: &[f32], add: Option<&[f32]>, act: Act
     assert_eq!(b.len(), a.len(), "length of b");
     assert_eq!(y.len(), x.len(), "length of y");
     assert!(add.is_none_or(|add| add.len() == x.len()), "length of add");
-    reference::norm::affine_act(x, a, b, add, act, y);
+    affine_act_on(Isa::current(), x, a, b, add, act, y);
+}
+
+fn affine_act_on(isa: Isa, x: &[f32], a: &[f32], b: &[f32], add: Option<&[f32]>, act: Activation, y: &mut [f32]) {
+    let channels = a.len();
+    let period = period(channels, isa.lanes());
+    let (a_periodic, b_periodic) = (repeat(a, period), repeat(b, period));
+    let whole = x.len() / period * period;
+    let (y, y_tail) = y.split_at_mut(whole);
+    threads::for_each_part(y, period, |start, y| {
+        let part = start..start + y.len();
+        let add = add.map(|add| &add[part.clone()]);
+        dispatch(isa, Affine { x: &x[part], a: &a_periodic, b: &b_periodic, add, act, y });
+    });
+    for (i, y) in y_tail.iter_mut().enumerate() {
+        let c = i % channels;
+        let z = x[whole + i] * a[c] + b[c];
+        *y = act.apply(add.map_or(z, |add| z + add[whole + i]));
+    }
 }
 
 /// Writes `dx`, `dgamma`, `dbeta` and, where asked, `dadd`, the gradient of the addend.
@@ -86,7 +137,107 @@ pub fn backward(args: &Backward, dx: &mut [f32], dgamma: &mut [f32], dbeta: &mut
     assert_eq!(dgamma.len(), args.gamma.len(), "length of dgamma");
     assert_eq!(dbeta.len(), args.gamma.len(), "length of dbeta");
     assert!(dadd.as_ref().is_none_or(|d| d.len() == dx.len()), "length of dadd");
-    reference::norm::backward(args, dx, dgamma, dbeta, dadd);
+    backward_on(Isa::current(), args, dx, dgamma, dbeta, dadd);
+}
+
+fn backward_on(
+    isa: Isa,
+    args: &Backward,
+    dx: &mut [f32],
+    dgamma: &mut [f32],
+    dbeta: &mut [f32],
+    dadd: Option<&mut [f32]>,
+) {
+    if args.act.saved() == Saved::Input {
+        // The activations that need their input: g in one more pass, then as if there were none.
+        let mut own = Vec::new();
+        let g = match dadd {
+            Some(dadd) => dadd,
+            None => {
+                own.resize(dx.len(), 0.0);
+                &mut own
+            }
+        };
+        let a: Vec<f32> = args.gamma.iter().zip(args.inv_std).map(|(g, s)| g * s).collect();
+        let b: Vec<f32> = args.beta.iter().zip(args.mean).zip(&a).map(|((b, m), a)| b - m * a).collect();
+        affine_act_on(isa, args.x, &a, &b, args.add, Activation::Identity, dx);
+        crate::activation::backward(args.act, dx, args.dy, g);
+        let args = Backward { dy: g, act: Activation::Identity, ..*args };
+        return backward_on(isa, &args, dx, dgamma, dbeta, None);
+    }
+    let channels = args.gamma.len();
+    let period = period(channels, isa.lanes());
+    let whole = dx.len() / period * period;
+    let masked = args.act != Activation::Identity;
+    let saved_of = |part: Range<usize>| -> &[f32] { if masked { &args.y[part] } else { &[] } };
+    let slope = |i: usize| if masked { args.act.slope(args.y[i]) } else { 1.0 };
+
+    // First pass: the sums, and g where the caller wants it.
+    let mean = repeat(args.mean, period);
+    let rows: Vec<_> = threads::ranges(whole / period, threads::parts_for(whole)).collect();
+    let mut g_parts: Vec<Option<&mut [f32]>> = Vec::with_capacity(rows.len());
+    let mut g_tail = None;
+    if let Some(dadd) = dadd {
+        let (mut rest, tail) = dadd.split_at_mut(whole);
+        for range in &rows {
+            let (part, others) = rest.split_at_mut(range.len() * period);
+            g_parts.push(Some(part));
+            rest = others;
+        }
+        g_tail = Some(tail);
+    } else {
+        g_parts.resize_with(rows.len(), || None);
+    }
+    let parts = threads::map_jobs(rows.iter().zip(g_parts).collect(), |(range, g)| {
+        let part = range.start * period..range.end * period;
+        let saved = saved_of(part.clone());
+        let (dy, x) = (&args.dy[part.clone()], &args.x[part]);
+        dispatch(isa, Reduce { dy, saved, x, mean: &mean, act: args.act, g })
+    });
+    let mut sums = vec![[0.0_f64; 2]; channels];
+    for [plain, weighted] in &parts {
+        for (i, (p, w)) in plain.iter().zip(weighted).enumerate() {
+            sums[i % channels][0] += p;
+            sums[i % channels][1] += w;
+        }
+    }
+    for i in whole..dx.len() {
+        let c = i % channels;
+        let g = args.dy[i] * slope(i);
+        sums[c][0] += f64::from(g);
+        sums[c][1] += f64::from(g) * f64::from(args.x[i] - args.mean[c]);
+        if let Some(tail) = g_tail.as_deref_mut() {
+            tail[i - whole] = g;
+        }
+    }
+
+    // Second pass: dx = a (g - c - (x - mean) d).
+    let count = (dx.len() / channels).max(1) as f64;
+    let (mut a, mut c, mut d) = (vec![0.0; channels], vec![0.0; channels], vec![0.0; channels]);
+    for i in 0..channels {
+        let inv_std = f64::from(args.inv_std[i]);
+        dbeta[i] = sums[i][0] as f32;
+        dgamma[i] = (sums[i][1] * inv_std) as f32;
+        a[i] = args.gamma[i] * args.inv_std[i];
+        if args.statistics == Statistics::Batch {
+            c[i] = (sums[i][0] / count) as f32;
+            d[i] = (sums[i][1] * inv_std * inv_std / count) as f32;
+        }
+    }
+    let periodic = [&a, &c, &d].map(|p| repeat(p, period));
+    let parameters = [&periodic[0][..], &periodic[1], &periodic[2], &mean];
+    let (dx, dx_tail) = dx.split_at_mut(whole);
+    threads::for_each_part(dx, period, |start, dx| {
+        let part = start..start + dx.len();
+        let saved = saved_of(part.clone());
+        let (dy, x) = (&args.dy[part.clone()], &args.x[part]);
+        dispatch(isa, Apply { dy, saved, x, act: args.act, parameters, dx });
+    });
+    for (k, dx) in dx_tail.iter_mut().enumerate() {
+        let (i, channel) = (whole + k, k % channels);
+        let g = args.dy[i] * slope(i);
+        *dx = a[channel] * (g - c[channel] - (args.x[i] - args.mean[channel]) * d[channel]);
+    }
 }
 
 /// `sums[c] = Σ x[·, c]` over the rows of a channels-last slice; a bias gradient when `x` is `dy`.
@@ -95,7 +246,21 @@ pub fn backward(args: &Backward, dx: &mut [f32], dgamma: &mut [f32], dbeta: &mut
 /// If `x` is not a multiple of `sums`.
 pub fn channel_sums(x: &[f32], sums: &mut [f32]) {
     check_rows(x.len(), sums.len());
-    reference::norm::channel_sums(x, sums);
+    channel_sums_on(Isa::current(), x, sums);
+}
+
+fn channel_sums_on(isa: Isa, x: &[f32], sums: &mut [f32]) {
+    let channels = sums.len();
+    let period = period(channels, isa.lanes());
+    let (periods, tail) = whole_periods(x, period);
+    let parts = threads::map_parts(periods.len() / period, threads::parts_for(x.len()), |range| {
+        dispatch(isa, rows::Sums { x: &periods[range.start * period..range.end * period], period })
+    });
+    for (c, sum) in sums.iter_mut().enumerate() {
+        let whole: f64 = parts.iter().flat_map(|p| p.iter().skip(c).step_by(channels)).sum();
+        let rest: f64 = tail.iter().skip(c).step_by(channels).map(|&x| f64::from(x)).sum();
+        *sum = (whole + rest) as f32;
+    }
 }
 
 impl Backward<'_> {
@@ -117,4 +282,133 @@ impl Backward<'_> {
 
 fn check_rows(len: usize, channels: usize) {
     assert!(channels > 0 && len.is_multiple_of(channels), "{len} elements are no rows of {channels} channels");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Backward, Statistics, affine_act_on, backward_on, batch_stats_on, channel_sums_on};
+    use crate::activation::{Activation, Saved};
+    use crate::isa::Isa;
+    use crate::reference::norm as naive;
+    use proptest::prelude::*;
+
+    fn values(n: usize, salt: usize, offset: f32) -> Vec<f32> {
+        (0..n).map(|i| (((i + salt) * 7919 + i / 13) % 1009) as f32 / 504.5 - 1.0 + offset).collect()
+    }
+
+    fn assert_close(what: &str, fast: &[f32], slow: &[f32], limit: f64) {
+        for (i, (&f, &s)) in fast.iter().zip(slow).enumerate() {
+            // Written so that NaN fails.
+            let near = (f64::from(f) - f64::from(s)).abs() <= limit * (1.0 + f64::from(s).abs());
+            assert!(near, "{what} at {i}: {f} instead of {s}");
+        }
+    }
+
+    fn check(channels: usize, rows: usize, act: Activation, statistics: Statistics, offset: f32, with_add: bool) {
+        let n = rows * channels;
+        let x = values(n, 1, offset);
+        let add = with_add.then(|| values(n, 2, 0.0));
+        let (gamma, beta) = (values(channels, 3, 1.5), values(channels, 4, 0.0));
+        let (mut mean, mut var) = (vec![0.0; channels], vec![0.0; channels]);
+        naive::batch_stats(&x, channels, &mut mean, &mut var);
+        let inv_std: Vec<f32> = var.iter().map(|v| 1.0 / (v + 1e-5_f32).sqrt()).collect();
+        let a: Vec<f32> = gamma.iter().zip(&inv_std).map(|(g, s)| g * s).collect();
+        let b: Vec<f32> = beta.iter().zip(&mean).zip(&a).map(|((b, m), a)| b - m * a).collect();
+        let mut y = vec![0.0; n];
+        naive::affine_act(&x, &a, &b, add.as_deref(), act, &mut y);
+        let dy = values(n, 5, 0.1);
+        let saved = if act.saved() == Saved::Input { &[][..] } else { &y };
+        let args = Backward {
+            dy: &dy,
+            y: saved,
+            x: &x,
+            add: add.as_deref(),
+            mean: &mean,
+            inv_std: &inv_std,
+            gamma: &gamma,
+            beta: &beta,
+            act,
+            statistics,
+        };
+        let (mut dx, mut dadd) = (vec![0.0; n], vec![0.0; n]);
+        let (mut dgamma, mut dbeta, mut sums) = (vec![0.0; channels], vec![0.0; channels], vec![0.0; channels]);
+        naive::backward(&args, &mut dx, &mut dgamma, &mut dbeta, Some(&mut dadd));
+        naive::channel_sums(&dy, &mut sums);
+
+        for isa in Isa::available() {
+            let what = |name: &str| format!("{name} {isa:?} {rows}x{channels} {act:?} {statistics:?} offset {offset}");
+            let (mut fast_mean, mut fast_var) = (vec![f32::NAN; channels], vec![f32::NAN; channels]);
+            batch_stats_on(isa, &x, &mut fast_mean, &mut fast_var);
+            // 64 to 256 terms per f32 sum: 256 u = 1.5e-5 at worst, and the variance sees the centre's rounding squared.
+            assert_close(&what("mean"), &fast_mean, &mean, 2e-5);
+            assert_close(&what("variance"), &fast_var, &var, 2e-5);
+            let mut fast = vec![f32::NAN; n];
+            affine_act_on(isa, &x, &a, &b, add.as_deref(), act, &mut fast);
+            // The same roundings in the same order.
+            assert!(fast == y, "{}", what("affine"));
+            for want_add in [false, true] {
+                let mut fast = [vec![f32::NAN; n], vec![f32::NAN; n]];
+                let (mut fast_gamma, mut fast_beta) = (vec![f32::NAN; channels], vec![f32::NAN; channels]);
+                let [fast_dx, fast_dadd] = &mut fast;
+                let wanted = want_add.then_some(&mut fast_dadd[..]);
+                backward_on(isa, &args, fast_dx, &mut fast_gamma, &mut fast_beta, wanted);
+                // Chunks of at most 256 terms, each off by 256 u of magnitudes up to 2 x 2: relative to the sums of up to
+                // `rows` terms below.
+                let scale = 2e-5 * rows as f64;
+                assert_close(&what("dbeta"), &fast_beta, &dbeta, scale);
+                assert_close(&what("dgamma"), &fast_gamma, &dgamma, scale * 4.0);
+                // With few rows inv_std can be up to 300 and multiplies the rounding of x - mean.
+                let largest = a.iter().fold(1.0_f32, |m, a| m.max(a.abs()));
+                assert_close(&what("dx"), fast_dx, &dx, 4e-5 * f64::from(largest));
+                if want_add {
+                    assert_close(&what("dadd"), fast_dadd, &dadd, 1e-6);
+                }
+            }
+            let mut fast = vec![f32::NAN; channels];
+            channel_sums_on(isa, &dy, &mut fast);
+            assert_close(&what("sums"), &fast, &sums, 2e-5 * rows as f64);
+        }
+    }
+
+    const ACTIVATIONS: [Activation; 5] = [
+        Activation::Identity,
+        Activation::Relu,
+        Activation::LeakyRelu { alpha: 0.1 },
+        Activation::Clip { min: 0.0, max: 0.9 },
+        Activation::HardSwish,
+    ];
+
+    #[test]
+    fn known_shapes() {
+        for (channels, rows) in [(1, 1), (3, 5), (16, 1000), (64, 333), (17, 70), (1000, 9), (15, 4099)] {
+            for act in ACTIVATIONS {
+                for statistics in [Statistics::Batch, Statistics::Frozen] {
+                    check(channels, rows, act, statistics, 0.3, true);
+                    check(channels, rows, act, statistics, 0.3, false);
+                }
+            }
+        }
+    }
+
+    /// A mean a thousand times the spread: the sum of squares would lose everything.
+    #[test]
+    fn no_cancellation() {
+        let x: Vec<f32> = (0..40_000).map(|i| 1000.0 + (i / 4 % 2) as f32).collect();
+        for isa in Isa::available() {
+            let (mut mean, mut var) = ([0.0; 4], [0.0; 4]);
+            batch_stats_on(isa, &x, &mut mean, &mut var);
+            assert!(mean.iter().all(|m| (m - 1000.5).abs() < 1e-3), "{mean:?}");
+            assert!(var.iter().all(|v| (v - 0.25).abs() < 1e-5), "{var:?}");
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 60, ..ProptestConfig::default() })]
+
+        #[test]
+        fn any_shape(channels in 1..70_usize, rows in 2..400_usize, act in 0..5_usize, frozen: bool, add: bool) {
+            let statistics = if frozen { Statistics::Frozen } else { Statistics::Batch };
+            check(channels, rows, ACTIVATIONS[act], statistics, 0.3, add);
+        }
+    }
 }

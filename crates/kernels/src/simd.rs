@@ -28,10 +28,28 @@ pub(crate) trait Vector: Copy {
     unsafe fn store(self, p: *mut f32);
     /// Writes the first `n <= LANES` lanes to `p`; touches no others.
     unsafe fn store_partial(self, p: *mut f32, n: usize);
+    /// `n <= LANES` elements from `p`, expecting that all are there.
+    #[inline(always)]
+    unsafe fn load_up_to(p: *const f32, n: usize) -> Self {
+        // SAFETY: the caller promises n elements.
+        unsafe { if n == Self::LANES { Self::load(p) } else { Self::load_partial(p, n) } }
+    }
+    /// Writes the first `n <= LANES` lanes to `p`, expecting that all are wanted.
+    #[inline(always)]
+    unsafe fn store_up_to(self, p: *mut f32, n: usize) {
+        // SAFETY: the caller promises n elements.
+        unsafe { if n == Self::LANES { self.store(p) } else { self.store_partial(p, n) } }
+    }
     /// `self + b`
     unsafe fn add(self, b: Self) -> Self;
+    /// `self - b`
+    unsafe fn sub(self, b: Self) -> Self;
+    /// `self * b`
+    unsafe fn mul(self, b: Self) -> Self;
     /// `self * b + c`, fused where the hardware can.
     unsafe fn mul_add(self, b: Self, c: Self) -> Self;
+    /// Lane by lane `yes` where `self < bound`, else `no`; NaN gives `no`.
+    unsafe fn select_less(self, bound: Self, yes: Self, no: Self) -> Self;
 }
 
 /// A loop that is generic over the vector.
@@ -115,6 +133,21 @@ impl Vector for Portable {
     #[inline(always)]
     unsafe fn mul_add(self, b: Self, c: Self) -> Self {
         Portable(std::array::from_fn(|i| self.0[i] * b.0[i] + c.0[i]))
+    }
+
+    #[inline(always)]
+    unsafe fn sub(self, b: Self) -> Self {
+        Portable(std::array::from_fn(|i| self.0[i] - b.0[i]))
+    }
+
+    #[inline(always)]
+    unsafe fn mul(self, b: Self) -> Self {
+        Portable(std::array::from_fn(|i| self.0[i] * b.0[i]))
+    }
+
+    #[inline(always)]
+    unsafe fn select_less(self, bound: Self, yes: Self, no: Self) -> Self {
+        Portable(std::array::from_fn(|i| if self.0[i] < bound.0[i] { yes.0[i] } else { no.0[i] }))
     }
 }
 
@@ -201,6 +234,24 @@ mod x86 {
             // SAFETY: see above.
             unsafe { _mm256_fmadd_ps(self, b, c) }
         }
+
+        #[inline(always)]
+        unsafe fn sub(self, b: Self) -> Self {
+            // SAFETY: see above.
+            unsafe { _mm256_sub_ps(self, b) }
+        }
+
+        #[inline(always)]
+        unsafe fn mul(self, b: Self) -> Self {
+            // SAFETY: see above.
+            unsafe { _mm256_mul_ps(self, b) }
+        }
+
+        #[inline(always)]
+        unsafe fn select_less(self, bound: Self, yes: Self, no: Self) -> Self {
+            // SAFETY: see above.
+            unsafe { _mm256_blendv_ps(no, yes, _mm256_cmp_ps::<_CMP_LT_OQ>(self, bound)) }
+        }
     }
 
     impl Vector for __m512 {
@@ -254,6 +305,24 @@ mod x86 {
             // SAFETY: see above.
             unsafe { _mm512_fmadd_ps(self, b, c) }
         }
+
+        #[inline(always)]
+        unsafe fn sub(self, b: Self) -> Self {
+            // SAFETY: see above.
+            unsafe { _mm512_sub_ps(self, b) }
+        }
+
+        #[inline(always)]
+        unsafe fn mul(self, b: Self) -> Self {
+            // SAFETY: see above.
+            unsafe { _mm512_mul_ps(self, b) }
+        }
+
+        #[inline(always)]
+        unsafe fn select_less(self, bound: Self, yes: Self, no: Self) -> Self {
+            // SAFETY: see above.
+            unsafe { _mm512_mask_blend_ps(_mm512_cmp_ps_mask::<_CMP_LT_OQ>(self, bound), no, yes) }
+        }
     }
 }
 
@@ -291,4 +360,26 @@ pub fn peak_flops(isa: Isa) -> f64 {
             dispatch(isa, Peak) / start.elapsed().as_secs_f64()
         })
         .fold(0.0, f64::max)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Kernel, Vector, dispatch};
+    use crate::isa::Isa;
+
+    struct Lanes;
+
+    impl Kernel for Lanes {
+        type Output = usize;
+        unsafe fn run<V: Vector>(self) -> usize {
+            V::LANES
+        }
+    }
+
+    #[test]
+    fn tokens_know_their_vectors() {
+        for isa in Isa::available() {
+            assert_eq!(dispatch(isa, Lanes), isa.lanes());
+        }
+    }
 }

@@ -48,7 +48,11 @@ pub fn part_of(cuts: &[Range<usize>], start: usize) -> usize {
 
 /// Runs `part(range)` for the parts of `0..count` in parallel and returns the results in order.
 pub fn map_parts<T: Send>(count: usize, parts: usize, run: impl Fn(Range<usize>) -> T + Sync + Send) -> Vec<T> {
-    let jobs: Vec<_> = ranges(count, parts).collect();
+    map_jobs(ranges(count, parts).collect(), run)
+}
+
+/// Runs `run(job)` for all jobs in parallel and returns the results in order.
+pub fn map_jobs<J: Send, T: Send>(jobs: Vec<J>, run: impl Fn(J) -> T + Sync + Send) -> Vec<T> {
     if jobs.len() <= 1 {
         return jobs.into_iter().map(run).collect();
     }

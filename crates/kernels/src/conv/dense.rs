@@ -58,7 +58,7 @@ impl Dense<'_> {
             // Only a gradient can have outputs that no tap reaches, and it has no bias.
             out.fill(0.0);
         }
-        let lanes = lanes_of(self.isa);
+        let lanes = self.isa.lanes();
         let padded_out = (plan.out[2] / plan.groups).next_multiple_of(lanes) * plan.groups;
         let packed_len: usize = plan.passes.iter().map(|p| p.runs.len() * p.run_len * padded_out).sum();
         let parts = if self.shape.macs() < WORTH_A_THREAD { 1 } else { rayon::current_num_threads() };
@@ -74,19 +74,6 @@ impl Dense<'_> {
             });
         });
     }
-}
-
-/// Lanes of the vectors of `isa`.
-pub(super) fn lanes_of(isa: Isa) -> usize {
-    struct Lanes;
-    impl Kernel for Lanes {
-        type Output = usize;
-        #[inline(always)]
-        unsafe fn run<V: Vector>(self) -> usize {
-            V::LANES
-        }
-    }
-    dispatch(isa, Lanes)
 }
 
 /// Fills `packed` in the layout of the file header.

@@ -16,7 +16,6 @@
 //! Sums: `[group][block][product][Q * lanes]`, channels past the last padded.
 
 use super::ConvShape;
-use super::dense::lanes_of;
 use super::plan::{Pass, Plan};
 use crate::buffer::{Purpose, with_scratch};
 use crate::isa::Isa;
@@ -36,7 +35,7 @@ pub(super) fn run(isa: Isa, shape: &ConvShape, x: &[f32], dy: &[f32], dw: &mut [
     let mut plan = Plan::forward(shape);
     let row = plan.row_len() * shape.stride[0] + plan.out[1] * plan.out[2];
     plan.limit_strip(STRIP_ELEMENTS / row);
-    let lanes = lanes_of(isa);
+    let lanes = isa.lanes();
     let group_out = (shape.c_out / shape.groups).next_multiple_of(lanes);
     let len = shape.kernel[0] * shape.kernel[1] * shape.c_in * group_out;
     let cuts: Vec<_> = threads::ranges(plan.units(), threads::parts_for(x.len() + dy.len())).collect();

@@ -1,0 +1,154 @@
+//! Activations over vectors: the cheap ones in registers, the others lane by lane.
+//!
+//! All agree bit for bit with [`Activation::apply`] and, up to the sign of a zero, with `dy * Activation::slope`.
+
+use super::Activation;
+use crate::simd::Vector;
+
+/// A function with its gradient, over vectors.
+///
+/// # Safety
+/// Callers promise the instruction set of `V`.
+pub(crate) trait Curve: Copy {
+    /// The function.
+    unsafe fn apply<V: Vector>(self, x: V) -> V;
+    /// `dy` times the slope, from the input or output as [`Activation::saved`] says.
+    unsafe fn gradient<V: Vector>(self, dy: V, saved: V) -> V;
+}
+
+/// Runs a block with `$curve` bound to the [`Curve`] of an activation: the block is compiled once for each.
+macro_rules! with_curve {
+    ($act:expr, $curve:ident => $body:block) => {{
+        use $crate::activation::{Activation, Saved, curve};
+        match $act {
+            Activation::Identity => {
+                let $curve = curve::Identity;
+                $body
+            }
+            Activation::Relu => {
+                let $curve = curve::Relu;
+                $body
+            }
+            Activation::LeakyRelu { alpha } if $act.saved() == Saved::Output => {
+                let $curve = curve::LeakyRelu(alpha);
+                $body
+            }
+            Activation::Clip { min, max } => {
+                let $curve = curve::Clip(min, max);
+                $body
+            }
+            act => {
+                let $curve = curve::Any(act);
+                $body
+            }
+        }
+    }};
+}
+pub(crate) use with_curve;
+
+#[derive(Clone, Copy)]
+pub(crate) struct Identity;
+
+#[derive(Clone, Copy)]
+pub(crate) struct Relu;
+
+/// With a positive slope.
+#[derive(Clone, Copy)]
+pub(crate) struct LeakyRelu(pub f32);
+
+#[derive(Clone, Copy)]
+pub(crate) struct Clip(pub f32, pub f32);
+
+#[derive(Clone, Copy)]
+pub(crate) struct Any(pub Activation);
+
+// SAFETY (all blocks below): register arithmetic; the caller promises the instruction set.
+
+impl Curve for Identity {
+    #[inline(always)]
+    unsafe fn apply<V: Vector>(self, x: V) -> V {
+        x
+    }
+
+    #[inline(always)]
+    unsafe fn gradient<V: Vector>(self, dy: V, _: V) -> V {
+        dy
+    }
+}
+
+impl Curve for Relu {
+    #[inline(always)]
+    unsafe fn apply<V: Vector>(self, x: V) -> V {
+        // SAFETY: see above.
+        unsafe { x.select_less(V::zero(), V::zero(), x) }
+    }
+
+    #[inline(always)]
+    unsafe fn gradient<V: Vector>(self, dy: V, y: V) -> V {
+        // SAFETY: see above.
+        unsafe { V::zero().select_less(y, dy, V::zero()) }
+    }
+}
+
+impl Curve for LeakyRelu {
+    #[inline(always)]
+    unsafe fn apply<V: Vector>(self, x: V) -> V {
+        // SAFETY: see above.
+        unsafe { x.select_less(V::zero(), x.mul(V::splat(self.0)), x) }
+    }
+
+    #[inline(always)]
+    unsafe fn gradient<V: Vector>(self, dy: V, y: V) -> V {
+        // SAFETY: see above.
+        unsafe { V::zero().select_less(y, dy, dy.mul(V::splat(self.0))) }
+    }
+}
+
+impl Curve for Clip {
+    #[inline(always)]
+    unsafe fn apply<V: Vector>(self, x: V) -> V {
+        // SAFETY: see above.
+        unsafe {
+            let (min, max) = (V::splat(self.0), V::splat(self.1));
+            let x = x.select_less(min, min, x);
+            max.select_less(x, max, x)
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn gradient<V: Vector>(self, dy: V, y: V) -> V {
+        // SAFETY: see above.
+        unsafe {
+            let inside = y.select_less(V::splat(self.1), dy, V::zero());
+            V::splat(self.0).select_less(y, inside, V::zero())
+        }
+    }
+}
+
+impl Curve for Any {
+    #[inline(always)]
+    unsafe fn apply<V: Vector>(self, x: V) -> V {
+        let mut lanes = [0.0; 16];
+        // SAFETY: see above; no vector has more than 16 lanes.
+        unsafe {
+            x.store(lanes.as_mut_ptr());
+            for lane in &mut lanes[..V::LANES] {
+                *lane = self.0.apply(*lane);
+            }
+            V::load(lanes.as_ptr())
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn gradient<V: Vector>(self, dy: V, saved: V) -> V {
+        let mut lanes = [0.0; 16];
+        // SAFETY: see above; no vector has more than 16 lanes.
+        unsafe {
+            saved.store(lanes.as_mut_ptr());
+            for lane in &mut lanes[..V::LANES] {
+                *lane = self.0.slope(*lane);
+            }
+            dy.mul(V::load(lanes.as_ptr()))
+        }
+    }
+}
