@@ -5,6 +5,7 @@
 //! its output completely and adds to nothing.
 
 mod dense;
+mod depthwise;
 mod plan;
 #[cfg(test)]
 mod tests;
@@ -213,16 +214,25 @@ pub fn backward_weight(shape: &ConvShape, x: &[f32], dy: &[f32], dw: &mut [f32])
 
 /// [`forward`] with the vectors of `isa`; lengths already checked.
 fn forward_on(isa: Isa, shape: &ConvShape, x: &[f32], w: &[f32], bias: Option<&[f32]>, y: &mut [f32]) {
+    if depthwise::applies(shape) {
+        return depthwise::run(isa, (shape, Direction::Forward), x, w, bias, y);
+    }
     Dense { isa, shape, direction: Direction::Forward, w, bias }.run(x, y);
 }
 
 /// [`backward_input`] with the vectors of `isa`; lengths already checked.
 fn backward_input_on(isa: Isa, shape: &ConvShape, dy: &[f32], w: &[f32], dx: &mut [f32]) {
+    if depthwise::applies(shape) {
+        return depthwise::run(isa, (shape, Direction::InputGradient), dy, w, None, dx);
+    }
     Dense { isa, shape, direction: Direction::InputGradient, w, bias: None }.run(dy, dx);
 }
 
 /// [`backward_weight`] with the vectors of `isa`; lengths already checked.
 fn backward_weight_on(isa: Isa, shape: &ConvShape, x: &[f32], dy: &[f32], dw: &mut [f32]) {
+    if depthwise::applies(shape) {
+        return depthwise::weight_gradient(isa, shape, x, dy, dw);
+    }
     weight_grad::run(isa, shape, x, dy, dw);
 }
 

@@ -1,7 +1,8 @@
 //! Pooling over channels-last tensors: maximum, average, global average, forward and backward.
 
 use crate::conv::ShapeError;
-use crate::reference;
+use crate::threads;
+use std::ops::Range;
 
 /// The geometry of a pooling. Construct it with public fields, then ask [`PoolShape::validate`] once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -122,6 +123,40 @@ impl PoolShape {
         Ok(())
     }
 
+    fn image_len(&self) -> usize {
+        self.in_h * self.in_w * self.channels
+    }
+
+    /// The input coordinates of window `index` along an axis, and its length inside the padded input.
+    fn span(&self, index: usize, axis: usize) -> (Range<usize>, usize) {
+        let (before, after) = (self.pads[axis], self.pads[axis + 2]);
+        let size = [self.in_h, self.in_w][axis];
+        let start = index * self.stride[axis];
+        let end = (start + self.kernel[axis]).min(size + before + after);
+        (start.saturating_sub(before)..end.saturating_sub(before).min(size), end - start)
+    }
+
+    fn divisor(&self, rows: &Range<usize>, columns: &Range<usize>, padded: usize) -> f32 {
+        match self.padding {
+            Padding::Ignored => (rows.len() * columns.len()) as f32,
+            Padding::Counted => padded as f32,
+        }
+    }
+
+    /// The pixels of a window, row by row.
+    fn window<'a>(
+        &self,
+        x: &'a [f32],
+        image: usize,
+        rows: &Range<usize>,
+        columns: &Range<usize>,
+    ) -> impl Iterator<Item = &'a [f32]> {
+        let (line, pixel) = (self.in_w * self.channels, self.channels);
+        let (from, to) = (columns.start * pixel, columns.end * pixel);
+        let x = &x[image * self.image_len()..];
+        rows.clone().flat_map(move |row| x[row * line + from..row * line + to].chunks_exact(pixel))
+    }
+
     fn assert_lengths(&self, input: usize, output: usize) {
         if let Err(error) = self.validate() {
             panic!("{error}");
@@ -137,7 +172,17 @@ impl PoolShape {
 /// If the shape is not valid or a slice has another length than the shape says.
 pub fn max(shape: &PoolShape, x: &[f32], y: &mut [f32]) {
     shape.assert_lengths(x.len(), y.len());
-    reference::pool::max(shape, x, y);
+    let pixel = shape.channels;
+    for_each_row(shape, y, |image, oh, y| {
+        let (rows, _) = shape.span(oh, 0);
+        for (ow, y) in y.chunks_exact_mut(pixel).enumerate() {
+            let (columns, _) = shape.span(ow, 1);
+            y.fill(f32::NEG_INFINITY);
+            for x in shape.window(x, image, &rows, &columns) {
+                y.iter_mut().zip(x).for_each(|(y, &x)| *y = larger(*y, x));
+            }
+        }
+    });
 }
 
 /// The gradient of [`max`]: each `dy` goes to the first largest element of its window (row by row), found again from `x`.
@@ -147,7 +192,36 @@ pub fn max(shape: &PoolShape, x: &[f32], y: &mut [f32]) {
 pub fn max_backward(shape: &PoolShape, x: &[f32], dy: &[f32], dx: &mut [f32]) {
     shape.assert_lengths(x.len(), dy.len());
     assert_eq!(dx.len(), x.len(), "length of dx");
-    reference::pool::max_backward(shape, x, dy, dx);
+    let pixel = shape.channels;
+    for_each_image(shape, dx, |image, dx| {
+        dx.fill(0.0);
+        let (mut largest, mut remaining) = (vec![0.0_f32; pixel], vec![0.0_f32; pixel]);
+        for oh in 0..shape.out_h() {
+            let (rows, _) = shape.span(oh, 0);
+            for ow in 0..shape.out_w() {
+                let (columns, _) = shape.span(ow, 1);
+                largest.fill(f32::NEG_INFINITY);
+                for x in shape.window(x, image, &rows, &columns) {
+                    largest.iter_mut().zip(x).for_each(|(y, &x)| *y = larger(*y, x));
+                }
+                let at = ((image * shape.out_h() + oh) * shape.out_w() + ow) * pixel;
+                remaining.copy_from_slice(&dy[at..at + pixel]);
+                // The gradient of a channel goes to the first element that equals its largest, and is then used up.
+                for ih in rows.clone() {
+                    for iw in columns.clone() {
+                        let at = (ih * shape.in_w + iw) * pixel;
+                        let x = &x[image * shape.image_len() + at..][..pixel];
+                        let dx = &mut dx[at..at + pixel];
+                        for (((dx, rest), &x), &l) in dx.iter_mut().zip(&mut remaining).zip(x).zip(&largest) {
+                            let is_it = x == l || (x.is_nan() && l.is_nan());
+                            *dx += if is_it { *rest } else { 0.0 };
+                            *rest = if is_it { 0.0 } else { *rest };
+                        }
+                    }
+                }
+            }
+        }
+    });
 }
 
 /// The mean of each window, divided as `shape.padding` says.
@@ -156,7 +230,19 @@ pub fn max_backward(shape: &PoolShape, x: &[f32], dy: &[f32], dx: &mut [f32]) {
 /// As [`max`].
 pub fn average(shape: &PoolShape, x: &[f32], y: &mut [f32]) {
     shape.assert_lengths(x.len(), y.len());
-    reference::pool::average(shape, x, y);
+    let pixel = shape.channels;
+    for_each_row(shape, y, |image, oh, y| {
+        let (rows, padded_rows) = shape.span(oh, 0);
+        for (ow, y) in y.chunks_exact_mut(pixel).enumerate() {
+            let (columns, padded_columns) = shape.span(ow, 1);
+            let count = shape.divisor(&rows, &columns, padded_rows * padded_columns);
+            y.fill(0.0);
+            for x in shape.window(x, image, &rows, &columns) {
+                y.iter_mut().zip(x).for_each(|(y, &x)| *y += x);
+            }
+            y.iter_mut().for_each(|y| *y /= count);
+        }
+    });
 }
 
 /// The gradient of [`average`].
@@ -165,7 +251,25 @@ pub fn average(shape: &PoolShape, x: &[f32], y: &mut [f32]) {
 /// As [`max`].
 pub fn average_backward(shape: &PoolShape, dy: &[f32], dx: &mut [f32]) {
     shape.assert_lengths(dx.len(), dy.len());
-    reference::pool::average_backward(shape, dy, dx);
+    let pixel = shape.channels;
+    for_each_image(shape, dx, |image, dx| {
+        dx.fill(0.0);
+        for oh in 0..shape.out_h() {
+            let (rows, padded_rows) = shape.span(oh, 0);
+            for ow in 0..shape.out_w() {
+                let (columns, padded_columns) = shape.span(ow, 1);
+                let count = shape.divisor(&rows, &columns, padded_rows * padded_columns);
+                let at = ((image * shape.out_h() + oh) * shape.out_w() + ow) * pixel;
+                let dy = &dy[at..at + pixel];
+                for ih in rows.clone() {
+                    let line = &mut dx[(ih * shape.in_w + columns.start) * pixel..][..columns.len() * pixel];
+                    for dx in line.chunks_exact_mut(pixel) {
+                        dx.iter_mut().zip(dy).for_each(|(dx, &g)| *dx += g / count);
+                    }
+                }
+            }
+        }
+    });
 }
 
 /// `[batch, pixels, channels]` to the mean over pixels, `[batch, channels]`.
@@ -174,7 +278,16 @@ pub fn average_backward(shape: &PoolShape, dy: &[f32], dx: &mut [f32]) {
 /// If the slices' lengths do not fit together.
 pub fn global_average(batch: usize, channels: usize, x: &[f32], y: &mut [f32]) {
     check_global(batch, channels, x.len(), y.len());
-    reference::pool::global_average(batch, channels, x, y);
+    let pixels = x.len() / y.len();
+    threads::for_each_part_weighing(y, channels, x.len(), |start, y| {
+        for (y, x) in y.chunks_exact_mut(channels).zip(x[start * pixels..].chunks_exact(pixels * channels)) {
+            y.fill(0.0);
+            for x in x.chunks_exact(channels) {
+                y.iter_mut().zip(x).for_each(|(y, &x)| *y += x);
+            }
+            y.iter_mut().for_each(|y| *y /= pixels as f32);
+        }
+    });
 }
 
 /// The gradient of [`global_average`]: every pixel gets `dy / pixels`.
@@ -183,11 +296,134 @@ pub fn global_average(batch: usize, channels: usize, x: &[f32], y: &mut [f32]) {
 /// As [`global_average`].
 pub fn global_average_backward(batch: usize, channels: usize, dy: &[f32], dx: &mut [f32]) {
     check_global(batch, channels, dx.len(), dy.len());
-    reference::pool::global_average_backward(batch, channels, dy, dx);
+    let pixels = dx.len() / dy.len();
+    threads::for_each_part(dx, pixels * channels, |start, dx| {
+        let dy = dy[start / pixels..].chunks_exact(channels);
+        for (dx, dy) in dx.chunks_exact_mut(pixels * channels).zip(dy) {
+            for dx in dx.chunks_exact_mut(channels) {
+                dx.iter_mut().zip(dy).for_each(|(dx, &g)| *dx = g / pixels as f32);
+            }
+        }
+    });
+}
+
+/// The larger one; NaN if either is.
+#[inline(always)]
+fn larger(best: f32, x: f32) -> f32 {
+    if x > best || x.is_nan() { x } else { best }
+}
+
+/// Calls `run(image, output row, its elements)` for every output row, in parallel.
+fn for_each_row(shape: &PoolShape, y: &mut [f32], run: impl Fn(usize, usize, &mut [f32]) + Sync) {
+    let (out_h, row) = (shape.out_h(), shape.out_w() * shape.channels);
+    threads::for_each_part_weighing(y, row, shape.input_len(), |start, y| {
+        for (i, y) in y.chunks_exact_mut(row).enumerate() {
+            let number = start / row + i;
+            run(number / out_h, number % out_h, y);
+        }
+    });
+}
+
+/// Calls `run(image, its elements)` for every image of the input's shape, in parallel.
+fn for_each_image(shape: &PoolShape, dx: &mut [f32], run: impl Fn(usize, &mut [f32]) + Sync) {
+    let len = shape.image_len();
+    threads::for_each_part(dx, len, |start, dx| {
+        dx.chunks_exact_mut(len).enumerate().for_each(|(i, dx)| run(start / len + i, dx));
+    });
 }
 
 fn check_global(batch: usize, channels: usize, input: usize, output: usize) {
     assert!(batch > 0 && channels > 0, "an empty batch or no channels");
     assert_eq!(output, batch * channels, "length of the pooled slice");
     assert!(input > 0 && input.is_multiple_of(output), "{input} elements in {batch} images of {channels} channels");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Padding, PoolShape, Rounding};
+    use crate::reference::pool as naive;
+    use proptest::prelude::*;
+
+    fn values(n: usize, salt: usize) -> Vec<f32> {
+        (0..n).map(|i| (((i + salt) * 7919 + i / 13) % 101) as f32 / 50.5 - 1.0).collect()
+    }
+
+    /// Means of at most 49 values of magnitude 1, and sums of at most 49 gradients: 49 roundings of half an ulp of 49.
+    fn assert_close(what: &str, shape: &PoolShape, fast: &[f32], slow: &[f32]) {
+        for (f, s) in fast.iter().zip(slow) {
+            assert!((f - s).abs() <= 2e-5, "{what} {shape:?}: {f} instead of {s}");
+        }
+    }
+
+    fn check(shape: &PoolShape) {
+        shape.validate().expect("the test's shape");
+        // Few different values: ties are common.
+        let (x, dy) = (values(shape.input_len(), 1), values(shape.output_len(), 2));
+        let (mut slow, mut fast) = (dy.clone(), vec![f32::NAN; dy.len()]);
+        let (mut slow_dx, mut fast_dx) = (x.clone(), vec![f32::NAN; x.len()]);
+        naive::max(shape, &x, &mut slow);
+        super::max(shape, &x, &mut fast);
+        assert_eq!(fast, slow, "{shape:?}");
+        naive::max_backward(shape, &x, &dy, &mut slow_dx);
+        super::max_backward(shape, &x, &dy, &mut fast_dx);
+        assert_close("max backward", shape, &fast_dx, &slow_dx);
+        naive::average(shape, &x, &mut slow);
+        super::average(shape, &x, &mut fast);
+        assert_close("average", shape, &fast, &slow);
+        naive::average_backward(shape, &dy, &mut slow_dx);
+        super::average_backward(shape, &dy, &mut fast_dx);
+        assert_close("average backward", shape, &fast_dx, &slow_dx);
+
+        let (batch, channels) = (shape.batch, shape.channels);
+        let mut slow = vec![0.0; batch * channels];
+        let mut fast = vec![f32::NAN; batch * channels];
+        naive::global_average(batch, channels, &x, &mut slow);
+        super::global_average(batch, channels, &x, &mut fast);
+        assert_close("global average", shape, &fast, &slow);
+        naive::global_average_backward(batch, channels, &slow, &mut slow_dx);
+        super::global_average_backward(batch, channels, &slow, &mut fast_dx);
+        assert_close("global average backward", shape, &fast_dx, &slow_dx);
+    }
+
+    #[test]
+    fn nan_wins_and_takes_the_gradient() {
+        let shape = PoolShape {
+            batch: 1,
+            in_h: 1,
+            in_w: 3,
+            channels: 1,
+            kernel: [1, 3],
+            stride: [1, 1],
+            pads: [0; 4],
+            rounding: Rounding::Floor,
+            padding: Padding::Ignored,
+        };
+        let (mut y, mut dx) = ([0.0], [0.0; 3]);
+        super::max(&shape, &[5.0, f32::NAN, 7.0], &mut y);
+        assert!(y[0].is_nan());
+        super::max_backward(&shape, &[5.0, f32::NAN, 7.0], &[2.0], &mut dx);
+        assert_eq!(dx, [0.0, 2.0, 0.0]);
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
+
+        #[test]
+        fn any_shape(
+            sizes in (1..3_usize, 1..12_usize, 1..40_usize),
+            channels in prop::sample::select(vec![1, 3, 15, 16, 17, 33, 64]),
+            kernel in [1..8_usize, 1..8_usize],
+            stride in [1..4_usize, 1..4_usize],
+            pads in [0..4_usize, 0..4_usize, 0..4_usize, 0..4_usize],
+            (ceil, counted) in any::<(bool, bool)>(),
+        ) {
+            let (batch, in_h, in_w) = sizes;
+            let rounding = if ceil { Rounding::Ceil } else { Rounding::Floor };
+            let padding = if counted { Padding::Counted } else { Padding::Ignored };
+            let shape = PoolShape { batch, in_h, in_w, channels, kernel, stride, pads, rounding, padding };
+            if shape.validate().is_ok() {
+                check(&shape);
+            }
+        }
+    }
 }

@@ -22,8 +22,14 @@ pub fn parts_for(work: usize) -> usize {
 
 /// Cuts `out` at multiples of `row` and calls `run(offset, part)` for each part, in parallel.
 pub fn for_each_part(out: &mut [f32], row: usize, run: impl Fn(usize, &mut [f32]) + Sync) {
+    let work = out.len();
+    for_each_part_weighing(out, row, work, run);
+}
+
+/// As [`for_each_part`], where computing `out` costs as much as passing over `work` elements.
+pub fn for_each_part_weighing(out: &mut [f32], row: usize, work: usize, run: impl Fn(usize, &mut [f32]) + Sync) {
     let rows = out.len() / row.max(1);
-    let parts = parts_for(out.len());
+    let parts = parts_for(work);
     if parts == 1 {
         run(0, out);
         return;
