@@ -1,0 +1,414 @@
+//! A compiled model that infers and trains.
+
+use std::collections::BTreeMap;
+
+use bitsmith_graph::{Graph, Grid, Model, Role as SiteRole, Shape, ValueId};
+use burn_autodiff::Autodiff;
+use burn_backend::ops::FloatTensorOps;
+use burn_backend::{AutodiffBackend, Shape as BurnShape, TensorData, TensorMetadata};
+use burn_flex::Flex;
+
+use crate::error::{Error, Kind};
+use crate::loss::Loss;
+use crate::memory;
+use crate::ops::{Composed, FakeQuant, Fused, Tensor, TrainOps, read};
+use crate::params::{Params, name_of};
+use crate::plan::{Batch, Facts, Leaves, Plan, Role, Run, Seen, compile, execute};
+use crate::profile;
+
+/// How a model is executed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct EngineOptions {
+    /// Which operators to use.
+    pub operators: Operators,
+}
+
+/// Which implementation of the operators runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Operators {
+    /// Our fused kernels.
+    #[default]
+    Fused,
+    /// The composition of burn's own operations that other devices use. Slow here; for comparison.
+    Composed,
+}
+
+/// What a training step updates besides returning gradients.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StepOptions {
+    /// Whether running means and variances in the parameters take in this batch's; only with `train_norm`.
+    pub update_statistics: bool,
+    /// Whether batch normalisation uses the statistics of the batch. Otherwise it is frozen: the running statistics are used
+    /// as constants, and gamma and beta still get gradients.
+    pub train_norm: bool,
+}
+
+impl Default for StepOptions {
+    fn default() -> Self {
+        Self { update_statistics: true, train_norm: true }
+    }
+}
+
+/// What a training step found.
+#[derive(Debug, Clone, PartialEq)]
+pub struct StepOutput {
+    /// Mean over the batch.
+    pub loss: f32,
+    /// Samples whose largest logit is the label's; 0 without labels.
+    pub correct: usize,
+    /// Logits, `[batch, classes]`.
+    pub logits: Vec<f32>,
+    /// `∂loss/∂` every trained constant; see [`Engine::parameters`].
+    pub constants: BTreeMap<ValueId, Vec<f32>>,
+    /// `∂loss/∂` every step size, with LSQ's factor `1 / sqrt(n · q_max)`, n being the features per sample.
+    pub steps: BTreeMap<ValueId, f32>,
+}
+
+/// A constant that the network reads, and what it is to it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Parameter {
+    /// The constant.
+    pub id: ValueId,
+    /// Its use.
+    pub role: Role,
+    /// Number of elements.
+    pub len: usize,
+    /// Whether a step returns its gradient.
+    pub trained: bool,
+}
+
+/// A model compiled for execution. The numbers it computes with come from [`Params`] each time.
+#[derive(Debug, Clone)]
+pub struct Engine {
+    graph: Graph,
+    sites: BTreeMap<ValueId, FakeQuant>,
+    plan: Plan,
+    options: EngineOptions,
+    output: ValueId,
+    /// Elements per sample of the input.
+    sample: usize,
+}
+
+impl Engine {
+    /// Compiles a model: one input whose first axis is the batch, and one output (further ones are ignored here, but
+    /// [`Engine::forward_values`] computes any value).
+    ///
+    /// Activation and input sites that have parameters round with the step in [`Params`]; sites without parameters
+    /// do nothing yet. Weights are taken as [`Params`] gives them.
+    pub fn new(model: &Model, options: &EngineOptions) -> Result<Self, Error> {
+        let graph = model.graph.clone();
+        let [input] = graph.inputs() else {
+            let count = graph.inputs().len();
+            return Err(unsupported("", format!("the model has {count} inputs but training feeds exactly one")));
+        };
+        let Some(&output) = graph.outputs().first() else {
+            return Err(unsupported("", "the model has no output"));
+        };
+        let shapes = graph.shapes(1)?;
+        check_batch(&graph, &shapes, output)?;
+        let sample = shapes[input.value.index()].iter().product();
+        let sites = sites_of(model, &shapes)?;
+        let plan = compile(&Facts { graph: &graph, shapes: &shapes, sites: &sites }, &[output])?;
+        let engine = Self { graph, sites, plan, options: *options, output, sample };
+        // A dry run at batch 1 and 2 finds geometry that no operator accepts, before anything is trained.
+        engine.rehearse()?;
+        Ok(engine)
+    }
+
+    /// Constants that the network reads, with their use.
+    pub fn parameters(&self) -> Vec<Parameter> {
+        let parameter = |(id, role, shape): &(ValueId, Role, Shape)| {
+            let len = shape.iter().product();
+            Parameter { id: *id, role: *role, len, trained: role.is_trained(len) }
+        };
+        self.plan.constants.iter().map(parameter).collect()
+    }
+
+    /// Values whose step size is trained, in execution order.
+    pub fn quantized(&self) -> &[ValueId] {
+        &self.plan.sites
+    }
+
+    /// Elements of one input sample.
+    pub fn sample_len(&self) -> usize {
+        self.sample
+    }
+
+    /// Elements of the output for one sample: the number of classes of a classifier.
+    pub fn classes(&self) -> usize {
+        self.graph.shapes(1).map_or(0, |shapes| shapes[self.output.index()].iter().product())
+    }
+
+    /// The output in inference mode, row-major, for `batch` samples in the graph's layout.
+    pub fn forward(&self, params: &Params, x: &[f32], batch: usize) -> Result<Vec<f32>, Error> {
+        let mut out = self.infer(&self.plan, params, x, batch)?;
+        Ok(out.pop().unwrap_or_default())
+    }
+
+    /// Any computed values in inference mode, in the graph's layout; the input is one too. A value that is a site is
+    /// returned as rounded.
+    pub fn forward_values(
+        &self,
+        params: &Params,
+        x: &[f32],
+        batch: usize,
+        values: &[ValueId],
+    ) -> Result<Vec<Vec<f32>>, Error> {
+        if let Some(id) = values.iter().find(|id| id.index() >= self.graph.values().len()) {
+            return Err(Error::input(format!("value {} does not exist in this model", id.index())));
+        }
+        let shapes = self.graph.shapes(1)?;
+        let plan = compile(&Facts { graph: &self.graph, shapes: &shapes, sites: &self.sites }, values)?;
+        self.infer(&plan, params, x, batch)
+    }
+
+    /// One pass forward and backward: loss and gradients. Batch-norm statistics in `params` are updated as `options` say.
+    ///
+    /// `labels` may be empty only where the loss is pure distillation.
+    pub fn step(
+        &self,
+        params: &mut Params,
+        x: &[f32],
+        labels: &[u32],
+        loss: &Loss,
+        options: StepOptions,
+    ) -> Result<StepOutput, Error> {
+        let shapes = self.check_input(&self.plan, params, x, None)?;
+        let shape = &shapes[self.output.index()];
+        let &[batch, classes] = shape.as_slice() else {
+            let name = &self.graph.value(self.output).name;
+            return Err(unsupported(name, format!("the output is {shape:?}: training needs [batch, classes]")));
+        };
+        loss.check(batch, classes, labels)?;
+        // Inside the pool, so that each kernel's hand-over to the other threads is short.
+        let mut seen = Vec::new();
+        let out = rayon::scope(|_| match self.options.operators {
+            Operators::Fused => {
+                self.train::<Fused<Autodiff<Flex>>, _>(params, &shapes, x, labels, loss, options, &mut seen)
+            }
+            Operators::Composed => {
+                self.train::<Composed<Autodiff<Flex>>, _>(params, &shapes, x, labels, loss, options, &mut seen)
+            }
+        })?;
+        if options.update_statistics {
+            seen.iter().for_each(|seen| blend(params, seen));
+        }
+        memory::end_call();
+        Ok(out)
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    fn train<O, B>(
+        &self,
+        params: &Params,
+        shapes: &[Shape],
+        x: &[f32],
+        labels: &[u32],
+        loss: &Loss,
+        options: StepOptions,
+        seen: &mut Vec<Seen>,
+    ) -> Result<StepOutput, Error>
+    where
+        O: TrainOps<B = B>,
+        B: AutodiffBackend,
+    {
+        let statistics = if options.train_norm { Batch::Live } else { Batch::Frozen };
+        let run = Run { plan: &self.plan, shapes, params, statistics };
+        let track = |tensor: Tensor<O>| B::float_set_require_grad(tensor, true);
+        let mut leaves = leaves::<O>(&self.plan, params);
+        for (id, role, shape) in &self.plan.constants {
+            if role.is_trained(shape.iter().product())
+                && let Some(tensor) = leaves.constants.remove(id)
+            {
+                leaves.constants.insert(*id, track(tensor));
+            }
+        }
+        leaves.steps = std::mem::take(&mut leaves.steps).into_iter().map(|(id, s)| (id, track(s))).collect();
+        let mut outputs =
+            execute::<O>(&run, upload::<O>(x, &shapes[self.graph.inputs()[0].value.index()]), &leaves, seen)?;
+        let Some(output) = outputs.pop() else { return Err(Error::input("the plan has no output")) };
+        let logits = read::<B::InnerBackend>(B::inner(output.clone()));
+        let classes = shapes[self.output.index()].last().copied().unwrap_or(1);
+        let evaluated = loss.evaluate(&logits, classes, labels);
+        // The loss was computed on the host. Seen from the tape it is Σ logits · g with g = ∂loss/∂logits constant, which has
+        // exactly that gradient.
+        let g = TensorData::new(evaluated.gradient, output.shape());
+        let g = B::from_inner(B::InnerBackend::float_from_data(g, &Default::default()));
+        let surrogate = B::float_sum(B::float_mul(output, g));
+        let mut grads = {
+            let _time = profile::span("backward, all");
+            B::backward(surrogate)
+        };
+        let mut gradient = |tensor: &Tensor<O>| B::grad_remove(tensor, &mut grads).map(read::<B::InnerBackend>);
+        let mut out = StepOutput {
+            loss: evaluated.loss,
+            correct: evaluated.correct,
+            logits,
+            constants: BTreeMap::new(),
+            steps: BTreeMap::new(),
+        };
+        for (id, role, shape) in &self.plan.constants {
+            let len = shape.iter().product();
+            if let Some(tensor) = leaves.constants.get(id).filter(|_| role.is_trained(len)) {
+                out.constants.insert(*id, gradient(tensor).unwrap_or_else(|| vec![0.0; len]));
+            }
+        }
+        for (id, tensor) in &leaves.steps {
+            let value = gradient(tensor).and_then(|g| g.first().copied());
+            out.steps.insert(*id, value.unwrap_or(0.0));
+        }
+        Ok(out)
+    }
+
+    fn infer(&self, plan: &Plan, params: &Params, x: &[f32], batch: usize) -> Result<Vec<Vec<f32>>, Error> {
+        let shapes = self.check_input(plan, params, x, Some(batch))?;
+        let run = Run { plan, shapes: &shapes, params, statistics: Batch::Frozen };
+        let input = &shapes[self.graph.inputs()[0].value.index()];
+        let out = rayon::scope(|_| match self.options.operators {
+            Operators::Fused => outputs::<Fused<Flex>>(&run, x, input),
+            Operators::Composed => outputs::<Composed<Flex>>(&run, x, input),
+        });
+        memory::end_call();
+        out
+    }
+
+    /// Shapes for the batch that `x` holds, after checking that everything needed has its size.
+    fn check_input(&self, plan: &Plan, params: &Params, x: &[f32], batch: Option<usize>) -> Result<Vec<Shape>, Error> {
+        let found = x.len() / self.sample.max(1);
+        let batch = batch.unwrap_or(found);
+        if batch == 0 || batch.checked_mul(self.sample) != Some(x.len()) {
+            return Err(Error::input(format!(
+                "the input has {} numbers but {batch} samples of {} need {}",
+                x.len(),
+                self.sample,
+                batch.saturating_mul(self.sample)
+            )));
+        }
+        for (id, _, shape) in &plan.constants {
+            let wanted: usize = shape.iter().product();
+            let found = params.constants.get(id).map(Vec::len);
+            if found != Some(wanted) {
+                let found = found.map_or("missing".to_owned(), |n| format!("{n} numbers long"));
+                let detail = format!("this constant is {found} in the parameters but the network reads {wanted}");
+                return Err(Error::new(Kind::Params, &self.graph.value(*id).name, detail));
+            }
+        }
+        for id in &plan.sites {
+            let step = params.steps.get(id).copied();
+            if !step.is_some_and(|s| s > 0.0 && s.is_finite()) {
+                let found = step.map_or("missing".to_owned(), |s| s.to_string());
+                let detail = format!("the step size of this site is {found} but must be positive");
+                return Err(Error::new(Kind::Params, &self.graph.value(*id).name, detail));
+            }
+        }
+        let shapes = self.graph.shapes(batch)?;
+        let kept = shapes[self.output.index()].first() == Some(&batch);
+        if kept { Ok(shapes) } else { Err(batch_error(&self.graph, self.output)) }
+    }
+
+    /// Runs zeros through the network.
+    fn rehearse(&self) -> Result<(), Error> {
+        let constants = self.plan.constants.iter().map(|(id, _, shape)| (*id, vec![0.0; shape.iter().product()]));
+        let steps = self.plan.sites.iter().map(|&id| (id, 1.0));
+        let params = Params { constants: constants.collect(), steps: steps.collect() };
+        self.forward(&params, &vec![0.0; self.sample], 1).map(|_| ())
+    }
+}
+
+/// Every value that depends on the batch must keep it as its first axis, and nothing may be empty.
+fn check_batch(graph: &Graph, shapes: &[Shape], output: ValueId) -> Result<(), Error> {
+    if let Some(id) = graph.value_ids().find(|id| shapes[id.index()].contains(&0)) {
+        let name = &graph.value(id).name;
+        return Err(unsupported(name, format!("this value is {:?}, which is empty", shapes[id.index()])));
+    }
+    let two = graph.shapes(2).map_err(|_| batch_error(graph, output))?;
+    if shapes[output.index()].first() != Some(&1) || two[output.index()].first() != Some(&2) {
+        return Err(batch_error(graph, output));
+    }
+    Ok(())
+}
+
+fn batch_error(graph: &Graph, output: ValueId) -> Error {
+    let detail = "the output does not follow the batch size: export the model with a dynamic first axis of its input, and \
+                  without reshapes to a fixed batch";
+    unsupported(&graph.value(output).name, detail)
+}
+
+fn unsupported(place: &str, detail: impl Into<String>) -> Error {
+    Error::new(Kind::Unsupported, place, detail)
+}
+
+/// The rounding of activation and input sites that have parameters.
+fn sites_of(model: &Model, shapes: &[Shape]) -> Result<BTreeMap<ValueId, FakeQuant>, Error> {
+    let mut out = BTreeMap::new();
+    for (&id, site) in &model.sites {
+        let Some(params) = site.params.as_ref().filter(|_| matches!(site.role, SiteRole::Activation | SiteRole::Input))
+        else {
+            continue;
+        };
+        let fail = |detail: String| Err(Error::new(Kind::Unsupported, name_of(model, id), detail));
+        if !matches!(params.spec.grid, Grid::Affine { .. }) || params.scale.len() != 1 {
+            return fail(
+                "activations are quantized on an affine grid with one scale; choose that in the policy".into(),
+            );
+        }
+        if let Err(error) = params.check(1) {
+            return fail(error.to_string());
+        }
+        let Some(shape) = shapes.get(id.index()) else {
+            return fail("the site names a value that does not exist".into());
+        };
+        let (low, high) = params.code_range();
+        let zero = params.zero_point(0);
+        let (low, high) = (low - zero, high - zero);
+        let q_max = if high > 0 { high } else { -low };
+        let features: usize = shape.iter().skip(1).product();
+        let grad_scale = bitsmith_kernels::fakequant::lsq_gradient_scale(features, q_max);
+        out.insert(id, FakeQuant { low, high, grad_scale });
+    }
+    Ok(out)
+}
+
+fn upload<O: TrainOps>(values: &[f32], shape: &[usize]) -> Tensor<O> {
+    let mut buffer = memory::take(values.len());
+    buffer.copy_from_slice(values);
+    let data = TensorData::new(buffer, BurnShape::from(shape.to_vec()));
+    O::B::float_from_data(data, &Default::default())
+}
+
+/// Tensors of the constants and steps that a plan reads; their sizes were checked.
+fn leaves<O: TrainOps>(plan: &Plan, params: &Params) -> Leaves<Tensor<O>> {
+    let constant = |(id, role, shape): &(ValueId, Role, Shape)| {
+        // Statistics are read on the host.
+        let values = params.constants.get(id).filter(|_| !matches!(role, Role::Mean | Role::Variance))?;
+        Some((*id, upload::<O>(values, shape)))
+    };
+    let step = |id: &ValueId| Some((*id, upload::<O>(&[*params.steps.get(id)?], &[1])));
+    Leaves {
+        constants: plan.constants.iter().filter_map(constant).collect(),
+        steps: plan.sites.iter().filter_map(step).collect(),
+    }
+}
+
+fn outputs<O: TrainOps>(run: &Run<'_>, x: &[f32], shape: &[usize]) -> Result<Vec<Vec<f32>>, Error> {
+    let leaves = leaves::<O>(run.plan, run.params);
+    let outputs = execute::<O>(run, upload::<O>(x, shape), &leaves, &mut Vec::new())?;
+    Ok(outputs.into_iter().map(read::<O::B>).collect())
+}
+
+/// Takes the statistics of a batch into the running ones: `old · momentum + new · (1 - momentum)`, the variance unbiased as
+/// in PyTorch.
+fn blend(params: &mut Params, seen: &Seen) {
+    let unbiased = seen.rows as f32 / seen.rows.saturating_sub(1).max(1) as f32;
+    let (mean, variance) = (&seen.statistics.mean, &seen.statistics.variance);
+    for (id, batch, factor) in [(seen.mean, mean, 1.0), (seen.variance, variance, unbiased)] {
+        if let Some(running) = params.constants.get_mut(&id) {
+            for (running, batch) in running.iter_mut().zip(batch) {
+                *running = seen.momentum * *running + (1.0 - seen.momentum) * factor * batch;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,143 @@
+//! The operators that a plan is made of, over any burn backend.
+//!
+//! [`TrainOps`] names a backend and the fused operators on its tensors. Every operator has a default body that composes
+//! burn's own operations: [`Composed`] uses nothing else and so runs on every device. [`Fused`] replaces the bodies by
+//! our kernels for the CPU backend, forward and (under autodiff) backward. A test holds the two equal.
+//!
+//! Convolutional operators work on channels-last tensors `[batch, height, width, channels]` of rank 4; those of one
+//! spatial axis have height 1. Normalisation takes any tensor whose last axis is the channels.
+
+mod composed;
+mod flex;
+mod rounding;
+mod tape;
+#[cfg(test)]
+mod tests;
+
+pub(crate) use composed::read;
+
+use std::marker::PhantomData;
+
+use bitsmith_kernels::activation::Activation;
+use bitsmith_kernels::conv::ConvShape;
+use bitsmith_kernels::pool::PoolShape;
+use burn_backend::Backend;
+use burn_backend::tensor::FloatTensor;
+
+/// A float tensor of an operator set.
+pub(crate) type Tensor<O> = FloatTensor<<O as TrainOps>::B>;
+
+/// Mean and biased variance per channel.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct BatchStatistics {
+    pub mean: Vec<f32>,
+    pub variance: Vec<f32>,
+}
+
+/// Where a normalisation takes its statistics from.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Statistics<'a> {
+    /// The batch; gradients flow through them.
+    Batch,
+    /// Constants.
+    Frozen { mean: &'a [f32], variance: &'a [f32] },
+}
+
+/// Everything about a normalisation that is no tensor.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Norm<'a> {
+    pub epsilon: f32,
+    pub statistics: Statistics<'a>,
+    /// Applied after the addition.
+    pub activation: Activation,
+    /// Applied last; goes with a step tensor.
+    pub quant: Option<FakeQuant>,
+}
+
+/// Rounding to a grid and back: `s · round(clamp(x / s, low, high))`, where `low` and `high` are the ends of the code range
+/// minus the zero point, which thereby cancels.
+///
+/// Backward (LSQ, arXiv 1902.08153, eq. 3): x passes where `low < x/s < high`; the step gets
+/// `grad_scale · Σ dy · (round(x/s) - x/s inside, low or high outside)`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct FakeQuant {
+    pub low: i32,
+    pub high: i32,
+    pub grad_scale: f32,
+}
+
+/// A backend and the fused operators on its tensors.
+pub(crate) trait TrainOps: 'static {
+    /// The backend.
+    type B: Backend;
+
+    /// Convolution; `w` is OIHW.
+    fn conv(x: Tensor<Self>, w: Tensor<Self>, bias: Option<Tensor<Self>>, shape: &ConvShape) -> Tensor<Self> {
+        composed::conv::<Self::B>(x, w, bias, shape)
+    }
+
+    /// `quant(activation(normalise(x) + add))`, and the statistics of the batch where they were used.
+    fn norm(
+        x: Tensor<Self>,
+        gamma: Tensor<Self>,
+        beta: Tensor<Self>,
+        add: Option<Tensor<Self>>,
+        step: Option<Tensor<Self>>,
+        norm: &Norm<'_>,
+    ) -> (Tensor<Self>, Option<BatchStatistics>) {
+        composed::norm::<Self::B>(x, gamma, beta, add, step, norm)
+    }
+
+    /// An activation function.
+    fn activation(x: Tensor<Self>, activation: Activation) -> Tensor<Self> {
+        composed::activation::<Self::B>(x, activation)
+    }
+
+    /// Rounding to a grid with a learnable step.
+    fn fake_quant(x: Tensor<Self>, step: Tensor<Self>, quant: &FakeQuant) -> Tensor<Self> {
+        composed::fake_quant::<Self::B>(x, step, quant)
+    }
+
+    /// Largest value under a window.
+    fn max_pool(x: Tensor<Self>, shape: &PoolShape) -> Tensor<Self> {
+        composed::max_pool::<Self::B>(x, shape)
+    }
+
+    /// Mean value under a window.
+    fn average_pool(x: Tensor<Self>, shape: &PoolShape) -> Tensor<Self> {
+        composed::average_pool::<Self::B>(x, shape)
+    }
+
+    /// Mean over height and width, kept as size 1.
+    fn global_average_pool(x: Tensor<Self>) -> Tensor<Self> {
+        composed::global_average_pool::<Self::B>(x)
+    }
+
+    /// `x [m, k]` times `w [k, n]` (or `[n, k]` where `transposed`), plus a bias `[n]`.
+    fn linear(x: Tensor<Self>, w: Tensor<Self>, bias: Option<Tensor<Self>>, transposed: bool) -> Tensor<Self> {
+        composed::linear::<Self::B>(x, w, bias, transposed)
+    }
+
+    /// `[batch, channels, height, width]` to channels-last.
+    fn to_channels_last(x: Tensor<Self>) -> Tensor<Self> {
+        composed::permute::<Self::B>(x, &[0, 2, 3, 1])
+    }
+
+    /// The inverse of [`TrainOps::to_channels_last`].
+    fn to_channels_first(x: Tensor<Self>) -> Tensor<Self> {
+        composed::permute::<Self::B>(x, &[0, 3, 1, 2])
+    }
+
+    /// Called for a tensor that nothing will read any more.
+    fn release(_x: Tensor<Self>) {}
+}
+
+/// Every operator composed of burn's own: any backend, any device.
+pub(crate) struct Composed<B>(PhantomData<B>);
+
+impl<B: Backend> TrainOps for Composed<B> {
+    type B = B;
+}
+
+/// Our kernels: exists for the CPU backend `Flex` and for `Autodiff<Flex>`.
+pub(crate) struct Fused<B>(PhantomData<B>);

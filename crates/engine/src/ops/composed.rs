@@ -1,0 +1,218 @@
+//! Each fused operator as a composition of burn's own: the definition for every device, and the reference for [`super::Fused`].
+
+use bitsmith_kernels::activation::Activation;
+use bitsmith_kernels::conv::ConvShape;
+use bitsmith_kernels::pool::{Padding, PoolShape};
+use burn_backend::ops::{ConvOptions, PadMode};
+use burn_backend::tensor::FloatTensor;
+use burn_backend::{Backend, Scalar, Shape, TensorData, TensorMetadata, get_or_init_device_settings, try_read_sync};
+
+use super::{BatchStatistics, FakeQuant, Norm, Statistics};
+
+type T<B> = FloatTensor<B>;
+
+/// A constant like `like` in device, of this shape.
+fn constant<B: Backend>(values: Vec<f32>, shape: &[usize], like: &T<B>) -> T<B> {
+    B::float_from_data(TensorData::new(values, Shape::from(shape.to_vec())), &like.device())
+}
+
+fn reshape<B: Backend>(x: T<B>, shape: &[usize]) -> T<B> {
+    B::float_reshape(x, Shape::from(shape.to_vec()))
+}
+
+/// Copies a tensor to the host, waiting for the device.
+pub(crate) fn read<B: Backend>(x: T<B>) -> Vec<f32> {
+    // Reading fails only where a device is lost or cannot be waited for (WebAssembly): numbers that are not there are NaN,
+    // and the loss says so.
+    let len = x.shape().num_elements();
+    let data = try_read_sync(B::float_into_data(x)).and_then(Result::ok);
+    data.and_then(|d| d.try_into_vec::<f32>().ok()).unwrap_or_else(|| vec![f32::NAN; len])
+}
+
+pub(crate) fn permute<B: Backend>(x: T<B>, axes: &[usize]) -> T<B> {
+    B::float_permute(x, axes)
+}
+
+pub(super) fn conv<B: Backend>(x: T<B>, w: T<B>, bias: Option<T<B>>, shape: &ConvShape) -> T<B> {
+    let [top, left, bottom, right] = shape.pads;
+    let x = permute::<B>(x, &[0, 3, 1, 2]);
+    let x = pad::<B>(x, [(0, 0), (0, 0), (top, bottom), (left, right)], 0.0);
+    let w = reshape::<B>(w, &[shape.c_out, shape.c_in / shape.groups, shape.kernel[0], shape.kernel[1]]);
+    let options = ConvOptions::new(shape.stride, [0, 0], shape.dilation, shape.groups);
+    permute::<B>(B::conv2d(x, w, bias, options), &[0, 2, 3, 1])
+}
+
+fn pad<B: Backend>(x: T<B>, pads: [(usize, usize); 4], value: f32) -> T<B> {
+    if pads == [(0, 0); 4] { x } else { B::float_pad(x, &pads, PadMode::Constant(value)) }
+}
+
+pub(super) fn norm<B: Backend>(
+    x: T<B>,
+    gamma: T<B>,
+    beta: T<B>,
+    add: Option<T<B>>,
+    step: Option<T<B>>,
+    norm: &Norm<'_>,
+) -> (T<B>, Option<BatchStatistics>) {
+    let shape = x.shape();
+    let channels = shape[shape.num_dims() - 1];
+    let rows = shape.num_elements() / channels.max(1);
+    let x = reshape::<B>(x, &[rows, channels]);
+    let (gamma, beta) = (reshape::<B>(gamma, &[1, channels]), reshape::<B>(beta, &[1, channels]));
+    let (a, b, statistics) = match norm.statistics {
+        Statistics::Batch => {
+            let mean = B::float_mean_dim(x.clone(), 0);
+            let centred = B::float_sub(x.clone(), mean.clone());
+            let variance = B::float_mean_dim(B::float_mul(centred.clone(), centred), 0);
+            let statistics = BatchStatistics {
+                mean: read::<B>(B::float_detach(mean.clone())),
+                variance: read::<B>(B::float_detach(variance.clone())),
+            };
+            let std = B::float_sqrt(B::float_add_scalar(variance, Scalar::from(norm.epsilon)));
+            let a = B::float_div(gamma, std);
+            (a.clone(), B::float_sub(beta, B::float_mul(mean, a)), Some(statistics))
+        }
+        Statistics::Frozen { mean, variance } => {
+            let std = variance.iter().map(|v| (v + norm.epsilon).sqrt()).collect();
+            let a = B::float_div(gamma, constant::<B>(std, &[1, channels], &x));
+            let mean = constant::<B>(mean.to_vec(), &[1, channels], &x);
+            (a.clone(), B::float_sub(beta, B::float_mul(mean, a)), None)
+        }
+    };
+    let y = B::float_reshape(B::float_add(B::float_mul(x, a), b), shape);
+    let y = match add {
+        Some(add) => B::float_add(y, add),
+        None => y,
+    };
+    let y = activation::<B>(y, norm.activation);
+    match (step, &norm.quant) {
+        (Some(step), Some(quant)) => (fake_quant::<B>(y, step, quant), statistics),
+        _ => (y, statistics),
+    }
+}
+
+pub(super) fn activation<B: Backend>(x: T<B>, activation: Activation) -> T<B> {
+    match activation {
+        Activation::Identity => x,
+        Activation::Relu => B::relu(x),
+        Activation::LeakyRelu { alpha } => B::leaky_relu(x, Scalar::from(alpha)),
+        Activation::Clip { min, max } => clip::<B>(x, min, max),
+        Activation::HardSwish => {
+            let gate =
+                B::float_add_scalar(B::float_div_scalar(x.clone(), Scalar::from(6.0_f32)), Scalar::from(0.5_f32));
+            B::float_mul(x, clip::<B>(gate, 0.0, 1.0))
+        }
+        Activation::HardSigmoid { alpha, beta } => {
+            let line = B::float_add_scalar(B::float_mul_scalar(x, Scalar::from(alpha)), Scalar::from(beta));
+            clip::<B>(line, 0.0, 1.0)
+        }
+        Activation::Sigmoid => B::sigmoid(x),
+        Activation::Tanh => B::float_tanh(x),
+        Activation::GeluErf => B::gelu(x),
+        Activation::GeluTanh => {
+            let cube = B::float_mul(B::float_mul(x.clone(), x.clone()), x.clone());
+            let inner = B::float_add(x.clone(), B::float_mul_scalar(cube, Scalar::from(0.044_715_f32)));
+            let t = B::float_tanh(B::float_mul_scalar(inner, Scalar::from(0.797_884_6_f32)));
+            let half = B::float_mul_scalar(x, Scalar::from(0.5_f32));
+            B::float_mul(half, B::float_add_scalar(t, Scalar::from(1.0_f32)))
+        }
+    }
+}
+
+/// `min(max(x, low), high)`; an infinite bound does nothing.
+fn clip<B: Backend>(x: T<B>, low: f32, high: f32) -> T<B> {
+    let x = if low == f32::NEG_INFINITY { x } else { limit::<B>(x, low, Side::Below) };
+    if high == f32::INFINITY { x } else { limit::<B>(x, high, Side::Above) }
+}
+
+enum Side {
+    Below,
+    Above,
+}
+
+/// Replaces what lies beyond `bound`, which thereby gets no gradient. By masks, since burn's own clamp is not
+/// differentiated the same way by every backend.
+fn limit<B: Backend>(x: T<B>, bound: f32, side: Side) -> T<B> {
+    let bool_dtype = get_or_init_device_settings::<B>(&x.device()).bool_dtype;
+    let mask = match side {
+        Side::Below => B::float_lower_equal_elem(x.clone(), Scalar::from(bound), bool_dtype),
+        Side::Above => B::float_greater_equal_elem(x.clone(), Scalar::from(bound), bool_dtype),
+    };
+    B::float_mask_fill(x, mask, Scalar::from(bound))
+}
+
+pub(super) fn fake_quant<B: Backend>(x: T<B>, step: T<B>, quant: &FakeQuant) -> T<B> {
+    let step = reshape::<B>(step, &vec![1; x.shape().num_dims()]);
+    // The value of the step, with a gradient scaled by g: detach(s) + (g·s - detach(g·s)), where the bracket is exactly 0.
+    let scaled = B::float_mul_scalar(step.clone(), Scalar::from(quant.grad_scale));
+    let nothing = B::float_sub(scaled.clone(), B::float_detach(scaled));
+    let step = B::float_add(B::float_detach(step), nothing);
+    let clamped = clip::<B>(B::float_div(x, step.clone()), quant.low as f32, quant.high as f32);
+    // Rounded on the way forward, passed through on the way back; again the second bracket is exactly 0.
+    let rounded = B::float_detach(B::float_round(B::float_detach(clamped.clone())));
+    let through = B::float_sub(clamped.clone(), B::float_detach(clamped));
+    B::float_mul(B::float_add(rounded, through), step)
+}
+
+pub(super) fn max_pool<B: Backend>(x: T<B>, shape: &PoolShape) -> T<B> {
+    let x = pool_input::<B>(x, shape, f32::MIN);
+    permute::<B>(B::max_pool2d(x, shape.kernel, shape.stride, [0, 0], [1, 1], false), &[0, 2, 3, 1])
+}
+
+pub(super) fn average_pool<B: Backend>(x: T<B>, shape: &PoolShape) -> T<B> {
+    let (kernel, pads) = (shape.kernel, shape.pads);
+    let axis = |size: usize, windows: usize, axis: usize| -> Vec<f32> {
+        // How many elements of each window count: those inside the input, or inside its (not extended) padding.
+        let (before, after) = (pads[axis], pads[axis + 2]);
+        let (from, to) = match shape.padding {
+            Padding::Ignored => (before, before + size),
+            Padding::Counted => (0, before + size + after),
+        };
+        (0..windows)
+            .map(|i| {
+                let start = i * shape.stride[axis];
+                (start + kernel[axis]).min(to).saturating_sub(start.max(from)) as f32
+            })
+            .collect()
+    };
+    let (h, w) = (axis(shape.in_h, shape.out_h(), 0), axis(shape.in_w, shape.out_w(), 1));
+    let area = (kernel[0] * kernel[1]) as f32;
+    let factors = h.iter().flat_map(|h| w.iter().map(move |w| area / (h * w).max(1.0))).collect();
+    let factors = constant::<B>(factors, &[1, h.len(), w.len(), 1], &x);
+    let x = pool_input::<B>(x, shape, 0.0);
+    let mean = permute::<B>(B::avg_pool2d(x, kernel, shape.stride, [0, 0], true, false), &[0, 2, 3, 1]);
+    B::float_mul(mean, factors)
+}
+
+/// Channels first, padded so that exactly the windows of `shape` fit.
+fn pool_input<B: Backend>(x: T<B>, shape: &PoolShape, fill: f32) -> T<B> {
+    let end = |size: usize, windows: usize, axis: usize| {
+        ((windows - 1) * shape.stride[axis] + shape.kernel[axis]).saturating_sub(size + shape.pads[axis])
+    };
+    let pads = [
+        (0, 0),
+        (0, 0),
+        (shape.pads[0], end(shape.in_h, shape.out_h(), 0)),
+        (shape.pads[1], end(shape.in_w, shape.out_w(), 1)),
+    ];
+    pad::<B>(permute::<B>(x, &[0, 3, 1, 2]), pads, fill)
+}
+
+pub(super) fn global_average_pool<B: Backend>(x: T<B>) -> T<B> {
+    let shape = x.shape();
+    let (batch, pixels, channels) = (shape[0], shape[1] * shape[2], shape[3]);
+    let mean = B::float_mean_dim(reshape::<B>(x, &[batch, pixels, channels]), 1);
+    reshape::<B>(mean, &[batch, 1, 1, channels])
+}
+
+pub(super) fn linear<B: Backend>(x: T<B>, w: T<B>, bias: Option<T<B>>, transposed: bool) -> T<B> {
+    let w = if transposed { B::float_transpose(w) } else { w };
+    let y = B::float_matmul(x, w);
+    match bias {
+        Some(bias) => {
+            let n = bias.shape().num_elements();
+            B::float_add(y, reshape::<B>(bias, &[1, n]))
+        }
+        None => y,
+    }
+}

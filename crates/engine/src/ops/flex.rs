@@ -1,0 +1,222 @@
+//! The fused operators on the CPU, forward: our kernels on burn-flex tensors.
+
+use bitsmith_kernels::activation::Activation;
+use bitsmith_kernels::conv::ConvShape;
+use bitsmith_kernels::pool::PoolShape;
+use bitsmith_kernels::{activation, conv, gemm, layout, norm, numerics, pool};
+use burn_backend::{Shape, TensorMetadata};
+use burn_flex::{Flex, FlexTensor};
+
+use super::{BatchStatistics, FakeQuant, Fused, Norm, Statistics, TrainOps, rounding};
+use crate::memory::{dense, floats, recycle, take, tensor};
+use crate::profile;
+
+impl TrainOps for Fused<Flex> {
+    type B = Flex;
+
+    fn conv(x: FlexTensor, w: FlexTensor, bias: Option<FlexTensor>, shape: &ConvShape) -> FlexTensor {
+        let x = dense(x);
+        let y = convolve(&x, &dense(w), bias.map(dense).as_ref(), shape);
+        recycle(x);
+        y
+    }
+
+    fn norm(
+        x: FlexTensor,
+        gamma: FlexTensor,
+        beta: FlexTensor,
+        add: Option<FlexTensor>,
+        step: Option<FlexTensor>,
+        norm: &Norm<'_>,
+    ) -> (FlexTensor, Option<BatchStatistics>) {
+        let (x, add) = (dense(x), add.map(dense));
+        let affine = Affine::new(&x, &dense(gamma), &dense(beta), norm);
+        let mut y = affine.apply(&x, add.as_ref(), norm.activation);
+        if let (Some(step), Some(quant)) = (step, &norm.quant) {
+            y = rounding::rounded(y, scalar(&step), quant);
+        }
+        let y = tensor(y, x.shape());
+        recycle(x);
+        add.into_iter().for_each(recycle);
+        (y, affine.statistics)
+    }
+
+    fn activation(x: FlexTensor, activation: Activation) -> FlexTensor {
+        let x = dense(x);
+        let y = activate(&x, activation);
+        recycle(x);
+        y
+    }
+
+    fn fake_quant(x: FlexTensor, step: FlexTensor, quant: &FakeQuant) -> FlexTensor {
+        let x = dense(x);
+        let y = quantize(&x, scalar(&step), quant);
+        recycle(x);
+        y
+    }
+
+    fn max_pool(x: FlexTensor, shape: &PoolShape) -> FlexTensor {
+        let x = dense(x);
+        let y = pooled(&x, shape, pool::max);
+        recycle(x);
+        y
+    }
+
+    fn average_pool(x: FlexTensor, shape: &PoolShape) -> FlexTensor {
+        let x = dense(x);
+        let y = pooled(&x, shape, pool::average);
+        recycle(x);
+        y
+    }
+
+    fn global_average_pool(x: FlexTensor) -> FlexTensor {
+        let x = dense(x);
+        let y = average(&x);
+        recycle(x);
+        y
+    }
+
+    fn linear(x: FlexTensor, w: FlexTensor, bias: Option<FlexTensor>, transposed: bool) -> FlexTensor {
+        let x = dense(x);
+        let y = multiply(&x, &dense(w), bias.map(dense).as_ref(), transposed);
+        recycle(x);
+        y
+    }
+
+    fn to_channels_last(x: FlexTensor) -> FlexTensor {
+        let x = dense(x);
+        let y = channels_last(&x);
+        recycle(x);
+        y
+    }
+
+    fn to_channels_first(x: FlexTensor) -> FlexTensor {
+        let x = dense(x);
+        let y = channels_first(&x);
+        recycle(x);
+        y
+    }
+
+    fn release(x: FlexTensor) {
+        recycle(x);
+    }
+}
+
+/// The only element of a step tensor.
+pub(super) fn scalar(x: &FlexTensor) -> f32 {
+    floats(x).first().copied().unwrap_or(f32::NAN)
+}
+
+pub(super) fn convolve(x: &FlexTensor, w: &FlexTensor, bias: Option<&FlexTensor>, shape: &ConvShape) -> FlexTensor {
+    let _time = profile::span("conv");
+    let mut y = take(shape.output_len());
+    conv::forward(shape, floats(x), floats(w), bias.map(floats), &mut y);
+    tensor(y, Shape::new([shape.batch, shape.out_h(), shape.out_w(), shape.c_out]))
+}
+
+/// A normalisation whose statistics are known.
+#[derive(Debug)]
+pub(super) struct Affine {
+    pub mean: Vec<f32>,
+    pub inv_std: Vec<f32>,
+    pub a: Vec<f32>,
+    pub b: Vec<f32>,
+    pub statistics: Option<BatchStatistics>,
+}
+
+impl Affine {
+    pub(super) fn new(x: &FlexTensor, gamma: &FlexTensor, beta: &FlexTensor, norm: &Norm<'_>) -> Self {
+        let (gamma, beta) = (floats(gamma), floats(beta));
+        let channels = gamma.len();
+        let (mean, variance, statistics) = match norm.statistics {
+            Statistics::Frozen { mean, variance } => (mean.to_vec(), variance.to_vec(), None),
+            Statistics::Batch => {
+                let _time = profile::span("norm statistics");
+                let (mut mean, mut variance) = (vec![0.0; channels], vec![0.0; channels]);
+                norm::batch_stats(floats(x), channels, &mut mean, &mut variance);
+                let statistics = BatchStatistics { mean: mean.clone(), variance: variance.clone() };
+                (mean, variance, Some(statistics))
+            }
+        };
+        let (mut a, mut b) = (vec![0.0; channels], vec![0.0; channels]);
+        numerics::batch_norm_affine_slice(gamma, beta, &mean, &variance, norm.epsilon, &mut a, &mut b);
+        let inv_std = variance.iter().map(|v| 1.0 / (v + norm.epsilon).sqrt()).collect();
+        Self { mean, inv_std, a, b, statistics }
+    }
+
+    /// `activation(x · a + b (+ add))`.
+    pub(super) fn apply(&self, x: &FlexTensor, add: Option<&FlexTensor>, activation: Activation) -> Vec<f32> {
+        let _time = profile::span("norm");
+        let x = floats(x);
+        let mut y = take(x.len());
+        norm::affine_act(x, &self.a, &self.b, add.map(floats), activation, &mut y);
+        y
+    }
+}
+
+pub(super) fn activate(x: &FlexTensor, act: Activation) -> FlexTensor {
+    let _time = profile::span("activation");
+    let mut y = take(floats(x).len());
+    activation::forward(act, floats(x), &mut y);
+    tensor(y, x.shape())
+}
+
+pub(super) fn quantize(x: &FlexTensor, step: f32, quant: &FakeQuant) -> FlexTensor {
+    let mut y = take(floats(x).len());
+    rounding::round(floats(x), &mut y, step, quant);
+    tensor(y, x.shape())
+}
+
+pub(super) fn pooled(x: &FlexTensor, shape: &PoolShape, kernel: fn(&PoolShape, &[f32], &mut [f32])) -> FlexTensor {
+    let _time = profile::span("pool");
+    let mut y = take(shape.output_len());
+    kernel(shape, floats(x), &mut y);
+    tensor(y, Shape::new([shape.batch, shape.out_h(), shape.out_w(), shape.channels]))
+}
+
+pub(super) fn average(x: &FlexTensor) -> FlexTensor {
+    let _time = profile::span("pool");
+    let [batch, _, _, channels] = x.shape().dims();
+    let mut y = take(batch * channels);
+    pool::global_average(batch, channels, floats(x), &mut y);
+    tensor(y, Shape::new([batch, 1, 1, channels]))
+}
+
+pub(super) fn multiply(x: &FlexTensor, w: &FlexTensor, bias: Option<&FlexTensor>, transposed: bool) -> FlexTensor {
+    let _time = profile::span("linear");
+    let [m, k] = x.shape().dims();
+    let [rows, columns] = w.shape().dims();
+    let n = if transposed { rows } else { columns };
+    let order = if transposed { gemm::Order::Transposed } else { gemm::Order::Plain };
+    let mut y = take(m * n);
+    gemm::matmul([m, k, n], floats(x), gemm::Order::Plain, floats(w), order, &mut y);
+    if let Some(bias) = bias {
+        let bias = floats(bias);
+        y.chunks_exact_mut(n.max(1)).for_each(|row| row.iter_mut().zip(bias).for_each(|(y, b)| *y += b));
+    }
+    tensor(y, Shape::new([m, n]))
+}
+
+pub(super) fn channels_last(x: &FlexTensor) -> FlexTensor {
+    let _time = profile::span("layout");
+    let [batch, channels, height, width] = x.shape().dims();
+    let shape = Shape::new([batch, height, width, channels]);
+    if channels == 1 || height * width == 1 {
+        return x.reshape(shape);
+    }
+    let mut y = take(floats(x).len());
+    layout::nchw_to_nhwc(batch, channels, height * width, floats(x), &mut y);
+    tensor(y, shape)
+}
+
+pub(super) fn channels_first(x: &FlexTensor) -> FlexTensor {
+    let _time = profile::span("layout");
+    let [batch, height, width, channels] = x.shape().dims();
+    let shape = Shape::new([batch, channels, height, width]);
+    if channels == 1 || height * width == 1 {
+        return x.reshape(shape);
+    }
+    let mut y = take(floats(x).len());
+    layout::nhwc_to_nchw(batch, channels, height * width, floats(x), &mut y);
+    tensor(y, shape)
+}

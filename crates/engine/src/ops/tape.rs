@@ -1,0 +1,444 @@
+//! The fused operators under autodiff on the CPU: the forward of [`super::flex`], and a backward of our kernels each.
+//!
+//! Every operator saves only what its backward reads, as shared handles: the input of a convolution *is* the output that the
+//! normalisation before it saved for its mask. Gradients and saved tensors whose last reader is a backward go back to
+//! the pool there.
+
+use bitsmith_kernels::activation::{Activation, Saved};
+use bitsmith_kernels::conv::ConvShape;
+use bitsmith_kernels::norm;
+use bitsmith_kernels::pool::PoolShape;
+use bitsmith_kernels::{activation, conv, gemm, pool};
+use burn_autodiff::Autodiff;
+use burn_autodiff::checkpoint::base::Checkpointer;
+use burn_autodiff::checkpoint::strategy::NoCheckpointing;
+use burn_autodiff::grads::Gradients;
+use burn_autodiff::ops::{Backward, Ops, OpsKind};
+use burn_backend::tensor::FloatTensor;
+use burn_backend::{AutodiffBackend, Shape, TensorMetadata};
+use burn_flex::{Flex, FlexTensor};
+
+use super::flex::{self, Affine, scalar};
+use super::{BatchStatistics, FakeQuant, Fused, Norm, Statistics, TrainOps, rounding};
+use crate::memory::{dense, floats, give, recycle, take, tensor};
+use crate::profile;
+
+type Cpu = Autodiff<Flex>;
+type Tracked = FloatTensor<Cpu>;
+
+/// Stands in for an optional input that is absent: a constant, so that nothing flows to it.
+fn absent() -> Tracked {
+    Cpu::from_inner(tensor(vec![], Shape::new([0])))
+}
+
+/// Records an operator: its output, and the state of its backward if anything before it wants a gradient.
+fn record<const N: usize, S, O>(op: O, inputs: [Tracked; N], output: FlexTensor, state: impl FnOnce() -> S) -> Tracked
+where
+    S: Clone + Send + std::fmt::Debug + 'static,
+    O: Backward<Flex, N, State = S>,
+{
+    let guards = inputs.each_ref().map(|x| x.node());
+    let output = match op.prepare::<NoCheckpointing>(guards).compute_bound().stateful() {
+        OpsKind::Tracked(prepared) => prepared.finish(state(), output),
+        OpsKind::UnTracked(prepared) => prepared.finish(output),
+    };
+    inputs.into_iter().for_each(|x| recycle(x.into_primitive()));
+    output
+}
+
+impl TrainOps for Fused<Cpu> {
+    type B = Cpu;
+
+    fn conv(x: Tracked, w: Tracked, bias: Option<Tracked>, shape: &ConvShape) -> Tracked {
+        let (x_data, w_data) = (dense(x.primitive().clone()), dense(w.primitive().clone()));
+        let bias_data = bias.as_ref().map(|b| dense(b.primitive().clone()));
+        let y = flex::convolve(&x_data, &w_data, bias_data.as_ref(), shape);
+        let state =
+            ConvState { shape: *shape, x: w.is_tracked().then_some(x_data), w: x.is_tracked().then_some(w_data) };
+        record(Conv, [x, w, bias.unwrap_or_else(absent)], y, || state)
+    }
+
+    fn norm(
+        x: Tracked,
+        gamma: Tracked,
+        beta: Tracked,
+        add: Option<Tracked>,
+        step: Option<Tracked>,
+        norm: &Norm<'_>,
+    ) -> (Tracked, Option<BatchStatistics>) {
+        let x_data = dense(x.primitive().clone());
+        let add_data = add.as_ref().map(|a| dense(a.primitive().clone()));
+        let (gamma_data, beta_data) = (dense(gamma.primitive().clone()), dense(beta.primitive().clone()));
+        let mut affine = Affine::new(&x_data, &gamma_data, &beta_data, norm);
+        let mut y = affine.apply(&x_data, add_data.as_ref(), norm.activation);
+        let quant = step.as_ref().map(|s| scalar(s.primitive())).zip(norm.quant);
+        if let Some((step, quant)) = &quant {
+            y = rounding::rounded(y, *step, quant);
+        }
+        let y = tensor(y, x_data.shape());
+        let statistics = affine.statistics.take();
+        // Under fake-quant the output no longer tells the slope; input and addend, which others hold anyway, do.
+        let wants_input = quant.is_some() || norm.activation.saved() == Saved::Input;
+        let state = NormState {
+            y: (!wants_input && norm.activation != Activation::Identity).then(|| y.clone()),
+            add: if wants_input { add_data } else { None },
+            x: x_data,
+            affine: std::sync::Arc::new(affine),
+            gamma: gamma_data,
+            beta: beta_data,
+            activation: norm.activation,
+            frozen: matches!(norm.statistics, Statistics::Frozen { .. }),
+            quant,
+        };
+        let inputs = [x, gamma, beta, add.unwrap_or_else(absent), step.unwrap_or_else(absent)];
+        (record(Normalise, inputs, y, || state), statistics)
+    }
+
+    fn activation(x: Tracked, activation: Activation) -> Tracked {
+        let x_data = dense(x.primitive().clone());
+        let y = flex::activate(&x_data, activation);
+        let saved = if activation.saved() == Saved::Input { x_data } else { y.clone() };
+        record(Activate, [x], y, || (saved, activation))
+    }
+
+    fn fake_quant(x: Tracked, step: Tracked, quant: &FakeQuant) -> Tracked {
+        let x_data = dense(x.primitive().clone());
+        let value = scalar(step.primitive());
+        let y = flex::quantize(&x_data, value, quant);
+        record(Round, [x, step], y, || (x_data, value, *quant))
+    }
+
+    fn max_pool(x: Tracked, shape: &PoolShape) -> Tracked {
+        let x_data = dense(x.primitive().clone());
+        let y = flex::pooled(&x_data, shape, pool::max);
+        record(MaxPool, [x], y, || (x_data, *shape))
+    }
+
+    fn average_pool(x: Tracked, shape: &PoolShape) -> Tracked {
+        let y = flex::pooled(&dense(x.primitive().clone()), shape, pool::average);
+        record(AveragePool, [x], y, || *shape)
+    }
+
+    fn global_average_pool(x: Tracked) -> Tracked {
+        let shape = x.shape();
+        let y = flex::average(&dense(x.primitive().clone()));
+        record(GlobalAverage, [x], y, || shape)
+    }
+
+    fn linear(x: Tracked, w: Tracked, bias: Option<Tracked>, transposed: bool) -> Tracked {
+        let (x_data, w_data) = (dense(x.primitive().clone()), dense(w.primitive().clone()));
+        let bias_data = bias.as_ref().map(|b| dense(b.primitive().clone()));
+        let y = flex::multiply(&x_data, &w_data, bias_data.as_ref(), transposed);
+        record(Linear, [x, w, bias.unwrap_or_else(absent)], y, || (x_data, w_data, transposed))
+    }
+
+    fn to_channels_last(x: Tracked) -> Tracked {
+        let y = flex::channels_last(&dense(x.primitive().clone()));
+        record(Relayout, [x], y, || Direction::Last)
+    }
+
+    fn to_channels_first(x: Tracked) -> Tracked {
+        let y = flex::channels_first(&dense(x.primitive().clone()));
+        record(Relayout, [x], y, || Direction::First)
+    }
+
+    fn release(x: Tracked) {
+        recycle(x.into_primitive());
+    }
+}
+
+#[derive(Debug)]
+struct Conv;
+
+#[derive(Debug, Clone)]
+struct ConvState {
+    shape: ConvShape,
+    /// Kept if the weight wants a gradient.
+    x: Option<FlexTensor>,
+    /// Kept if the input does.
+    w: Option<FlexTensor>,
+}
+
+impl Backward<Flex, 3> for Conv {
+    type State = ConvState;
+
+    fn backward(self, ops: Ops<ConvState, 3>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let dy = dense(grads.consume::<Flex>(&ops.node));
+        let ConvState { shape, x, w } = ops.state;
+        let [x_node, w_node, bias_node] = ops.parents;
+        if let Some(node) = bias_node {
+            let mut db = vec![0.0; shape.c_out];
+            conv::backward_bias(floats(&dy), &mut db);
+            grads.register::<Flex>(node.id, tensor(db, Shape::new([shape.c_out])));
+        }
+        if let (Some(node), Some(x)) = (w_node, x) {
+            let _time = profile::span("conv weight gradient");
+            let mut dw = take(shape.weight_len());
+            conv::backward_weight(&shape, floats(&x), floats(&dy), &mut dw);
+            let dims = [shape.c_out, shape.c_in / shape.groups, shape.kernel[0], shape.kernel[1]];
+            grads.register::<Flex>(node.id, tensor(dw, Shape::new(dims)));
+            recycle(x);
+        }
+        if let (Some(node), Some(w)) = (x_node, w) {
+            let _time = profile::span("conv input gradient");
+            let mut dx = take(shape.input_len());
+            conv::backward_input(&shape, floats(&dy), floats(&w), &mut dx);
+            grads.register::<Flex>(node.id, tensor(dx, Shape::new([shape.batch, shape.in_h, shape.in_w, shape.c_in])));
+        }
+        recycle(dy);
+    }
+}
+
+#[derive(Debug)]
+struct Normalise;
+
+#[derive(Debug, Clone)]
+struct NormState {
+    x: FlexTensor,
+    y: Option<FlexTensor>,
+    add: Option<FlexTensor>,
+    affine: std::sync::Arc<Affine>,
+    gamma: FlexTensor,
+    beta: FlexTensor,
+    activation: Activation,
+    frozen: bool,
+    quant: Option<(f32, FakeQuant)>,
+}
+
+impl Backward<Flex, 5> for Normalise {
+    type State = NormState;
+
+    fn backward(self, ops: Ops<NormState, 5>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let mut dy = dense(grads.consume::<Flex>(&ops.node));
+        let state = ops.state;
+        let [x_node, gamma_node, beta_node, add_node, step_node] = ops.parents;
+        let shape = state.x.shape();
+        let channels = state.affine.mean.len();
+        // Through the rounding first: its input is computed again rather than kept.
+        let mut y = state.y;
+        if let Some((step, quant)) = &state.quant {
+            let value = state.affine.apply(&state.x, state.add.as_ref(), state.activation);
+            let mut dv = take(value.len());
+            let dstep = rounding::backward(&value, floats(&dy), &mut dv, *step, quant);
+            if let Some(node) = step_node {
+                grads.register::<Flex>(node.id, tensor(vec![dstep], Shape::new([1])));
+            }
+            recycle(std::mem::replace(&mut dy, tensor(dv, shape.clone())));
+            y = Some(tensor(value, shape.clone()));
+        }
+        let time = profile::span("norm backward");
+        let (mut dgamma, mut dbeta) = (vec![0.0; channels], vec![0.0; channels]);
+        let mut dx = take(floats(&state.x).len());
+        // Without an activation the addend's gradient is the output's own.
+        let shares = add_node.is_some() && state.activation == Activation::Identity;
+        let mut dadd = (add_node.is_some() && !shares).then(|| take(dx.len()));
+        let args = norm::Backward {
+            dy: floats(&dy),
+            y: y.as_ref().map_or(&[], floats),
+            x: floats(&state.x),
+            add: state.add.as_ref().map(floats),
+            mean: &state.affine.mean,
+            inv_std: &state.affine.inv_std,
+            gamma: floats(&state.gamma),
+            beta: floats(&state.beta),
+            act: state.activation,
+            statistics: if state.frozen { norm::Statistics::Frozen } else { norm::Statistics::Batch },
+        };
+        norm::backward(&args, &mut dx, &mut dgamma, &mut dbeta, dadd.as_deref_mut());
+        drop(time);
+        y.into_iter().for_each(recycle);
+        recycle(state.x);
+        state.add.into_iter().for_each(recycle);
+        for (node, gradient) in [(gamma_node, dgamma), (beta_node, dbeta)] {
+            if let Some(node) = node {
+                grads.register::<Flex>(node.id, tensor(gradient, Shape::new([channels])));
+            }
+        }
+        match x_node {
+            Some(node) => grads.register::<Flex>(node.id, tensor(dx, shape.clone())),
+            None => give(dx),
+        }
+        match (add_node, dadd) {
+            (Some(node), Some(dadd)) => grads.register::<Flex>(node.id, tensor(dadd, shape)),
+            (Some(node), None) => return grads.register::<Flex>(node.id, dy),
+            _ => {}
+        }
+        recycle(dy);
+    }
+}
+
+#[derive(Debug)]
+struct Activate;
+
+impl Backward<Flex, 1> for Activate {
+    type State = (FlexTensor, Activation);
+
+    fn backward(self, ops: Ops<Self::State, 1>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let dy = dense(grads.consume::<Flex>(&ops.node));
+        let (saved, act) = ops.state;
+        let [node] = ops.parents;
+        if let Some(node) = node {
+            let _time = profile::span("activation backward");
+            let mut dx = take(floats(&dy).len());
+            activation::backward(act, floats(&saved), floats(&dy), &mut dx);
+            grads.register::<Flex>(node.id, tensor(dx, saved.shape()));
+        }
+        recycle(saved);
+        recycle(dy);
+    }
+}
+
+#[derive(Debug)]
+struct Round;
+
+impl Backward<Flex, 2> for Round {
+    type State = (FlexTensor, f32, FakeQuant);
+
+    fn backward(self, ops: Ops<Self::State, 2>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let dy = dense(grads.consume::<Flex>(&ops.node));
+        let (x, step, quant) = ops.state;
+        let [x_node, step_node] = ops.parents;
+        let mut dx = take(floats(&dy).len());
+        let dstep = rounding::backward(floats(&x), floats(&dy), &mut dx, step, &quant);
+        match x_node {
+            Some(node) => grads.register::<Flex>(node.id, tensor(dx, x.shape())),
+            None => give(dx),
+        }
+        if let Some(node) = step_node {
+            grads.register::<Flex>(node.id, tensor(vec![dstep], Shape::new([1])));
+        }
+        recycle(x);
+        recycle(dy);
+    }
+}
+
+#[derive(Debug)]
+struct MaxPool;
+
+impl Backward<Flex, 1> for MaxPool {
+    type State = (FlexTensor, PoolShape);
+
+    fn backward(self, ops: Ops<Self::State, 1>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let dy = dense(grads.consume::<Flex>(&ops.node));
+        let (x, shape) = ops.state;
+        let [node] = ops.parents;
+        if let Some(node) = node {
+            let _time = profile::span("pool backward");
+            let mut dx = take(shape.input_len());
+            pool::max_backward(&shape, floats(&x), floats(&dy), &mut dx);
+            grads.register::<Flex>(node.id, tensor(dx, x.shape()));
+        }
+        recycle(x);
+        recycle(dy);
+    }
+}
+
+#[derive(Debug)]
+struct AveragePool;
+
+impl Backward<Flex, 1> for AveragePool {
+    type State = PoolShape;
+
+    fn backward(self, ops: Ops<PoolShape, 1>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let dy = dense(grads.consume::<Flex>(&ops.node));
+        let shape = ops.state;
+        let [node] = ops.parents;
+        if let Some(node) = node {
+            let _time = profile::span("pool backward");
+            let mut dx = take(shape.input_len());
+            pool::average_backward(&shape, floats(&dy), &mut dx);
+            let dims = Shape::new([shape.batch, shape.in_h, shape.in_w, shape.channels]);
+            grads.register::<Flex>(node.id, tensor(dx, dims));
+        }
+        recycle(dy);
+    }
+}
+
+#[derive(Debug)]
+struct GlobalAverage;
+
+impl Backward<Flex, 1> for GlobalAverage {
+    type State = Shape;
+
+    fn backward(self, ops: Ops<Shape, 1>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let dy = dense(grads.consume::<Flex>(&ops.node));
+        let [node] = ops.parents;
+        if let Some(node) = node {
+            let _time = profile::span("pool backward");
+            let [batch, _, _, channels] = ops.state.dims();
+            let mut dx = take(ops.state.num_elements());
+            pool::global_average_backward(batch, channels, floats(&dy), &mut dx);
+            grads.register::<Flex>(node.id, tensor(dx, ops.state));
+        }
+        recycle(dy);
+    }
+}
+
+#[derive(Debug)]
+struct Linear;
+
+impl Backward<Flex, 3> for Linear {
+    type State = (FlexTensor, FlexTensor, bool);
+
+    fn backward(self, ops: Ops<Self::State, 3>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let _time = profile::span("linear backward");
+        let dy = dense(grads.consume::<Flex>(&ops.node));
+        let (x, w, transposed) = ops.state;
+        let [x_node, w_node, bias_node] = ops.parents;
+        let [m, n] = dy.shape().dims();
+        let [_, k] = x.shape().dims();
+        use gemm::Order::{Plain, Transposed};
+        if let Some(node) = bias_node {
+            let mut db = vec![0.0; n];
+            norm::channel_sums(floats(&dy), &mut db);
+            grads.register::<Flex>(node.id, tensor(db, Shape::new([n])));
+        }
+        if let Some(node) = w_node {
+            let mut dw = take(k * n);
+            let (dy, x) = (floats(&dy), floats(&x));
+            let shape = if transposed {
+                gemm::matmul([n, m, k], dy, Transposed, x, Plain, &mut dw);
+                Shape::new([n, k])
+            } else {
+                gemm::matmul([k, m, n], x, Transposed, dy, Plain, &mut dw);
+                Shape::new([k, n])
+            };
+            grads.register::<Flex>(node.id, tensor(dw, shape));
+        }
+        if let Some(node) = x_node {
+            let mut dx = take(m * k);
+            let order = if transposed { Plain } else { Transposed };
+            gemm::matmul([m, n, k], floats(&dy), Plain, floats(&w), order, &mut dx);
+            grads.register::<Flex>(node.id, tensor(dx, Shape::new([m, k])));
+        }
+        recycle(x);
+        recycle(dy);
+    }
+}
+
+#[derive(Debug)]
+struct Relayout;
+
+/// Which layout the forward pass produced.
+#[derive(Debug, Clone, Copy)]
+enum Direction {
+    Last,
+    First,
+}
+
+impl Backward<Flex, 1> for Relayout {
+    type State = Direction;
+
+    fn backward(self, ops: Ops<Direction, 1>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let dy = dense(grads.consume::<Flex>(&ops.node));
+        let [node] = ops.parents;
+        if let Some(node) = node {
+            let dx = match ops.state {
+                Direction::Last => flex::channels_first(&dy),
+                Direction::First => flex::channels_last(&dy),
+            };
+            grads.register::<Flex>(node.id, dx);
+        }
+        recycle(dy);
+    }
+}

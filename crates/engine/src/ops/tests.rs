@@ -1,0 +1,273 @@
+//! Fused equals composed, and both equal finite differences: values and gradients of every operator.
+
+use bitsmith_kernels::activation::Activation;
+use bitsmith_kernels::conv::ConvShape;
+use bitsmith_kernels::pool::{Padding, PoolShape, Rounding};
+use burn_autodiff::Autodiff;
+use burn_backend::ops::FloatTensorOps;
+use burn_backend::tensor::FloatTensor;
+use burn_backend::{AutodiffBackend, Shape, TensorData, TensorMetadata};
+use burn_flex::Flex;
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
+use super::{Composed, FakeQuant, Fused, Norm, Statistics, TrainOps, read};
+
+type Cpu = Autodiff<Flex>;
+type T = FloatTensor<Cpu>;
+
+/// An operator as a function of its tensors, in three implementations.
+struct Case<const N: usize> {
+    name: String,
+    shapes: [&'static [usize]; N],
+    fused: Box<dyn Fn([T; N]) -> T>,
+    composed: Box<dyn Fn([T; N]) -> T>,
+    inference: Box<dyn Fn([FloatTensor<Flex>; N]) -> FloatTensor<Flex>>,
+    /// Whether finite differences apply: nothing rounds and no kink is near.
+    smooth: bool,
+    range: (f32, f32),
+}
+
+/// Writes one expression down for the three operator sets.
+macro_rules! case {
+    ($name:expr, $shapes:expr, $smooth:expr, $range:expr, $ops:ident, $inputs:pat => $body:expr) => {
+        Case {
+            name: format!("{}", $name),
+            shapes: $shapes,
+            fused: Box::new(move |$inputs| {
+                type $ops = Fused<Cpu>;
+                $body
+            }),
+            composed: Box::new(move |$inputs| {
+                type $ops = Composed<Cpu>;
+                $body
+            }),
+            inference: Box::new(move |$inputs| {
+                type $ops = Fused<Flex>;
+                $body
+            }),
+            smooth: $smooth,
+            range: $range,
+        }
+    };
+}
+
+fn tensor(values: &[f32], shape: &[usize]) -> FloatTensor<Flex> {
+    Flex::float_from_data(TensorData::new(values.to_vec(), Shape::from(shape.to_vec())), &Default::default())
+}
+
+fn random(seed: u64, len: usize, (low, high): (f32, f32)) -> Vec<f32> {
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    (0..len).map(|_| rng.random_range(low..high)).collect()
+}
+
+/// Output, and gradients of `Σ output · r` for every input.
+fn run<const N: usize>(
+    op: &dyn Fn([T; N]) -> T,
+    shapes: &[&[usize]; N],
+    inputs: &[Vec<f32>; N],
+) -> (Vec<f32>, Vec<Vec<f32>>) {
+    let leaves: [T; N] =
+        std::array::from_fn(|i| Cpu::float_set_require_grad(Cpu::from_inner(tensor(&inputs[i], shapes[i])), true));
+    let y = op(leaves.clone());
+    let r = random(99, y.shape().num_elements(), (-1.0, 1.0));
+    let r = Cpu::from_inner(Flex::float_from_data(TensorData::new(r, y.shape()), &Default::default()));
+    let value = read::<Cpu>(y.clone());
+    let mut grads = Cpu::backward(Cpu::float_sum(Cpu::float_mul(y, r)));
+    let gradient = |leaf: &T| read::<Flex>(Cpu::grad_remove(leaf, &mut grads).expect("every input is used"));
+    (value, leaves.iter().map(gradient).collect())
+}
+
+fn close(what: &str, a: &[f32], b: &[f32], tolerance: f32) {
+    assert_eq!(a.len(), b.len(), "{what}: length");
+    let scale = b.iter().fold(1.0_f32, |m, v| m.max(v.abs()));
+    for (i, (a, b)) in a.iter().zip(b).enumerate() {
+        assert!((a - b).abs() <= tolerance * scale, "{what} [{i}]: {a} against {b}");
+    }
+}
+
+fn check<const N: usize>(case: &Case<N>) {
+    let inputs: [Vec<f32>; N] = std::array::from_fn(|i| {
+        // Later inputs are weights, scales, steps: kept positive and away from zero where the range says so.
+        random(i as u64 + 1, case.shapes[i].iter().product(), if i == 0 { (-2.0, 2.0) } else { case.range })
+    });
+    let (value, gradients) = run(&*case.fused, &case.shapes, &inputs);
+    let (expected, expected_gradients) = run(&*case.composed, &case.shapes, &inputs);
+    // Sums of some hundred products of size 1 in another order.
+    close(&format!("{}: value", case.name), &value, &expected, 2e-5);
+    for (i, (got, want)) in gradients.iter().zip(&expected_gradients).enumerate() {
+        close(&format!("{}: gradient of input {i}", case.name), got, want, 5e-5);
+    }
+    let tensors = std::array::from_fn(|i| tensor(&inputs[i], case.shapes[i]));
+    close(&format!("{}: inference", case.name), &read::<Flex>((case.inference)(tensors)), &value, 0.0);
+    if !case.smooth {
+        return;
+    }
+    // Directional derivatives in f64 sums of an f32 function: h balances truncation against rounding.
+    let h = 1e-2;
+    for (i, gradient) in gradients.iter().enumerate() {
+        let direction = random(i as u64 + 50, inputs[i].len(), (-1.0, 1.0));
+        let at = |h: f32| {
+            let mut moved = inputs.clone();
+            moved[i].iter_mut().zip(&direction).for_each(|(x, d)| *x += h * d);
+            let y = run(&*case.fused, &case.shapes, &moved).0;
+            let r = random(99, y.len(), (-1.0, 1.0));
+            y.iter().zip(r).map(|(y, r)| f64::from(*y) * f64::from(r)).sum::<f64>()
+        };
+        let numeric = (at(h) - at(-h)) / (2.0 * f64::from(h));
+        let exact: f64 = gradient.iter().zip(&direction).map(|(g, d)| f64::from(*g) * f64::from(*d)).sum();
+        let size = gradient.iter().map(|g| f64::from(g.abs())).sum::<f64>().max(1.0);
+        assert!((numeric - exact).abs() < 2e-3 * size, "{}: input {i}: {numeric} against {exact}", case.name);
+    }
+}
+
+#[test]
+fn convolution() {
+    let shape = |c_in, c_out, groups, stride, pads, dilation| ConvShape {
+        batch: 2,
+        in_h: 7,
+        in_w: 6,
+        c_in,
+        c_out,
+        kernel: [3, 3],
+        stride,
+        pads,
+        dilation,
+        groups,
+    };
+    let plain = shape(4, 5, 1, [1, 1], [1; 4], [1, 1]);
+    check(
+        &case!("plain", [&[2, 7, 6, 4], &[5, 4, 3, 3], &[5]], true, (-1.0, 1.0), O, [x, w, b] => O::conv(x, w, Some(b), &plain)),
+    );
+    let odd = shape(4, 6, 2, [2, 1], [0, 1, 2, 1], [1, 2]);
+    check(&case!("groups", [&[2, 7, 6, 4], &[6, 2, 3, 3]], true, (-1.0, 1.0), O, [x, w] => O::conv(x, w, None, &odd)));
+    let depthwise = shape(8, 8, 8, [2, 2], [1; 4], [1, 1]);
+    check(
+        &case!("depthwise", [&[2, 7, 6, 8], &[8, 1, 3, 3]], true, (-1.0, 1.0), O, [x, w] => O::conv(x, w, None, &depthwise)),
+    );
+    let line = ConvShape { in_h: 1, kernel: [1, 3], pads: [0, 1, 0, 1], ..plain };
+    check(&case!("one axis", [&[2, 1, 6, 4], &[5, 4, 3]], true, (-1.0, 1.0), O, [x, w] => O::conv(x, w, None, &line)));
+}
+
+const ACTIVATIONS: [Activation; 10] = [
+    Activation::Identity,
+    Activation::Relu,
+    Activation::LeakyRelu { alpha: 0.1 },
+    Activation::Clip { min: -0.5, max: 1.25 },
+    Activation::HardSwish,
+    Activation::HardSigmoid { alpha: 0.2, beta: 0.5 },
+    Activation::Sigmoid,
+    Activation::Tanh,
+    Activation::GeluErf,
+    Activation::GeluTanh,
+];
+
+fn is_smooth(activation: Activation) -> bool {
+    use Activation::{GeluErf, GeluTanh, Identity, Sigmoid, Tanh};
+    matches!(activation, Identity | Sigmoid | Tanh | GeluErf | GeluTanh)
+}
+
+#[test]
+fn activations() {
+    for act in ACTIVATIONS {
+        check(&case!(format!("{act:?}"), [&[3, 5, 7]], is_smooth(act), (0.0, 1.0), O, [x] => O::activation(x, act)));
+    }
+}
+
+#[test]
+fn normalisation() {
+    const MEAN: [f32; 3] = [0.1, -0.2, 0.0];
+    const VARIANCE: [f32; 3] = [1.0, 0.5, 2.0];
+    for act in ACTIVATIONS {
+        for frozen in [false, true] {
+            let statistics =
+                if frozen { Statistics::Frozen { mean: &MEAN, variance: &VARIANCE } } else { Statistics::Batch };
+            let norm = Norm { epsilon: 1e-3, statistics, activation: act, quant: None };
+            let (name, smooth, range) = (format!("{act:?}, frozen {frozen}"), is_smooth(act), (0.5, 1.5));
+            check(
+                &case!(name, [&[2, 3, 4, 3], &[3], &[3]], smooth, range, O, [x, g, b] => O::norm(x, g, b, None, None, &norm).0),
+            );
+            check(
+                &case!(name, [&[2, 3, 4, 3], &[3], &[3], &[2, 3, 4, 3]], smooth, range, O, [x, g, b, a] => O::norm(x, g, b, Some(a), None, &norm).0),
+            );
+            let quant = FakeQuant { low: 0, high: 7, grad_scale: 0.3 };
+            let norm = Norm { quant: Some(quant), ..norm };
+            // A step whose halves no value of the test hits: rounding either way would make the two differ by one step.
+            check(
+                &case!(name, [&[2, 3, 4, 3], &[3], &[3], &[2, 3, 4, 3], &[1]], false, range, O, [x, g, b, a, s] => O::norm(x, g, b, Some(a), Some(s), &norm).0),
+            );
+        }
+    }
+}
+
+#[test]
+fn statistics_agree() {
+    let x = random(5, 2 * 5 * 3, (-3.0, 1.0));
+    let norm = Norm { epsilon: 1e-5, statistics: Statistics::Batch, activation: Activation::Relu, quant: None };
+    let (x, g, b) = (tensor(&x, &[2, 5, 1, 3]), tensor(&[1.0; 3], &[3]), tensor(&[0.0; 3], &[3]));
+    let (_, fused) = Fused::<Flex>::norm(x.clone(), g.clone(), b.clone(), None, None, &norm);
+    let (_, composed) = Composed::<Flex>::norm(x, g, b, None, None, &norm);
+    let (fused, composed) = (fused.unwrap(), composed.unwrap());
+    close("mean", &fused.mean, &composed.mean, 1e-6);
+    close("variance", &fused.variance, &composed.variance, 1e-6);
+}
+
+#[test]
+fn rounding() {
+    for (low, high) in [(0, 15), (-8, 7), (-3, 12)] {
+        let quant = FakeQuant { low, high, grad_scale: 0.7 };
+        check(
+            &case!(format!("{low}..{high}"), [&[5, 31], &[1]], false, (0.08, 0.11), O, [x, s] => O::fake_quant(x, s, &quant)),
+        );
+    }
+}
+
+#[test]
+fn rounding_by_hand() {
+    // s = 0.5, codes 0..=3: x/s = -1, 0.5, 1.4, 9 rounds to 0, 0, 1, 3.
+    let quant = FakeQuant { low: 0, high: 3, grad_scale: 2.0 };
+    let op = move |[x, s]: [T; 2]| Fused::<Cpu>::fake_quant(x, s, &quant);
+    let leaf = |v: &[f32]| Cpu::float_set_require_grad(Cpu::from_inner(tensor(v, &[v.len()])), true);
+    let (x, s) = (leaf(&[-0.5, 0.25, 0.7, 4.5]), leaf(&[0.5]));
+    let y = op([x.clone(), s.clone()]);
+    assert_eq!(read::<Cpu>(y.clone()), [0.0, 0.0, 0.5, 1.5]);
+    let mut grads = Cpu::backward(Cpu::float_sum(y));
+    assert_eq!(read::<Flex>(Cpu::grad_remove(&x, &mut grads).unwrap()), [0.0, 1.0, 1.0, 0.0]);
+    // Σ: 0 (below) + (0 - 0.5) + (1 - 1.4) + 3 (above) = 2.1, times 2.
+    close("step", &read::<Flex>(Cpu::grad_remove(&s, &mut grads).unwrap()), &[4.2], 1e-6);
+}
+
+#[test]
+fn pooling() {
+    for rounding in [Rounding::Floor, Rounding::Ceil] {
+        for padding in [Padding::Ignored, Padding::Counted] {
+            let shape = PoolShape {
+                batch: 2,
+                in_h: 7,
+                in_w: 6,
+                channels: 3,
+                kernel: [3, 2],
+                stride: [2, 2],
+                pads: [1, 0, 1, 1],
+                rounding,
+                padding,
+            };
+            let name = format!("{rounding:?} {padding:?}");
+            check(&case!(name, [&[2, 7, 6, 3]], true, (0.0, 1.0), O, [x] => O::average_pool(x, &shape)));
+            // The largest element changes hands only where two are within h of each other.
+            check(&case!(name, [&[2, 7, 6, 3]], false, (0.0, 1.0), O, [x] => O::max_pool(x, &shape)));
+        }
+    }
+    check(&case!("global", [&[2, 4, 5, 3]], true, (0.0, 1.0), O, [x] => O::global_average_pool(x)));
+}
+
+#[test]
+fn linear_layers_and_layouts() {
+    check(
+        &case!("[n, k]", [&[5, 7], &[3, 7], &[3]], true, (-1.0, 1.0), O, [x, w, b] => O::linear(x, w, Some(b), true)),
+    );
+    check(&case!("[k, n]", [&[5, 7], &[7, 3]], true, (-1.0, 1.0), O, [x, w] => O::linear(x, w, None, false)));
+    check(&case!("last", [&[2, 3, 4, 5]], true, (0.0, 1.0), O, [x] => O::to_channels_last(x)));
+    check(&case!("first", [&[2, 3, 4, 5]], true, (0.0, 1.0), O, [x] => O::to_channels_first(x)));
+    check(&case!("one pixel", [&[2, 1, 1, 5]], true, (0.0, 1.0), O, [x] => O::to_channels_first(x)));
+}

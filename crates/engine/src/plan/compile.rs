@@ -1,0 +1,645 @@
+//! From a graph to a [`Plan`].
+
+use std::collections::BTreeMap;
+
+use bitsmith_graph::ops::normalize_axis;
+use bitsmith_graph::{Graph, Node, Op, Shape, ValueId};
+use bitsmith_kernels::activation::Activation;
+
+use super::{Arg, Binary, Kind, Layout, NormStep, Plan, Role, Slot, Step};
+use crate::error::{Error, Kind as ErrorKind};
+use crate::ops::FakeQuant;
+
+/// What compiling needs to know about a model.
+pub(crate) struct Facts<'a> {
+    pub graph: &'a Graph,
+    /// Shapes of all values for one sample.
+    pub shapes: &'a [Shape],
+    /// Activation and input sites that round.
+    pub sites: &'a BTreeMap<ValueId, FakeQuant>,
+}
+
+/// Compiles what is needed to compute `outputs`.
+pub(crate) fn compile(facts: &Facts<'_>, outputs: &[ValueId]) -> Result<Plan, Error> {
+    let mut compiler = Compiler::new(facts, outputs);
+    let chains = compiler.find_chains();
+    let input = facts.graph.inputs()[0].value;
+    let input_slot = compiler.define(input, Layout::First);
+    compiler.round(input);
+    for (index, node) in facts.graph.nodes().iter().enumerate() {
+        if !compiler.needed[index] {
+            continue;
+        }
+        match chains.get(&index) {
+            Some(Chain::Inside) => {}
+            Some(Chain::Last(chain)) => compiler.norm(chain, node)?,
+            None => compiler.node(node).map_err(|e| place(e, node))?,
+        }
+    }
+    let outputs = outputs
+        .iter()
+        .map(|&id| match compiler.arg(id, Layout::First)? {
+            Arg::Slot(slot) => Ok(slot),
+            Arg::Constant(_) => Err(Error::new(
+                ErrorKind::Unsupported,
+                facts.graph.value(id).name.clone(),
+                "this value is a constant: read it from the model",
+            )),
+        })
+        .collect::<Result<Vec<_>, _>>()?;
+    Ok(compiler.finish(input_slot, outputs))
+}
+
+fn place(mut error: Error, node: &Node) -> Error {
+    if error.place.is_empty() {
+        error.place = node.name.clone();
+    }
+    error
+}
+
+fn unsupported(detail: impl Into<String>) -> Error {
+    Error::new(ErrorKind::Unsupported, "", detail)
+}
+
+/// What a node is in a fused chain.
+enum Chain<'a> {
+    /// Computed by a later step.
+    Inside,
+    /// Where the step stands.
+    Last(Fused<'a>),
+}
+
+struct Fused<'a> {
+    norm: &'a Node,
+    add: Option<ValueId>,
+    activation: Activation,
+}
+
+struct Compiler<'a> {
+    facts: &'a Facts<'a>,
+    needed: Vec<bool>,
+    /// The needed nodes that read each value, once per reading input.
+    readers: Vec<Vec<usize>>,
+    pinned: Vec<bool>,
+    /// Where a value is, by layout.
+    places: BTreeMap<(ValueId, Layout), Slot>,
+    slots: Slot,
+    steps: Vec<Step>,
+    constants: BTreeMap<ValueId, Role>,
+    sites: Vec<ValueId>,
+}
+
+impl<'a> Compiler<'a> {
+    fn new(facts: &'a Facts<'a>, outputs: &[ValueId]) -> Self {
+        let graph = facts.graph;
+        let mut wanted = vec![false; graph.values().len()];
+        outputs.iter().for_each(|id| wanted[id.index()] = true);
+        let pinned = wanted.clone();
+        let mut needed = vec![false; graph.nodes().len()];
+        let mut readers = vec![vec![]; graph.values().len()];
+        for (index, node) in graph.nodes().iter().enumerate().rev() {
+            needed[index] = node.outputs.iter().any(|id| wanted[id.index()]);
+            if needed[index] {
+                for id in node.inputs.iter().flatten() {
+                    wanted[id.index()] = true;
+                    readers[id.index()].push(index);
+                }
+            }
+        }
+        Self {
+            facts,
+            needed,
+            readers,
+            pinned,
+            places: BTreeMap::new(),
+            slots: 0,
+            steps: vec![],
+            constants: BTreeMap::new(),
+            sites: vec![],
+        }
+    }
+
+    /// Normalisations and what follows them.
+    fn find_chains(&self) -> BTreeMap<usize, Chain<'a>> {
+        let nodes = self.facts.graph.nodes();
+        let mut chains = BTreeMap::new();
+        for (index, norm) in nodes.iter().enumerate() {
+            if !self.needed[index] || !matches!(norm.op, Op::BatchNormalization(_)) {
+                continue;
+            }
+            let (mut last, mut add, mut activation) = (index, None, Activation::Identity);
+            if let Some(next) = self.sole_reader(norm.output())
+                && let Op::Add(_) = nodes[next].op
+                && !chains.contains_key(&next)
+                && let Some(other) = self.other_operand(&nodes[next], norm.output())
+            {
+                (last, add) = (next, Some(other));
+            }
+            if let Some(next) = self.sole_reader(nodes[last].output())
+                && let Some(act) = activation_of(&nodes[next].op)
+            {
+                (last, activation) = (next, act);
+            }
+            chains.insert(index, Chain::Inside);
+            if let Some(add_node) = self.sole_reader(norm.output()).filter(|_| add.is_some()) {
+                chains.insert(add_node, Chain::Inside);
+            }
+            chains.insert(last, Chain::Last(Fused { norm, add, activation }));
+        }
+        chains
+    }
+
+    /// The only needed node that reads a value which nobody else may see.
+    fn sole_reader(&self, id: ValueId) -> Option<usize> {
+        let hidden = !self.pinned[id.index()] && !self.facts.sites.contains_key(&id);
+        match self.readers[id.index()].as_slice() {
+            &[reader] if hidden => Some(reader),
+            _ => None,
+        }
+    }
+
+    /// The addend next to `id`, if it is computed and of the same shape.
+    fn other_operand(&self, add: &Node, id: ValueId) -> Option<ValueId> {
+        let other = add.inputs.iter().flatten().copied().find(|&other| other != id)?;
+        let same = self.shape(other) == self.shape(id);
+        (same && self.facts.graph.constant(other).is_none()).then_some(other)
+    }
+
+    fn shape(&self, id: ValueId) -> &'a [usize] {
+        &self.facts.shapes[id.index()]
+    }
+
+    fn rank(&self, id: ValueId) -> usize {
+        self.shape(id).len()
+    }
+
+    /// Only values of three and four axes have a channels-last form.
+    fn effective(&self, id: ValueId, layout: Layout) -> Layout {
+        if matches!(self.rank(id), 3 | 4) { layout } else { Layout::First }
+    }
+
+    fn new_slot(&mut self) -> Slot {
+        self.slots += 1;
+        self.slots - 1
+    }
+
+    fn define(&mut self, id: ValueId, layout: Layout) -> Slot {
+        let slot = self.new_slot();
+        self.places.insert((id, self.effective(id, layout)), slot);
+        slot
+    }
+
+    fn push(&mut self, name: &str, kind: Kind, inputs: Vec<Arg>, outputs: Vec<Slot>, x: ValueId, y: ValueId) {
+        self.steps.push(Step { name: name.to_owned(), kind, inputs, outputs, x, y, free: vec![] });
+    }
+
+    /// Rounds a value just defined, if it is a site.
+    fn round(&mut self, id: ValueId) {
+        let Some(quant) = self.facts.sites.get(&id).copied() else { return };
+        for layout in [Layout::First, Layout::Last] {
+            if let Some(&slot) = self.places.get(&(id, layout)) {
+                let out = self.new_slot();
+                let name = self.facts.graph.value(id).name.clone();
+                self.push(&name, Kind::FakeQuant(id, quant), vec![Arg::Slot(slot)], vec![out], id, id);
+                self.places.insert((id, layout), out);
+                self.sites.push(id);
+                // The other layout, if there is one, is stale now: it will be converted again if asked for.
+                let other = if layout == Layout::First { Layout::Last } else { Layout::First };
+                self.places.remove(&(id, other));
+                return;
+            }
+        }
+    }
+
+    /// A float constant of one of these uses, or the slot of a computed value in a layout.
+    fn arg(&mut self, id: ValueId, layout: Layout) -> Result<Arg, Error> {
+        if self.facts.graph.constant(id).is_some() {
+            return self.constant(id, Role::Operand);
+        }
+        let layout = self.effective(id, layout);
+        if let Some(&slot) = self.places.get(&(id, layout)) {
+            return Ok(Arg::Slot(slot));
+        }
+        let (from, kind) = match layout {
+            Layout::Last => (Layout::First, Kind::ToLast),
+            Layout::First => (Layout::Last, Kind::ToFirst),
+        };
+        let Some(&slot) = self.places.get(&(id, from)) else {
+            let name = &self.facts.graph.value(id).name;
+            return Err(unsupported(format!("it reads `{name}`, which the engine does not compute")));
+        };
+        let out = self.define(id, layout);
+        let name = self.facts.graph.value(id).name.clone();
+        self.push(&name, kind, vec![Arg::Slot(slot)], vec![out], id, id);
+        Ok(Arg::Slot(out))
+    }
+
+    fn constant(&mut self, id: ValueId, role: Role) -> Result<Arg, Error> {
+        let value = self.facts.graph.value(id);
+        let Some(tensor) = value.constant.as_ref() else {
+            return Err(unsupported(format!("`{}` must be a constant here", value.name)));
+        };
+        if tensor.as_f32().is_none() {
+            let dtype = tensor.data().dtype();
+            return Err(unsupported(format!("`{}` is a constant of type {dtype}: only F32 is trained", value.name)));
+        }
+        // A constant may serve twice; the more specific use counts.
+        let known = self.constants.entry(id).or_insert(role);
+        *known = role.min(*known);
+        Ok(Arg::Constant(id))
+    }
+
+    /// A weight or bias: a constant, or (rarely) computed.
+    fn weight(&mut self, id: ValueId, role: Role) -> Result<Arg, Error> {
+        match self.facts.graph.constant(id) {
+            Some(_) => self.constant(id, role),
+            None => self.arg(id, Layout::First),
+        }
+    }
+
+    fn input(&self, node: &Node, index: usize) -> Result<ValueId, Error> {
+        node.input(index).ok_or_else(|| unsupported(format!("input {index} is missing")))
+    }
+
+    /// Whether a value is at hand channels-last.
+    fn is_last(&self, id: ValueId) -> bool {
+        self.places.contains_key(&(id, Layout::Last))
+    }
+
+    fn norm(&mut self, chain: &Fused<'a>, last: &'a Node) -> Result<(), Error> {
+        self.norm_step(chain, last).map_err(|e| place(e, chain.norm))
+    }
+
+    fn norm_step(&mut self, chain: &Fused<'a>, last: &'a Node) -> Result<(), Error> {
+        let Op::BatchNormalization(op) = &chain.norm.op else { return Ok(()) };
+        let x = self.input(chain.norm, 0)?;
+        if !matches!(self.rank(x), 2..=4) {
+            return Err(unsupported(format!(
+                "normalises {:?}: two to four axes are supported, reshape before it",
+                self.shape(x)
+            )));
+        }
+        if self.facts.graph.constant(x).is_some() {
+            return Err(unsupported("normalises a constant: fold it first"));
+        }
+        let mut inputs = vec![self.arg(x, Layout::Last)?];
+        for (index, role) in [(1, Role::Gamma), (2, Role::Beta)] {
+            let id = self.input(chain.norm, index)?;
+            inputs.push(self.constant(id, role)?);
+        }
+        let (mean, variance) = (self.input(chain.norm, 3)?, self.input(chain.norm, 4)?);
+        self.constant(mean, Role::Mean)?;
+        self.constant(variance, Role::Variance)?;
+        if let Some(add) = chain.add {
+            inputs.push(self.arg(add, Layout::Last)?);
+        }
+        let y = last.output();
+        let quant = self.facts.sites.get(&y).map(|q| (y, *q));
+        self.sites.extend(quant.map(|_| y));
+        let step = NormStep {
+            op: op.clone(),
+            mean,
+            variance,
+            has_add: chain.add.is_some(),
+            activation: chain.activation,
+            quant,
+        };
+        let out = self.define(y, Layout::Last);
+        self.push(&last.name, Kind::Norm(step), inputs, vec![out], x, y);
+        Ok(())
+    }
+
+    fn node(&mut self, node: &'a Node) -> Result<(), Error> {
+        if let Op::Constant(_) | Op::ConstantOfShape(_) | Op::ShapeOf(_) = node.op {
+            return Err(unsupported(format!(
+                "operator `{}` computes no real values: fold constants and shapes first (importing does)",
+                node.op.name()
+            )));
+        }
+        let x = self.input(node, 0)?;
+        let y = node.output();
+        // Products, sums and joins may have a constant first; everything else must not.
+        let reads_constant = self.facts.graph.constant(x).is_some();
+        let joins =
+            matches!(node.op, Op::Add(_) | Op::Sub(_) | Op::Mul(_) | Op::Div(_) | Op::MatMul(_) | Op::Concat(_));
+        if reads_constant && !joins {
+            return Err(unsupported(format!("operator `{}` of a constant: fold it first", node.op.name())));
+        }
+        match &node.op {
+            Op::Conv(op) => {
+                let mut inputs = vec![self.arg(x, Layout::Last)?, self.weight(self.input(node, 1)?, Role::Weight)?];
+                if let Some(bias) = node.input(2) {
+                    inputs.push(self.weight(bias, Role::Bias)?);
+                }
+                self.emit(node, Kind::Conv(op.clone()), inputs, Layout::Last);
+            }
+            Op::MaxPool(op) => {
+                if (0..op.kernel.len()).any(|axis| op.window.dilation(axis) != 1) {
+                    return Err(unsupported("pools with a dilation: only dilation 1 is supported"));
+                }
+                let inputs = vec![self.arg(x, Layout::Last)?];
+                self.emit(node, Kind::MaxPool(op.clone()), inputs, Layout::Last);
+            }
+            Op::AveragePool(op) => {
+                if (0..op.kernel.len()).any(|axis| op.window.dilation(axis) != 1) {
+                    return Err(unsupported("pools with a dilation: only dilation 1 is supported"));
+                }
+                let inputs = vec![self.arg(x, Layout::Last)?];
+                self.emit(node, Kind::AveragePool(op.clone()), inputs, Layout::Last);
+            }
+            Op::GlobalAveragePool(_) if matches!(self.rank(x), 3 | 4) => {
+                let inputs = vec![self.arg(x, Layout::Last)?];
+                self.emit(node, Kind::GlobalAveragePool, inputs, Layout::Last);
+            }
+            Op::GlobalAveragePool(_) => self.mean(node, x, (2..self.rank(x)).collect())?,
+            Op::ReduceMean(op) => {
+                let reduced = op.reduced(self.rank(x))?;
+                if reduced.first() == Some(&true) {
+                    return Err(unsupported("averages over the batch axis: samples must stay independent"));
+                }
+                let axes = (0..reduced.len()).filter(|&axis| reduced[axis]).collect();
+                self.mean(node, x, axes)?;
+            }
+            Op::Gemm(op) => {
+                let w = self.input(node, 1)?;
+                let bias = node.input(2);
+                let n = self.shape(y)[1];
+                let plain_bias = bias.is_none_or(|b| {
+                    op.beta == 1.0
+                        && self.facts.graph.constant(b).is_some()
+                        && self.shape(b).iter().product::<usize>() == n
+                });
+                if op.trans_a {
+                    return Err(unsupported("transposes its input, which mixes samples: put a Transpose before it"));
+                }
+                let mut inputs = vec![self.arg(x, Layout::First)?, self.weight(w, Role::Weight)?];
+                let linear = Kind::Linear { transposed: op.trans_b };
+                if op.alpha == 1.0 && plain_bias {
+                    if let Some(bias) = bias {
+                        inputs.push(self.weight(bias, Role::Bias)?);
+                    }
+                    self.emit(node, linear, inputs, Layout::First);
+                    return Ok(());
+                }
+                let mut at = self.new_slot();
+                self.push(&node.name, linear, inputs, vec![at], x, y);
+                if op.alpha != 1.0 {
+                    at = self.scaled(node, Arg::Slot(at), op.alpha, y);
+                }
+                if let Some(bias) = bias {
+                    let mut c = self.weight(bias, Role::Bias)?;
+                    if op.beta != 1.0 {
+                        c = Arg::Slot(self.scaled(node, c, op.beta, bias));
+                    }
+                    let out = self.new_slot();
+                    let kind = Kind::Binary(Binary::Add, Layout::First);
+                    self.push(&node.name, kind, vec![Arg::Slot(at), c], vec![out], y, y);
+                    at = out;
+                }
+                self.places.insert((y, self.effective(y, Layout::First)), at);
+                self.round(y);
+            }
+            Op::MatMul(_) => {
+                let w = self.input(node, 1)?;
+                let is_weight = self.facts.graph.constant(w).is_some() && self.rank(w) == 2 && !reads_constant;
+                let first = self.arg(x, Layout::First)?;
+                if is_weight {
+                    let inputs = vec![first, self.weight(w, Role::Weight)?];
+                    self.emit(node, Kind::Linear { transposed: false }, inputs, Layout::First);
+                } else {
+                    let inputs = vec![first, self.arg(w, Layout::First)?];
+                    self.emit(node, Kind::MatMul, inputs, Layout::First);
+                }
+            }
+            Op::Add(_) => self.binary(node, Binary::Add)?,
+            Op::Sub(_) => self.binary(node, Binary::Sub)?,
+            Op::Mul(_) => self.binary(node, Binary::Mul)?,
+            Op::Div(_) => self.binary(node, Binary::Div)?,
+            Op::Identity(_) | Op::Dropout(_) => {
+                for layout in [Layout::First, Layout::Last] {
+                    if let Some(&slot) = self.places.get(&(x, layout)) {
+                        self.places.insert((y, layout), slot);
+                    }
+                }
+                self.round(y);
+            }
+            Op::Cast(op) if op.to == 1 => {
+                let slot = self.arg(x, Layout::First)?;
+                if let Arg::Slot(slot) = slot {
+                    self.places.insert((y, Layout::First), slot);
+                }
+                self.round(y);
+            }
+            Op::Cast(op) => {
+                return Err(unsupported(format!(
+                    "casts to ONNX type {}: only 1 (float) can be trained through",
+                    op.to
+                )));
+            }
+            Op::Flatten(_) | Op::Reshape(_) | Op::Squeeze(_) | Op::Unsqueeze(_) => {
+                let inputs = vec![self.arg(x, Layout::First)?];
+                self.emit(node, Kind::Reshape, inputs, Layout::First);
+            }
+            Op::Transpose(op) => {
+                let kind = Kind::Permute(op.permutation(self.rank(x))?);
+                let inputs = vec![self.arg(x, Layout::First)?];
+                self.emit(node, kind, inputs, Layout::First);
+            }
+            Op::Softmax(op) => self.softmax(node, x, op.axis, false)?,
+            Op::LogSoftmax(op) => self.softmax(node, x, op.axis, true)?,
+            Op::Pad(op) => {
+                let layout = self.movable(x);
+                let pads = stored_order(layout, op.per_axis(self.rank(x))?);
+                if pads.first().is_some_and(|&p| p != (0, 0)) {
+                    return Err(unsupported("pads the batch axis: samples must stay independent"));
+                }
+                let inputs = vec![self.arg(x, layout)?];
+                let kind = Kind::Pad { pads, mode: op.mode, value: op.value };
+                self.emit(node, kind, inputs, layout);
+            }
+            Op::Slice(op) => {
+                let layout = self.movable(x);
+                let inputs = vec![self.arg(x, layout)?];
+                self.emit(node, Kind::Slice(op.clone(), layout), inputs, layout);
+            }
+            Op::Concat(op) => {
+                let ids: Vec<_> = node.inputs.iter().flatten().copied().collect();
+                let layout = match ids.iter().any(|&id| self.is_last(id)) && self.rank(y) == 4 {
+                    true => Layout::Last,
+                    false => Layout::First,
+                };
+                if ids.iter().any(|&id| self.facts.graph.constant(id).is_some()) {
+                    return Err(unsupported("joins a constant: only computed values can be joined"));
+                }
+                let axis = stored_axis(layout, normalize_axis(op.axis, self.rank(y))?);
+                let inputs = ids.iter().map(|&id| self.arg(id, layout)).collect::<Result<_, _>>()?;
+                self.emit(node, Kind::Concat { axis }, inputs, layout);
+            }
+            Op::Split(op) => {
+                let layout = self.movable(x);
+                let canonical = normalize_axis(op.axis, self.rank(x))?;
+                if canonical == 0 {
+                    return Err(unsupported("splits the batch axis: samples must stay independent"));
+                }
+                let sizes = node.outputs.iter().map(|&id| self.shape(id)[canonical]).collect();
+                let inputs = vec![self.arg(x, layout)?];
+                let kind = Kind::Split { axis: stored_axis(layout, canonical), sizes };
+                let outs: Vec<_> = node.outputs.iter().map(|&id| self.define(id, layout)).collect();
+                self.push(&node.name, kind, inputs, outs, x, y);
+                node.outputs.iter().for_each(|&id| self.round(id));
+            }
+            Op::Gather(op) => {
+                let indices = self.input(node, 1)?;
+                let axis = normalize_axis(op.axis, self.rank(x))?;
+                let size = self.shape(x)[axis] as i64;
+                let Some(values) = self.facts.graph.constant(indices).and_then(|t| t.to_ints()) else {
+                    return Err(unsupported("gathers by computed indices: only constant ones are supported"));
+                };
+                if axis == 0 {
+                    return Err(unsupported("gathers along the batch axis: samples must stay independent"));
+                }
+                if let Some(bad) = values.iter().find(|&&v| v < -size || v >= size) {
+                    return Err(unsupported(format!("gathers index {bad} of an axis of {size}")));
+                }
+                let indices = values.iter().map(|&v| if v < 0 { v + size } else { v }).collect();
+                let inputs = vec![self.arg(x, Layout::First)?];
+                self.emit(node, Kind::Gather { axis, indices }, inputs, Layout::First);
+            }
+            op => match activation_of(op) {
+                Some(activation) => {
+                    let layout = if self.is_last(x) { Layout::Last } else { Layout::First };
+                    let inputs = vec![self.arg(x, layout)?];
+                    self.emit(node, Kind::Activation(activation), inputs, layout);
+                }
+                None => {
+                    return Err(unsupported(format!(
+                        "operator `{}` cannot be trained here: replace it, or remove it from the model",
+                        op.name()
+                    )));
+                }
+            },
+        }
+        Ok(())
+    }
+
+    /// A step with one output, which is rounded if it is a site.
+    fn emit(&mut self, node: &Node, kind: Kind, inputs: Vec<Arg>, layout: Layout) {
+        let y = node.output();
+        let x = node.input(0).unwrap_or(y);
+        let out = self.define(y, layout);
+        self.push(&node.name, kind, inputs, vec![out], x, y);
+        self.round(y);
+    }
+
+    fn scaled(&mut self, node: &Node, x: Arg, factor: f32, id: ValueId) -> Slot {
+        let out = self.new_slot();
+        self.push(&node.name, Kind::Scale(factor), vec![x], vec![out], id, id);
+        out
+    }
+
+    /// The layout in which an operator that only moves elements of four axes finds its input.
+    fn movable(&self, x: ValueId) -> Layout {
+        if self.rank(x) == 4 && self.is_last(x) { Layout::Last } else { Layout::First }
+    }
+
+    fn softmax(&mut self, node: &Node, x: ValueId, axis: i64, log: bool) -> Result<(), Error> {
+        let axis = normalize_axis(axis, self.rank(x))?;
+        let inputs = vec![self.arg(x, Layout::First)?];
+        self.emit(node, Kind::Softmax { axis, log }, inputs, Layout::First);
+        Ok(())
+    }
+
+    fn mean(&mut self, node: &Node, x: ValueId, axes: Vec<usize>) -> Result<(), Error> {
+        let y = node.output();
+        // The usual way to spell a global average pooling.
+        if axes == [2, 3] && self.rank(x) == 4 && self.is_last(x) {
+            let inputs = vec![self.arg(x, Layout::Last)?];
+            if self.rank(y) == 4 {
+                self.emit(node, Kind::GlobalAveragePool, inputs, Layout::Last);
+                return Ok(());
+            }
+            let pooled = self.new_slot();
+            self.push(&node.name, Kind::GlobalAveragePool, inputs, vec![pooled], x, x);
+            self.emit(node, Kind::Reshape, vec![Arg::Slot(pooled)], Layout::First);
+            return Ok(());
+        }
+        let inputs = vec![self.arg(x, Layout::First)?];
+        self.emit(node, Kind::Mean(axes), inputs, Layout::First);
+        Ok(())
+    }
+
+    fn binary(&mut self, node: &Node, op: Binary) -> Result<(), Error> {
+        let (a, b) = (self.input(node, 0)?, self.input(node, 1)?);
+        let is_constant = |id: ValueId| self.facts.graph.constant(id).is_some();
+        if is_constant(a) && is_constant(b) {
+            return Err(unsupported("combines two constants: fold them first"));
+        }
+        let computed = [a, b].into_iter().filter(|&id| !is_constant(id));
+        let all_of_four = computed.clone().all(|id| self.rank(id) == 4) && self.rank(node.output()) == 4;
+        let same_of_three = self.shape(a) == self.shape(b) && self.rank(a) == 3;
+        let at_hand = computed.clone().any(|id| self.is_last(id));
+        let layout = if at_hand && (all_of_four || same_of_three) { Layout::Last } else { Layout::First };
+        let inputs = vec![self.arg(a, layout)?, self.arg(b, layout)?];
+        self.emit(node, Kind::Binary(op, layout), inputs, layout);
+        Ok(())
+    }
+
+    /// Fills in which slots die where.
+    fn finish(mut self, input: Slot, outputs: Vec<Slot>) -> Plan {
+        let mut seen = vec![false; self.slots];
+        outputs.iter().for_each(|&slot| seen[slot] = true);
+        for step in self.steps.iter_mut().rev() {
+            let read = step.inputs.iter().filter_map(|arg| match arg {
+                Arg::Slot(slot) => Some(*slot),
+                Arg::Constant(_) => None,
+            });
+            for slot in read.chain(step.outputs.iter().copied()) {
+                if !std::mem::replace(&mut seen[slot], true) {
+                    step.free.push(slot);
+                }
+            }
+        }
+        let shapes = self.facts.shapes;
+        let constants = self.constants.into_iter().map(|(id, role)| (id, role, shapes[id.index()].clone())).collect();
+        Plan { steps: self.steps, slots: self.slots, input, outputs, constants, sites: self.sites }
+    }
+}
+
+/// The position of a canonical axis in the stored tensor.
+fn stored_axis(layout: Layout, axis: usize) -> usize {
+    match (layout, axis) {
+        (Layout::Last, 1) => 3,
+        (Layout::Last, 2 | 3) => axis - 1,
+        _ => axis,
+    }
+}
+
+/// Per-axis values of a tensor of four axes, in the order of the stored tensor.
+pub(super) fn stored_order<T: Copy>(layout: Layout, values: Vec<T>) -> Vec<T> {
+    match (layout, values.as_slice()) {
+        (Layout::Last, &[n, c, h, w]) => vec![n, h, w, c],
+        _ => values,
+    }
+}
+
+fn activation_of(op: &Op) -> Option<Activation> {
+    Some(match op {
+        Op::Relu(_) => Activation::Relu,
+        Op::LeakyRelu(op) => Activation::LeakyRelu { alpha: op.alpha },
+        Op::Clip(op) => {
+            Activation::Clip { min: op.min.unwrap_or(f32::NEG_INFINITY), max: op.max.unwrap_or(f32::INFINITY) }
+        }
+        Op::HardSwish(_) => Activation::HardSwish,
+        Op::HardSigmoid(op) => Activation::HardSigmoid { alpha: op.alpha, beta: op.beta },
+        Op::Sigmoid(_) => Activation::Sigmoid,
+        Op::Tanh(_) => Activation::Tanh,
+        Op::Gelu(op) => {
+            if op.tanh {
+                Activation::GeluTanh
+            } else {
+                Activation::GeluErf
+            }
+        }
+        _ => return None,
+    })
+}
