@@ -1,5 +1,6 @@
 //! Runs a network forward and backward on burn tensors, and everything a training loop needs around that.
 
+pub mod data;
 mod engine;
 mod error;
 pub mod loss;
