@@ -174,7 +174,7 @@ impl ConvShape {
     }
 
     /// Panics unless the shape is valid and the three slices have its lengths: our own mistakes, not a file's.
-    fn assert_lengths(&self, input: usize, weight: usize, output: usize) {
+    pub(crate) fn assert_lengths(&self, input: usize, weight: usize, output: usize) {
         if let Err(error) = self.validate() {
             panic!("{error}");
         }

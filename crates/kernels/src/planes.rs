@@ -93,7 +93,7 @@ fn largest_code(planes: usize) -> f64 {
     f64::from((1u32 << planes) - 1)
 }
 
-/// Gate values of mask logits: σ(β M) or 1[M > 0].
+/// Gate values of mask logits: `σ(β M)` or `1[M > 0]`.
 ///
 /// # Panics
 /// If lengths differ.

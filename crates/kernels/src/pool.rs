@@ -128,7 +128,7 @@ impl PoolShape {
     }
 
     /// The input coordinates of window `index` along an axis, and its length inside the padded input.
-    fn span(&self, index: usize, axis: usize) -> (Range<usize>, usize) {
+    pub(crate) fn span(&self, index: usize, axis: usize) -> (Range<usize>, usize) {
         let (before, after) = (self.pads[axis], self.pads[axis + 2]);
         let size = [self.in_h, self.in_w][axis];
         let start = index * self.stride[axis];
@@ -157,7 +157,7 @@ impl PoolShape {
         rows.clone().flat_map(move |row| x[row * line + from..row * line + to].chunks_exact(pixel))
     }
 
-    fn assert_lengths(&self, input: usize, output: usize) {
+    pub(crate) fn assert_lengths(&self, input: usize, output: usize) {
         if let Err(error) = self.validate() {
             panic!("{error}");
         }

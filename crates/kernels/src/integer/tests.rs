@@ -1,0 +1,263 @@
+//! Every fast kernel against the naive one, bit for bit, over awkward shapes and at extreme values.
+
+use super::conv::conv_on;
+use super::dot::Kernel;
+use super::{
+    ConvWeights, Epilogue, Operand, OutputGrid, Residual, Stage, conv, conv_with, linear_shape, max_pool, pool_counts,
+    pool_sums, reference,
+};
+use crate::activation::Activation;
+use crate::conv::ConvShape;
+use crate::numerics::{batch_norm_affine, dequantize, quantize};
+use crate::pool::{Padding, PoolShape, Rounding};
+use proptest::prelude::*;
+
+/// Deterministic codes: all values, and runs of the extremes.
+fn codes<A: Operand>(n: usize, seed: u32) -> Vec<A> {
+    let mut state = seed.wrapping_mul(2_654_435_761) | 1;
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 17;
+        state ^= state << 5;
+        state >> 8
+    };
+    (0..n)
+        .map(|_| {
+            let v = next();
+            A::from_code(match v % 8 {
+                0 => A::CODE_MIN,
+                1 => A::CODE_MAX,
+                _ => A::CODE_MIN + (v >> 4) as i32 % 256,
+            })
+        })
+        .collect()
+}
+
+fn check_conv<A: Operand>(shape: &ConvShape, zero_point: i32, x: &[A], w: &[i8]) {
+    let mut want = vec![0; shape.output_len()];
+    reference::conv(shape, x, zero_point, w, &mut want);
+    let weights = ConvWeights::new(shape, w);
+    for kernel in Kernel::available() {
+        let mut acc = vec![i32::MIN; shape.output_len()];
+        conv_on(kernel, shape, x, zero_point, &weights, &mut acc);
+        assert!(acc == want, "{kernel:?} on {shape:?}, zero point {zero_point}");
+    }
+    let mut acc = vec![0i64; shape.output_len()];
+    conv_with(shape, x, zero_point, &weights, &mut acc, |first, acc, out| {
+        assert_eq!(acc, &want[first..first + acc.len()]);
+        out.iter_mut().zip(acc).for_each(|(o, &a)| *o = a.into());
+    });
+    assert!(acc.iter().zip(&want).all(|(&a, &w)| a == w.into()));
+}
+
+fn check_both(shape: &ConvShape, seed: u32) {
+    shape.validate().expect("test shapes are valid");
+    let w = codes::<i8>(shape.weight_len(), seed + 1);
+    for zero_point in [0, 1, 128, 255] {
+        check_conv::<u8>(shape, zero_point, &codes(shape.input_len(), seed), &w);
+        check_conv::<i8>(shape, zero_point - 128, &codes(shape.input_len(), seed), &w);
+    }
+}
+
+const BASE: ConvShape = ConvShape {
+    batch: 1,
+    in_h: 5,
+    in_w: 7,
+    c_in: 3,
+    c_out: 5,
+    kernel: [3; 2],
+    stride: [1; 2],
+    pads: [1; 4],
+    dilation: [1; 2],
+    groups: 1,
+};
+
+#[test]
+fn awkward_shapes() {
+    let mut seed = 1;
+    let mut check = |shape: ConvShape| {
+        seed += 10;
+        check_both(&shape, seed);
+    };
+    for channels in [1, 3, 15, 16, 17, 33] {
+        check(ConvShape { c_in: channels, c_out: 16, ..BASE });
+        check(ConvShape { c_out: channels, c_in: 4, ..BASE });
+    }
+    for c_out in [48, 64, 80, 130] {
+        check(ConvShape { c_out, ..BASE });
+    }
+    for in_w in [1, 7, 8, 17] {
+        check(ConvShape { in_w, batch: 2, ..BASE });
+    }
+    for stride in [[2, 2], [3, 3], [1, 2], [3, 1]] {
+        check(ConvShape { stride, in_h: 9, c_in: 4, ..BASE });
+        check(ConvShape { stride, in_h: 9, in_w: 8, pads: [0; 4], ..BASE });
+    }
+    for pads in [[0, 1, 2, 0], [2, 0, 0, 3], [0; 4], [4, 5, 6, 7]] {
+        check(ConvShape { pads, c_in: 8, batch: 2, ..BASE });
+    }
+    for dilation in [[2, 2], [1, 3], [3, 1]] {
+        check(ConvShape { dilation, in_h: 9, in_w: 9, c_in: 6, ..BASE });
+    }
+    for (groups, c_in, c_out) in [(2, 6, 10), (3, 3, 3), (17, 17, 17), (4, 4, 8), (2, 32, 64), (64, 64, 64), (3, 12, 3)]
+    {
+        check(ConvShape { groups, c_in, c_out, stride: [2, 1], ..BASE });
+        check(ConvShape { groups, c_in, c_out, dilation: [2, 1], batch: 3, ..BASE });
+    }
+    for kernel in [[1, 1], [1, 3], [5, 1], [2, 2]] {
+        check(ConvShape { kernel, c_in: 5, ..BASE });
+        check(ConvShape { kernel, c_in: 16, pads: [0; 4], ..BASE });
+        check(ConvShape { kernel, c_in: 16, stride: [2, 2], pads: [0; 4], ..BASE });
+    }
+    // Padding so wide that windows are gathered one by one.
+    let far = 600_000;
+    check(ConvShape { pads: [0, far, 0, far], stride: [1, far], ..BASE });
+    check(ConvShape { pads: [0, far, 0, far], stride: [1, far], groups: 3, c_out: 6, ..BASE });
+    check(ConvShape { pads: [0, far, 0, far], stride: [1, far], groups: 3, c_out: 3, ..BASE });
+}
+
+#[test]
+fn extreme_values() {
+    // 64 channels x 9 taps of the largest products; and a dot product whose sum wraps around.
+    let shape = ConvShape { c_in: 64, c_out: 20, ..BASE };
+    let long = linear_shape(2, 70_000, 3);
+    for shape in [shape, long] {
+        for w in [i8::MIN, i8::MAX] {
+            let w = vec![w; shape.weight_len()];
+            for (x, zero_point) in [(255u8, 0), (0, 255), (255, 255)] {
+                check_conv(&shape, zero_point, &vec![x; shape.input_len()], &w);
+            }
+            for (x, zero_point) in [(-128i8, 127), (127, -128), (-128, -128)] {
+                check_conv(&shape, zero_point, &vec![x; shape.input_len()], &w);
+            }
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(200))]
+    #[test]
+    fn any_shape(
+        batch in 1usize..3, in_h in 1usize..9, in_w in 1usize..12, group_in in 1usize..9, group_out in 1usize..20,
+        groups in 1usize..4, kernel in [1usize..4, 1usize..4], stride in [1usize..4, 1usize..4],
+        pads in [0usize..3, 0usize..3, 0usize..3, 0usize..3], dilation in [1usize..3, 1usize..3], seed: u32,
+        zero_point in 0i32..256,
+    ) {
+        let shape = ConvShape {
+            batch, in_h, in_w, c_in: group_in * groups, c_out: group_out * groups, kernel, stride, pads, dilation, groups,
+        };
+        prop_assume!(shape.validate().is_ok());
+        let w = codes::<i8>(shape.weight_len(), seed ^ 1);
+        check_conv::<u8>(&shape, zero_point, &codes(shape.input_len(), seed), &w);
+        check_conv::<i8>(&shape, zero_point - 128, &codes(shape.input_len(), seed), &w);
+    }
+
+    #[test]
+    fn any_pooling(
+        batch in 1usize..3, in_h in 1usize..9, in_w in 1usize..9, channels in 1usize..20, kernel in [1usize..4, 1usize..4],
+        stride in [1usize..4, 1usize..4], pads in [0usize..2, 0usize..2, 0usize..2, 0usize..2], seed: u32, ceil: bool, counted: bool,
+    ) {
+        let shape = PoolShape {
+            batch, in_h, in_w, channels, kernel, stride, pads,
+            rounding: if ceil { Rounding::Ceil } else { Rounding::Floor },
+            padding: if counted { Padding::Counted } else { Padding::Ignored },
+        };
+        prop_assume!(shape.validate().is_ok());
+        let x = codes::<u8>(shape.input_len(), seed);
+        let n = shape.output_len();
+        let (mut want, mut got) = (vec![0u8; n], vec![0u8; n]);
+        reference::max_pool(&shape, &x, &mut want);
+        max_pool(&shape, &x, &mut got);
+        prop_assert_eq!(&want, &got);
+        let (mut want, mut got) = (vec![0; n], vec![1; n]);
+        reference::pool_sums(&shape, &x, 7, &mut want);
+        pool_sums(&shape, &x, 7, &mut got);
+        prop_assert_eq!(&want, &got);
+        // Sums and counts are the average of the float specification.
+        let real: Vec<f32> = x.iter().map(|&q| f32::from(q) - 7.0).collect();
+        let mut average = vec![0f32; n];
+        crate::reference::pool::average(&shape, &real, &mut average);
+        let counts = pool_counts(&shape);
+        for (i, &average) in average.iter().enumerate() {
+            let count = counts[i / channels % counts.len()];
+            prop_assert!((got[i] as f32 / count as f32 - average).abs() < 1e-4);
+        }
+    }
+}
+
+#[test]
+fn linear_is_a_pointwise_convolution() {
+    for (rows, inputs, outputs) in [(1, 64, 10), (3, 17, 33), (129, 5, 1), (8, 1, 16), (1000, 4, 2)] {
+        let (x, w) = (codes::<i8>(rows * inputs, 3), codes::<i8>(inputs * outputs, 4));
+        let mut want = vec![0; rows * outputs];
+        reference::linear(inputs, &x, -3, &w, &mut want);
+        let shape = linear_shape(rows, inputs, outputs);
+        let mut got = vec![0; rows * outputs];
+        conv(&shape, &x, -3, &ConvWeights::new(&shape, &w), &mut got);
+        assert_eq!(got, want);
+    }
+}
+
+#[test]
+fn epilogue_follows_the_graph() {
+    for channels in [1usize, 5, 16, 2000] {
+        let pixels = 7;
+        let n = pixels * channels;
+        let acc: Vec<i32> = (0..n).map(|i| (i * 7919 % 4001) as i32 - 2000).collect();
+        let per_channel = |f: f32| -> Vec<f32> { (0..channels).map(|c| f + (c % 5) as f32 * 0.1).collect() };
+        let (multiplier, bias, gamma, mean) =
+            (per_channel(0.001), per_channel(-0.2), per_channel(0.8), per_channel(0.05));
+        let (a, b): (Vec<f32>, Vec<f32>) =
+            (0..channels).map(|c| batch_norm_affine(gamma[c], 0.3, mean[c], 1.1, 1e-5)).unzip();
+        let whole: Vec<u8> = codes(3 * n, 5);
+        let signed: Vec<i8> = codes(3 * n, 6);
+        let floats: Vec<f32> = (0..3 * n).map(|i| i as f32 * 1e-4).collect();
+        let first = 2 * n;
+        for residual in [
+            Residual::U8 { codes: &whole, scale: 0.01, zero_point: 7 },
+            Residual::I8 { codes: &signed, scale: 0.02, zero_point: -1 },
+            Residual::F32(&floats),
+        ] {
+            let stages = [
+                Stage::Bias(&bias),
+                Stage::Affine { a: &a, b: &b },
+                Stage::Add(residual),
+                Stage::Activation(Activation::Relu),
+            ];
+            let epilogue = Epilogue { multiplier: &multiplier, stages: &stages };
+            let mut y = vec![0f32; n];
+            epilogue.to_f32(first, &acc, &mut y);
+            let grid = OutputGrid { scale: 0.037, zero_point: 3, range: (0, 15) };
+            let mut q = vec![0u8; n];
+            epilogue.to_codes(first, &acc, &grid, &mut q);
+            for i in 0..n {
+                let c = i % channels;
+                let mut want = acc[i] as f32 * multiplier[c];
+                want += bias[c];
+                want = want * a[c] + b[c];
+                want += match residual {
+                    Residual::U8 { scale, zero_point, .. } => dequantize(whole[first + i].into(), scale, zero_point),
+                    Residual::I8 { scale, zero_point, .. } => dequantize(signed[first + i].into(), scale, zero_point),
+                    Residual::F32(x) => x[first + i],
+                };
+                want = want.max(0.0);
+                assert_eq!(y[i].to_bits(), want.to_bits());
+                assert_eq!(i32::from(q[i]), quantize(want, 0.037, 3, 0, 15));
+            }
+        }
+    }
+}
+
+#[test]
+fn thread_count_changes_nothing() {
+    let shape = ConvShape { batch: 3, in_h: 17, in_w: 13, c_in: 16, c_out: 24, ..BASE };
+    let (x, w) = (codes::<u8>(shape.input_len(), 1), codes::<i8>(shape.weight_len(), 2));
+    let weights = ConvWeights::new(&shape, &w);
+    let run = |threads| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        let mut acc = vec![0; shape.output_len()];
+        pool.install(|| conv(&shape, &x, 3, &weights, &mut acc));
+        acc
+    };
+    assert_eq!(run(1), run(5));
+}
