@@ -335,7 +335,7 @@ impl Graph {
 }
 
 /// Refuses shapes that no machine holds, before further arithmetic on them can overflow.
-fn check_size(shape: &[usize]) -> Result<(), Error> {
+pub(crate) fn check_size(shape: &[usize]) -> Result<(), Error> {
     if shape.len() > MAX_RANK {
         return Err(Error::shape(format!("{} axes: at most {MAX_RANK} are supported", shape.len())));
     }

@@ -9,6 +9,7 @@
 
 pub mod attrs;
 pub mod error;
+pub mod fold;
 pub mod freeze;
 pub mod graph;
 pub mod model;

@@ -10,8 +10,28 @@ use crate::tensor::{Shape, Tensor};
 unary! {
     /// `x`.
     Identity,
-    /// `x`: dropout at inference. Training-mode exports are read as this too.
-    Dropout,
+}
+
+/// `x`: dropout at inference. Training-mode exports are read as this too.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Dropout;
+
+impl Operator for Dropout {
+    const NAME: &'static str = "Dropout";
+    // Both matter in training only.
+    const PARAMS: &'static [(usize, &'static str)] = &[(1, "ratio"), (2, "training_mode")];
+
+    fn from_attrs(_attrs: &Attrs, _opset: u32) -> Result<Self, Error> {
+        Ok(Self)
+    }
+
+    fn attrs(&self) -> Attrs {
+        Attrs::new()
+    }
+
+    fn infer(&self, inputs: InputShapes<'_>) -> Result<Vec<Shape>, Error> {
+        Ok(vec![inputs.get(0)?.to_vec()])
+    }
 }
 
 /// A tensor that is part of the model.
