@@ -5,6 +5,7 @@ use super::{
     hard_codes, init_logits, mask_logit_gradient, mask_values, nearest_on_planes,
     reference::{self, Layer},
 };
+use crate::isa::{Isa, force};
 use crate::numerics::{dequantize, quantize};
 
 /// Deterministic numbers in −1..1.
@@ -421,6 +422,27 @@ fn thread_count_does_not_change_a_bit() {
     let ((w1, g1), (w3, g3)) = (run(1), run(3));
     assert!(bitwise(&w1, &w3) && bitwise(&g1.masks, &g3.masks) && bitwise(&g1.scale, &g3.scale));
     assert!(bitwise(&g1.positive, &g3.positive));
+}
+
+/// Lowering the level in use is safe beside other tests: no result may depend on it.
+#[test]
+fn instruction_sets_agree_bit_for_bit() {
+    let n = 1000;
+    let l = layer(n, 8, 1, 7.0, 21);
+    let grad_w = Noise(22).vec(n);
+    let best = Isa::current().level();
+    let results: Vec<_> = Isa::available()
+        .map(|isa| {
+            force(isa.level()).expect("the level is available");
+            (fused_forward(&l, n, Gate::Soft), fused_backward(&l, &grad_w, Gate::Soft))
+        })
+        .collect();
+    force(best).expect("it was in use");
+    for (w, g) in &results[1..] {
+        let (w0, g0) = &results[0];
+        assert!(bitwise(w, w0) && bitwise(&g.positive, &g0.positive) && bitwise(&g.negative, &g0.negative));
+        assert!(bitwise(&g.masks, &g0.masks) && bitwise(&g.scale, &g0.scale));
+    }
 }
 
 #[test]
