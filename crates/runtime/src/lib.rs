@@ -2,7 +2,9 @@
 
 pub mod error;
 pub mod packed;
+pub mod session;
 #[cfg(test)]
 mod testing;
 
 pub use error::{Error, Kind};
+pub use session::{Arithmetic, Kernels, NodeReport, Session, SessionOptions};

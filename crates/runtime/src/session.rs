@@ -1,0 +1,305 @@
+//! Running a model: integers where both sides of a product are codes, floats everywhere else.
+//!
+//! ```text
+//! codes ─▶ Σ (q_x − z_x)·(q_w − z_w)  exact integers
+//!       ─▶ · s_x·s_w[c]  + bias  · a + b  + residual  activation      f32, in the order of the graph, each rounded
+//!       ─▶ codes of the next site
+//! ```
+//!
+//! Means over windows and axes of codes are exact integer sums, scaled once. Operators that move or compare elements act on
+//! codes. Everything else reads decoded values. [`Session::arithmetic`] says which node does what, and why.
+//!
+//! Results do not depend on the number of threads or on how samples are grouped.
+
+mod chain;
+mod exec;
+mod geometry;
+mod grid;
+mod moves;
+mod plan;
+mod product;
+mod report;
+#[cfg(test)]
+mod simulate;
+#[cfg(test)]
+mod tests;
+mod windows;
+
+use std::collections::BTreeMap;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use bitsmith_graph::{Data, Dim, Graph, Model, QuantModel, Shape, Tensor};
+
+use crate::error::{Error, Kind};
+use exec::Worker;
+use plan::{Buffer, Network, Plan};
+
+pub use report::{Arithmetic, NodeReport};
+
+/// Which loops compute products of integers. Both give the same bits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Kernels {
+    /// By definition, one term after the other: the specification, slow.
+    Reference,
+    /// The fastest that this machine has.
+    #[default]
+    Fast,
+}
+
+/// How a session runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct SessionOptions {
+    /// Which loops compute products of integers.
+    pub kernels: Kernels,
+    /// Threads; 0 means as many as rayon's pool has.
+    pub threads: usize,
+}
+
+/// A model that is ready to run, from any number of threads.
+pub struct Session {
+    graph: Graph,
+    plan: Plan,
+    /// One pool over all threads for a few samples, one per thread for many.
+    wide: rayon::ThreadPool,
+    narrow: Vec<rayon::ThreadPool>,
+    /// Buffers of earlier runs.
+    workers: Mutex<Vec<Worker>>,
+}
+
+/// Bytes that the values of one sample may take together.
+const MEMORY_LIMIT: u64 = 8 << 30;
+
+/// Bytes of the largest value of a group of samples: values should stay in the second-level cache.
+const GROUP_BYTES: usize = 1 << 20;
+
+impl Session {
+    /// Prepares a quantized model: weights are unpacked and every accumulator is proved not to overflow.
+    pub fn new(model: &QuantModel, options: SessionOptions) -> Result<Self, Error> {
+        Self::build(model.graph(), Network { graph: model.graph(), sites: model.sites() }, options)
+    }
+
+    /// Prepares a float model. Sites are not simulated: everything is float.
+    pub fn from_model(model: &Model, options: SessionOptions) -> Result<Self, Error> {
+        Self::build(&model.graph, Network { graph: &model.graph, sites: &BTreeMap::new() }, options)
+    }
+
+    fn build(graph: &Graph, network: Network<'_>, options: SessionOptions) -> Result<Self, Error> {
+        let plan = plan::plan(network, options.kernels)?;
+        let shapes = graph.shapes(1)?;
+        let elements = |form: &plan::Form| shapes[form.value.index()].iter().product::<usize>() as u64;
+        let bytes = plan.slots.iter().map(|form| elements(form).saturating_mul(8)).fold(0, u64::saturating_add);
+        if bytes > MEMORY_LIMIT {
+            return Err(Error::new(
+                Kind::Unsupported,
+                format!(
+                    "one sample's values take {bytes} bytes together, more than the {MEMORY_LIMIT} that are allowed"
+                ),
+            ));
+        }
+        let threads = if options.threads == 0 { rayon::current_num_threads() } else { options.threads };
+        let pool = |threads| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
+            pool.map_err(|e| Error::new(Kind::Io, format!("threads could not be started: {e}")))
+        };
+        let narrow = if threads > 1 { (0..threads).map(|_| pool(1)).collect::<Result<_, _>>()? } else { vec![] };
+        // Constants live in the plan; the graph is kept for names and shapes, which need theirs too.
+        Ok(Self { graph: graph.clone(), plan, wide: pool(threads)?, narrow, workers: Mutex::default() })
+    }
+
+    /// Which arithmetic every node runs with, and why, in the order of the graph.
+    pub fn arithmetic(&self) -> &[NodeReport] {
+        &self.plan.report
+    }
+
+    /// The network that is run.
+    pub fn graph(&self) -> &Graph {
+        &self.graph
+    }
+
+    /// Runs a model of one input and one output on `batch` samples, canonical layout (NCHW).
+    pub fn run(&self, x: &[f32], batch: usize) -> Result<Vec<f32>, Error> {
+        let ([input], &[output]) = (self.graph.inputs(), self.graph.outputs()) else {
+            let (inputs, outputs) = (self.graph.inputs().len(), self.graph.outputs().len());
+            return Err(Error::new(
+                Kind::Input,
+                format!("the model has {inputs} inputs and {outputs} outputs: feed it by names"),
+            ));
+        };
+        let name = &self.graph.value(input.value).name;
+        let shape = input.shape(batch);
+        if bitsmith_graph::tensor::element_count(&shape) != Some(x.len()) {
+            return Err(Error::new(
+                Kind::Input,
+                format!("{} values given but {batch} samples of {shape:?} are expected", x.len()),
+            )
+            .at(name));
+        }
+        check_numbers(x).map_err(|e| e.at(name))?;
+        match self.run_checked(&[x], batch)?.pop() {
+            Some((_, Data::F32(values))) => Ok(values),
+            _ => Err(Error::new(Kind::Input, "the output is no float tensor: read it by name")
+                .at(&self.graph.value(output).name)),
+        }
+    }
+
+    /// Runs the model on tensors by input name and returns tensors by output name.
+    pub fn run_named(&self, inputs: &BTreeMap<String, Tensor>) -> Result<BTreeMap<String, Tensor>, Error> {
+        let mut batch = None;
+        let mut values = Vec::new();
+        for input in self.graph.inputs() {
+            let name = self.graph.value(input.value).name.as_str();
+            let wanted =
+                || input.dims.iter().map(|d| if let Dim::Fixed(n) = d { n.to_string() } else { "batch".to_owned() });
+            let wanted = || format!("[{}]", wanted().collect::<Vec<_>>().join(", "));
+            let tensor = inputs.get(name).ok_or_else(|| {
+                Error::new(
+                    Kind::Input,
+                    format!("this input {} is missing; given are {:?}", wanted(), inputs.keys().collect::<Vec<_>>()),
+                )
+                .at(name)
+            })?;
+            let misfit = || {
+                Error::new(Kind::Input, format!("given is {:?} but {} is expected", tensor.shape(), wanted())).at(name)
+            };
+            if tensor.shape().len() != input.dims.len() {
+                return Err(misfit());
+            }
+            for (dim, &size) in input.dims.iter().zip(tensor.shape()) {
+                match dim {
+                    Dim::Fixed(n) if *n != size => return Err(misfit()),
+                    Dim::Fixed(_) => {}
+                    Dim::Batch if *batch.get_or_insert(size) != size => {
+                        let other = batch.unwrap_or(0);
+                        return Err(Error::new(
+                            Kind::Input,
+                            format!("{size} samples given but {other} in another input"),
+                        )
+                        .at(name));
+                    }
+                    Dim::Batch => {}
+                }
+            }
+            let floats = tensor.as_f32().ok_or_else(|| {
+                Error::new(Kind::Input, format!("given is {} but F32 is expected", tensor.data().dtype())).at(name)
+            })?;
+            check_numbers(floats).map_err(|e| e.at(name))?;
+            values.push(floats);
+        }
+        if let Some(extra) =
+            inputs.keys().find(|k| !self.graph.inputs().iter().any(|i| self.graph.value(i.value).name == **k))
+        {
+            let known: Vec<_> = self.graph.inputs().iter().map(|i| &self.graph.value(i.value).name).collect();
+            return Err(
+                Error::new(Kind::Input, format!("the model has no such input; its inputs are {known:?}")).at(extra)
+            );
+        }
+        let results = self.run_checked(&values, batch.unwrap_or(1))?;
+        let mut out = BTreeMap::new();
+        for (&id, (shape, data)) in self.graph.outputs().iter().zip(results) {
+            out.insert(self.graph.value(id).name.clone(), Tensor::new(shape, data)?);
+        }
+        Ok(out)
+    }
+
+    /// Shapes and elements of all outputs; inputs have been checked.
+    fn run_checked(&self, inputs: &[&[f32]], batch: usize) -> Result<Vec<(Shape, Data)>, Error> {
+        if batch == 0 {
+            return Err(Error::new(Kind::Input, "no samples given: at least one is expected"));
+        }
+        let whole = self.graph.shapes(batch)?;
+        let group = if self.plan.splits { self.group(batch) } else { batch };
+        if group == batch {
+            let mut out = Vec::new();
+            let run = || {
+                self.with_worker(|worker| {
+                    exec::run(&self.plan, &self.graph, &whole, inputs, worker, |_, buffer| out.push(buffer.clone()))
+                })
+            };
+            self.wide.install(run)?;
+            let shapes = self.graph.outputs().iter().map(|id| whole[id.index()].clone());
+            return Ok(shapes.zip(out).map(|(shape, buffer)| (shape, data_of(buffer))).collect());
+        }
+
+        // Groups of samples, each on one thread; every output is a list of samples, so results are put side by side.
+        let ranges: Vec<_> = (0..batch).step_by(group).map(|start| start..batch.min(start + group)).collect();
+        let shapes = [self.graph.shapes(group)?, self.graph.shapes(ranges.last().map_or(group, |r| r.len()))?];
+        let results: Vec<Mutex<Vec<Buffer>>> = ranges.iter().map(|_| Mutex::default()).collect();
+        let next = AtomicUsize::new(0);
+        let work = || -> Result<(), Error> {
+            self.with_worker(|worker| {
+                loop {
+                    let index = next.fetch_add(1, Ordering::Relaxed);
+                    let Some(range) = ranges.get(index) else { return Ok(()) };
+                    let part: Vec<&[f32]> = inputs
+                        .iter()
+                        .map(|x| &x[range.start * (x.len() / batch)..range.end * (x.len() / batch)])
+                        .collect();
+                    let shapes = &shapes[usize::from(range.len() != group)];
+                    let mut out = Vec::new();
+                    exec::run(&self.plan, &self.graph, shapes, &part, worker, |_, buffer| out.push(buffer.clone()))?;
+                    *results[index].lock().unwrap_or_else(|e| e.into_inner()) = out;
+                }
+            })
+        };
+        if self.narrow.is_empty() {
+            self.wide.install(work)?;
+        } else {
+            let threads: Vec<Result<(), Error>> = std::thread::scope(|scope| {
+                let handles: Vec<_> = self.narrow.iter().map(|pool| scope.spawn(|| pool.install(work))).collect();
+                let lost = |_| Err(Error::new(Kind::Unsupported, "a thread panicked"));
+                handles.into_iter().map(|h| h.join().unwrap_or_else(lost)).collect()
+            });
+            threads.into_iter().collect::<Result<(), _>>()?;
+        }
+        let mut out: Vec<Option<Buffer>> = vec![None; self.graph.outputs().len()];
+        for result in results {
+            for (slot, part) in out.iter_mut().zip(result.into_inner().unwrap_or_else(|e| e.into_inner())) {
+                match (slot, part) {
+                    (Some(Buffer::F32(all)), Buffer::F32(part)) => all.extend(part),
+                    (Some(Buffer::Ints(all)), Buffer::Ints(part)) => all.extend(part),
+                    (slot, part) => *slot = Some(part),
+                }
+            }
+        }
+        let shapes = self.graph.outputs().iter().map(|id| whole[id.index()].clone());
+        Ok(shapes.zip(out.into_iter().flatten()).map(|(shape, buffer)| (shape, data_of(buffer))).collect())
+    }
+
+    /// Samples that are run together.
+    fn group(&self, batch: usize) -> usize {
+        let shapes = self.plan.slots.iter().map(|form| form.value);
+        let Ok(one) = self.graph.shapes(1) else { return batch };
+        let largest = shapes.map(|id| one[id.index()].iter().product::<usize>() * 4).max().unwrap_or(1);
+        let fitting = (GROUP_BYTES / largest.max(1)).max(1);
+        fitting.min(batch.div_ceil(self.narrow.len().max(1)))
+    }
+
+    fn with_worker<T>(&self, run: impl FnOnce(&mut Worker) -> T) -> T {
+        let mut worker = self.workers.lock().unwrap_or_else(|e| e.into_inner()).pop().unwrap_or_default();
+        let result = run(&mut worker);
+        self.workers.lock().unwrap_or_else(|e| e.into_inner()).push(worker);
+        result
+    }
+}
+
+impl std::fmt::Debug for Session {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Session of {} steps on {} threads", self.plan.steps.len(), self.wide.current_num_threads())
+    }
+}
+
+fn check_numbers(x: &[f32]) -> Result<(), Error> {
+    match x.iter().position(|v| v.is_nan()) {
+        Some(at) => Err(Error::new(Kind::Input, format!("element {at} of {} is not a number", x.len()))),
+        None => Ok(()),
+    }
+}
+
+fn data_of(buffer: Buffer) -> Data {
+    match buffer {
+        Buffer::F32(v) => Data::F32(v),
+        Buffer::Ints(v) => Data::I64(v),
+        Buffer::Codes(v) => Data::U8(v),
+    }
+}

@@ -1,0 +1,185 @@
+//! Moving elements: transposes, slices, pads, joins. Generic over what is moved, so that codes move as they are.
+
+/// `[batch, rows, columns]` to `[batch, columns, rows]`: between channels-first and channels-last.
+pub(super) fn transpose<T: Copy>(rows: usize, columns: usize, x: &[T], y: &mut [T]) {
+    // Squares whose both sides stay in the first cache.
+    const BLOCK: usize = 16;
+    let image = rows * columns;
+    if image == 0 {
+        return;
+    }
+    for (x, y) in x.chunks_exact(image).zip(y.chunks_exact_mut(image)) {
+        for row0 in (0..rows).step_by(BLOCK) {
+            for column0 in (0..columns).step_by(BLOCK) {
+                for column in column0..columns.min(column0 + BLOCK) {
+                    for row in row0..rows.min(row0 + BLOCK) {
+                        y[column * rows + row] = x[row * columns + column];
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Row-major strides.
+pub(super) fn strides(dims: &[usize]) -> Vec<usize> {
+    let mut out = vec![1; dims.len()];
+    for axis in (1..dims.len()).rev() {
+        out[axis - 1] = out[axis] * dims[axis];
+    }
+    out
+}
+
+/// Calls `visit(output offset, input offset)` for the elements of a box in row-major order of the output, where one step along
+/// an axis moves the input offset by `steps[axis]`. Offsets wrap, so that negative steps can be given as their complement.
+pub(super) fn walk(dims: &[usize], steps: &[usize], start: usize, mut visit: impl FnMut(usize, usize)) {
+    let Some((&inner, outer)) = dims.split_last() else { return visit(0, start) };
+    if dims.contains(&0) {
+        return;
+    }
+    let inner_step = steps[outer.len()];
+    let mut index = vec![0; outer.len()];
+    let (mut row, mut at) = (start, 0);
+    loop {
+        let mut source = row;
+        for _ in 0..inner {
+            visit(at, source);
+            at += 1;
+            source = source.wrapping_add(inner_step);
+        }
+        // The next row: count up like an odometer.
+        let mut axis = outer.len();
+        loop {
+            let Some(a) = axis.checked_sub(1) else { return };
+            axis = a;
+            index[axis] += 1;
+            row = row.wrapping_add(steps[axis]);
+            if index[axis] < outer[axis] {
+                break;
+            }
+            row = row.wrapping_sub(steps[axis].wrapping_mul(outer[axis]));
+            index[axis] = 0;
+        }
+    }
+}
+
+/// Output axis `i` is input axis `perm[i]`.
+pub(super) fn permute<T: Copy>(dims: &[usize], perm: &[usize], x: &[T], y: &mut [T]) {
+    let strides = strides(dims);
+    let out: Vec<_> = perm.iter().map(|&axis| dims[axis]).collect();
+    let steps: Vec<_> = perm.iter().map(|&axis| strides[axis]).collect();
+    walk(&out, &steps, 0, |to, from| y[to] = x[from]);
+}
+
+/// `ranges` holds (first index, step, count) per axis.
+pub(super) fn slice<T: Copy>(dims: &[usize], ranges: &[(usize, i64, usize)], x: &[T], y: &mut [T]) {
+    let strides = strides(dims);
+    let out: Vec<_> = ranges.iter().map(|r| r.2).collect();
+    let start = ranges.iter().zip(&strides).map(|(r, s)| r.0 * s).sum();
+    let steps: Vec<_> = ranges.iter().zip(&strides).map(|(r, &s)| (r.1 as usize).wrapping_mul(s)).collect();
+    walk(&out, &steps, start, |to, from| y[to] = x[from]);
+}
+
+/// How [`pad`] finds elements outside.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) enum Fill<T> {
+    Constant(T),
+    Reflect,
+    Edge,
+}
+
+/// Grows (or crops) both ends of every axis by `pads`. Reflecting needs axes longer than the pads.
+pub(super) fn pad<T: Copy>(dims: &[usize], pads: &[(i64, i64)], fill: Fill<T>, x: &[T], y: &mut [T]) {
+    let strides = strides(dims);
+    let out: Vec<usize> = dims.iter().zip(pads).map(|(&d, p)| (d as i64 + p.0 + p.1) as usize).collect();
+    if out.contains(&0) {
+        return;
+    }
+    // Per axis: where each output index reads, or nothing.
+    let source = |axis: usize| -> Vec<Option<usize>> {
+        let size = dims[axis] as i64;
+        let at = |o: usize| {
+            let i = o as i64 - pads[axis].0;
+            let i = match fill {
+                Fill::Edge => i.clamp(0, size - 1),
+                Fill::Reflect if i < 0 => -i,
+                Fill::Reflect if i >= size => 2 * (size - 1) - i,
+                _ => i,
+            };
+            (0..size).contains(&i).then(|| i as usize * strides[axis])
+        };
+        (0..out[axis]).map(at).collect()
+    };
+    let maps: Vec<_> = (0..dims.len()).map(source).collect();
+    let mut index = vec![0usize; out.len()];
+    for value in y.iter_mut() {
+        let offset = index.iter().zip(&maps).try_fold(0, |n, (&i, map)| map[i].map(|m| n + m));
+        *value = match (offset, fill) {
+            (Some(offset), _) => x[offset],
+            (None, Fill::Constant(v)) => v,
+            // Checked when the plan was made: reflected and repeated indices lie inside.
+            (None, _) => x[0],
+        };
+        for axis in (0..index.len()).rev() {
+            index[axis] += 1;
+            if index[axis] < out[axis] {
+                break;
+            }
+            index[axis] = 0;
+        }
+    }
+}
+
+/// Joins along an axis: parts are `[outer, inner of its own]`.
+pub(super) fn concat<T: Copy>(outer: usize, parts: &[(&[T], usize)], y: &mut [T]) {
+    let width: usize = parts.iter().map(|p| p.1).sum();
+    let mut at = 0;
+    for (x, inner) in parts {
+        for row in 0..outer {
+            y[row * width + at..][..*inner].copy_from_slice(&x[row * inner..][..*inner]);
+        }
+        at += inner;
+    }
+}
+
+/// Cuts `[outer, width]` and returns nothing but the columns `at .. at + inner`.
+pub(super) fn columns<T: Copy>(outer: usize, width: usize, at: usize, inner: usize, x: &[T], y: &mut [T]) {
+    for row in 0..outer {
+        y[row * inner..][..inner].copy_from_slice(&x[row * width + at..][..inner]);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn by_hand() {
+        let x: Vec<i32> = (0..6).collect(); // 2 x 3
+        let mut y = vec![0; 6];
+        transpose(2, 3, &x, &mut y);
+        assert_eq!(y, [0, 3, 1, 4, 2, 5]);
+        permute(&[2, 3], &[1, 0], &x, &mut y);
+        assert_eq!(y, [0, 3, 1, 4, 2, 5]);
+        let mut y = vec![0; 4];
+        slice(&[2, 3], &[(1, -1, 2), (0, 2, 2)], &x, &mut y);
+        assert_eq!(y, [3, 5, 0, 2]);
+        let mut y = vec![0; 8];
+        pad(&[2, 3], &[(0, -1), (3, 2)], Fill::Constant(9), &x, &mut y);
+        assert_eq!(y, [9, 9, 9, 0, 1, 2, 9, 9]);
+        let mut y = vec![0; 7];
+        pad(&[3], &[(2, 2)], Fill::Reflect, &x[..3], &mut y);
+        assert_eq!(y, [2, 1, 0, 1, 2, 1, 0]);
+        pad(&[3], &[(2, 2)], Fill::Edge, &x[..3], &mut y);
+        assert_eq!(y, [0, 0, 0, 1, 2, 2, 2]);
+        let mut y = vec![0; 8];
+        concat(2, &[(&x, 3), (&[7, 8], 1)], &mut y);
+        assert_eq!(y, [0, 1, 2, 7, 3, 4, 5, 8]);
+        let mut part = vec![0; 4];
+        columns(2, 4, 2, 2, &y, &mut part);
+        assert_eq!(part, [2, 7, 5, 8]);
+        let mut scalar = [0];
+        permute(&[], &[], &[5], &mut scalar);
+        assert_eq!(scalar, [5]);
+    }
+}

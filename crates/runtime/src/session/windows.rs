@@ -1,0 +1,149 @@
+//! Pooling over channels-last rows and means over any axes, on numbers and on codes.
+
+/// The geometry of one pooling. Every window meets the input (checked when the plan is made).
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Pool {
+    pub batch: usize,
+    pub input: [usize; 2],
+    pub output: [usize; 2],
+    pub channels: usize,
+    pub kernel: [usize; 2],
+    pub stride: [usize; 2],
+    pub dilation: [usize; 2],
+    /// Pads at the beginning.
+    pub before: [usize; 2],
+    /// Pads at the end.
+    pub after: [usize; 2],
+}
+
+impl Pool {
+    /// The input coordinates along `axis` that output coordinate `out` reads.
+    fn taps(&self, axis: usize, out: usize) -> impl Iterator<Item = usize> + Clone {
+        let (start, before, size) = (out * self.stride[axis], self.before[axis], self.input[axis]);
+        let dilation = self.dilation[axis];
+        (0..self.kernel[axis]).filter_map(move |k| (start + k * dilation).checked_sub(before).filter(|&i| i < size))
+    }
+
+    /// Taps of output coordinate `out` inside the padded input.
+    fn padded_taps(&self, axis: usize, out: usize) -> usize {
+        let end = self.input[axis] + self.before[axis] + self.after[axis];
+        (0..self.kernel[axis]).filter(|k| out * self.stride[axis] + k * self.dilation[axis] < end).count()
+    }
+
+    /// Whether a window sees nothing but padding.
+    pub fn has_empty_window(&self) -> bool {
+        (0..2).any(|axis| (0..self.output[axis]).any(|out| self.taps(axis, out).next().is_none()))
+    }
+
+    /// Calls `visit(pixels of the window as offsets of their channels, [window height, width with padding], output row)`.
+    fn for_each_window(&self, mut visit: impl FnMut(&[usize], usize, usize)) {
+        let mut offsets = Vec::new();
+        let mut row = 0;
+        for n in 0..self.batch {
+            for oh in 0..self.output[0] {
+                for ow in 0..self.output[1] {
+                    offsets.clear();
+                    for h in self.taps(0, oh) {
+                        let line = (n * self.input[0] + h) * self.input[1];
+                        offsets.extend(self.taps(1, ow).map(|w| (line + w) * self.channels));
+                    }
+                    visit(&offsets, self.padded_taps(0, oh) * self.padded_taps(1, ow), row);
+                    row += self.channels;
+                }
+            }
+        }
+    }
+}
+
+/// The larger one of two under `exceeds(candidate, so far)`, over every window.
+pub(super) fn max<T: Copy>(pool: &Pool, x: &[T], y: &mut [T], exceeds: impl Fn(T, T) -> bool) {
+    let c = pool.channels;
+    pool.for_each_window(|window, _, row| {
+        let out = &mut y[row..row + c];
+        if let Some((&first, rest)) = window.split_first() {
+            out.copy_from_slice(&x[first..first + c]);
+            for &at in rest {
+                for (o, &v) in out.iter_mut().zip(&x[at..at + c]) {
+                    *o = if exceeds(v, *o) { v } else { *o };
+                }
+            }
+        }
+    });
+}
+
+/// The mean of every window; `add` accumulates an element and `finish` makes a number of a sum and a count.
+pub(super) fn average<T: Copy, S: Copy + Default>(
+    pool: &Pool,
+    count_padding: bool,
+    x: &[T],
+    y: &mut [f32],
+    add: impl Fn(S, T) -> S,
+    finish: impl Fn(S, usize) -> f32,
+) {
+    let c = pool.channels;
+    let mut sums = vec![S::default(); c];
+    pool.for_each_window(|window, padded, row| {
+        sums.fill(S::default());
+        for &at in window {
+            sums.iter_mut().zip(&x[at..at + c]).for_each(|(s, &v)| *s = add(*s, v));
+        }
+        let count = if count_padding { padded } else { window.len() };
+        y[row..row + c].iter_mut().zip(&sums).for_each(|(o, &s)| *o = finish(s, count));
+    });
+}
+
+/// The mean over the axes marked in `reduced`.
+pub(super) fn mean<T: Copy, S: Copy + Default>(
+    dims: &[usize],
+    reduced: &[bool],
+    x: &[T],
+    y: &mut [f32],
+    add: impl Fn(S, T) -> S,
+    finish: impl Fn(S, usize) -> f32,
+) {
+    let mut steps = vec![0; dims.len()];
+    let mut step = 1;
+    for axis in (0..dims.len()).rev() {
+        if !reduced[axis] {
+            steps[axis] = step;
+            step *= dims[axis];
+        }
+    }
+    let mut sums = vec![S::default(); y.len()];
+    super::moves::walk(dims, &steps, 0, |from, to| sums[to] = add(sums[to], x[from]));
+    let count = dims.iter().zip(reduced).filter(|(_, r)| **r).map(|(d, _)| d).product();
+    y.iter_mut().zip(sums).for_each(|(o, s)| *o = finish(s, count));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn by_hand() {
+        let pool = Pool {
+            batch: 1,
+            input: [1, 5],
+            output: [1, 3],
+            channels: 2,
+            kernel: [1, 3],
+            stride: [1, 2],
+            dilation: [1, 1],
+            before: [0, 1],
+            after: [0, 1],
+        };
+        let x = [1.0, -1.0, 2.0, -2.0, 3.0, -3.0, 4.0, -4.0, 5.0, -5.0];
+        let mut y = [0.0; 6];
+        max(&pool, &x, &mut y, |a, b| a > b);
+        assert_eq!(y, [2.0, -1.0, 4.0, -2.0, 5.0, -4.0]);
+        average(&pool, false, &x, &mut y, |s: f64, v: f32| s + f64::from(v), |s, n| (s / n as f64) as f32);
+        assert_eq!(y, [1.5, -1.5, 3.0, -3.0, 4.5, -4.5]);
+        average(&pool, true, &x, &mut y, |s: f64, v: f32| s + f64::from(v), |s, n| (s / n as f64) as f32);
+        assert_eq!(y, [1.0, -1.0, 3.0, -3.0, 3.0, -3.0]);
+        let mut y = [0.0; 2];
+        mean(&[5, 2], &[true, false], &x, &mut y, |s: f64, v: f32| s + f64::from(v), |s, n| (s / n as f64) as f32);
+        assert_eq!(y, [3.0, -3.0]);
+        assert!(!pool.has_empty_window());
+        assert!(Pool { before: [0, 3], ..pool }.has_empty_window());
+    }
+}
