@@ -109,6 +109,40 @@ impl Dataset {
         Ok(set)
     }
 
+    /// A data set made of numbers: one sample of `shape` (channels, height, width) after another in `values`, one label
+    /// below `classes` for each. For experiments and tests.
+    pub fn from_floats(shape: [usize; 3], values: &[f32], labels: Vec<u32>, classes: usize) -> Result<Dataset, Error> {
+        let label = "given numbers";
+        let [c, h, w] = shape;
+        let len = c.checked_mul(h).and_then(|n| n.checked_mul(w)).filter(|&n| n > 0);
+        if len.and_then(|n| n.checked_mul(labels.len())) != Some(values.len()) || labels.is_empty() {
+            let detail = format!("{} values are not {} samples of {shape:?}", values.len(), labels.len());
+            return Err(Error::options(label, detail));
+        }
+        if let Some((sample, bad)) = labels.iter().enumerate().find(|(_, l)| **l as usize >= classes) {
+            let hint = "give more classes or other labels".to_string();
+            return Err(Error::Label { what: label.into(), sample, label: bad.to_string(), classes, hint });
+        }
+        let pixels = h * w;
+        let mut interleaved = Vec::with_capacity(values.len());
+        for sample in values.chunks_exact(c * pixels) {
+            interleaved.extend((0..c * pixels).map(|i| sample[i % c * pixels + i / c]));
+        }
+        Dataset::new(Parts {
+            name: "numbers".into(),
+            label: label.into(),
+            samples: Samples::Floats { shape: [h, w, c], values: interleaved },
+            picks: (0..labels.len() as u32).collect(),
+            labels,
+            classes: (0..classes).map(|c| c.to_string()).collect(),
+            labelled: true,
+            split: Split::All,
+            transform: Transform::default(),
+            on_broken: OnBroken::Fail,
+            missing: Vec::new(),
+        })
+    }
+
     /// The same samples seen through another transform.
     pub fn with_transform(&self, transform: Transform) -> Result<Dataset, Error> {
         let mut set = self.clone();
@@ -434,6 +468,17 @@ mod tests {
         let mut counts = [0; 10];
         spread.iter().for_each(|&i| counts[digits.labels()[i] as usize] += 1);
         assert_eq!(counts, [2; 10]);
+    }
+
+    #[test]
+    fn numbers_come_back_as_given() {
+        let values: Vec<f32> = (0..24).map(|i| i as f32).collect();
+        let set = Dataset::from_floats([3, 2, 2], &values, vec![1, 0], 2).unwrap();
+        assert_eq!(set.images(&[0, 1], Layout::Nchw).unwrap(), values);
+        assert_eq!(set.images(&[0], Layout::Nhwc).unwrap()[..4], [0.0, 4.0, 8.0, 1.0]);
+        assert!(Dataset::from_floats([3, 2, 2], &values, vec![1], 2).is_err());
+        assert!(Dataset::from_floats([3, 2, 2], &values, vec![1, 2], 2).is_err());
+        assert!(Dataset::from_floats([0, 2, 2], &[], vec![], 2).is_err());
     }
 
     #[test]

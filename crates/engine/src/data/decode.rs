@@ -13,6 +13,9 @@ use super::transform::{Colour, MAX_SIDE};
 
 /// The most memory one image may take while it is decoded.
 const MAX_DECODE_BYTES: u64 = 1 << 30;
+/// The most pixels an image may have, twice what the largest photo of ImageNet has; a progressive JPEG takes nine bytes
+/// for each while it is decoded.
+const MAX_PIXELS: usize = 1 << 27;
 /// The most bytes an image file may have.
 pub(super) const MAX_FILE_BYTES: u64 = 256 << 20;
 /// What counts as an image file, lower case.
@@ -35,7 +38,7 @@ pub(super) fn is_image(name: &str) -> bool {
 /// tags are not applied (as in torchvision, whose accuracies are compared with).
 pub(super) fn decode(file: &[u8], colour: Colour) -> Result<Decoded, Cause> {
     guarded(|| {
-        let image = if is_jpeg(file) { decode_jpeg(file, colour)? } else { reader(file)?.decode()? };
+        let image = if is_jpeg(file) { decode_jpeg(file, colour)? } else { decode_other(file)? };
         let (width, height) = (image.width() as usize, image.height() as usize);
         let bytes = match colour {
             Colour::Rgb => image.into_rgb8().into_raw(),
@@ -70,7 +73,22 @@ fn jpeg(file: &[u8]) -> Result<JpegDecoder<ZCursor<&[u8]>>, Cause> {
     let options = DecoderOptions::default().set_strict_mode(true).set_max_width(MAX_SIDE).set_max_height(MAX_SIDE);
     let mut decoder = JpegDecoder::new_with_options(ZCursor::new(file), options);
     decoder.decode_headers()?;
+    let (width, height) = decoder.dimensions().ok_or("the JPEG header has no size")?;
+    check_pixels(width, height)?;
     Ok(decoder)
+}
+
+fn check_pixels(width: usize, height: usize) -> Result<(), Cause> {
+    if width.saturating_mul(height) > MAX_PIXELS {
+        return Err(format!("{width} x {height} pixels are more than the limit of {MAX_PIXELS}").into());
+    }
+    Ok(())
+}
+
+fn decode_other(file: &[u8]) -> Result<DynamicImage, Cause> {
+    let (width, height) = reader(file)?.into_dimensions()?;
+    check_pixels(width as usize, height as usize)?;
+    Ok(reader(file)?.decode()?)
 }
 
 fn decode_jpeg(file: &[u8], colour: Colour) -> Result<DynamicImage, Cause> {
@@ -163,5 +181,14 @@ mod tests {
         file[18..22].copy_from_slice(&0x7fff_ffffi32.to_le_bytes());
         file[22..26].copy_from_slice(&0x7fff_ffffi32.to_le_bytes());
         assert!(decode(&file, Colour::Rgb).is_err());
+        // The size in a JPEG's frame header: 0xffff x 0xffff is over the side limit, 0x3fff x 0x3fff over that of pixels.
+        let jpeg = encoded(ImageFormat::Jpeg);
+        let frame = jpeg.windows(2).position(|w| w == [0xff, 0xc0]).unwrap();
+        for side in [0xffff_u16, 0x3fff] {
+            let mut file = jpeg.clone();
+            file[frame + 5..frame + 7].copy_from_slice(&side.to_be_bytes());
+            file[frame + 7..frame + 9].copy_from_slice(&side.to_be_bytes());
+            assert!(decode(&file, Colour::Rgb).is_err() && dimensions(&file).is_err(), "{side}");
+        }
     }
 }

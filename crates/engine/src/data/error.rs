@@ -101,7 +101,7 @@ pub enum Error {
     },
     /// A class folder without images.
     #[error(
-        "class folder `{folder}` holds no images ({others} other files); put images (jpg, png, webp, bmp, gif) in it or remove it"
+        "class folder `{folder}` holds no images ({others} other files); put images (jpg, png, webp, bmp, gif) in it, remove it, or name the data set's own folder"
     )]
     EmptyClass {
         /// The folder.
