@@ -1,0 +1,7 @@
+//! Pieces that methods share, one idea per file. A new method looks here first and adds a block only for a new idea.
+
+pub mod budget;
+pub mod cost;
+pub mod grid;
+pub mod range;
+pub mod temperature;

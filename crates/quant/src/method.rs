@@ -1,0 +1,181 @@
+//! A training strategy: what a paper contributes, as hooks of one training loop.
+//!
+//! A method is one file in `methods/` and one line in [`crate::methods::METHODS`]. It makes a [`Quantizer`] for each
+//! weight; the loop (`train`) runs forward and backward, moves gradients into the quantizers' parameters, and calls the
+//! hooks below in this order:
+//!
+//! ```text
+//! for each phase { for each epoch { for each batch { begin_step, step (forward, backward), penalty, [optimiser], after_update }
+//!                                   end_epoch }
+//!                  end_phase }
+//! finish
+//! ```
+
+use bitsmith_graph::ValueId;
+use serde::{Deserialize, Serialize};
+
+use crate::error::Error;
+use crate::options::Options;
+use crate::quantizer::{Quantizer, Rows};
+
+/// Where a layer sits; reports list these parts separately, and floors apply to the first and last.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Part {
+    /// Reads the network's input.
+    First,
+    /// Somewhere between.
+    Middle,
+    /// A 1x1 convolution on a residual connection.
+    Shortcut,
+    /// Produces the network's output.
+    Last,
+}
+
+/// A weight that a method is asked to quantize.
+#[derive(Debug, Clone, PartialEq)]
+pub struct WeightLayer {
+    /// The constant.
+    pub id: ValueId,
+    /// Its name in the graph.
+    pub name: String,
+    /// Dimensions.
+    pub shape: Vec<usize>,
+    /// Axis of output channels.
+    pub channel_axis: usize,
+    /// Where the layer sits.
+    pub part: Part,
+    /// Multiply-accumulates for one sample.
+    pub macs: u64,
+}
+
+impl WeightLayer {
+    /// Number of weights.
+    pub fn weights(&self) -> usize {
+        self.shape.iter().product()
+    }
+
+    /// The elements that share a scale: one row per output channel, or one in all.
+    pub fn rows(&self, per_channel: bool) -> Rows {
+        if per_channel { Rows::along(self.channel_axis, &self.shape) } else { Rows::one(self.weights()) }
+    }
+}
+
+/// A layer and its quantizer.
+#[derive(Debug)]
+pub struct Slot<Q> {
+    /// Which layer.
+    pub layer: WeightLayer,
+    /// How its weights are made.
+    pub quantizer: Q,
+}
+
+/// A stretch of training with a learning-rate schedule of its own.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Phase {
+    /// What to call it in logs.
+    pub name: &'static str,
+    /// Its length.
+    pub epochs: usize,
+    /// Factor on the run's learning rate.
+    pub rate: f64,
+}
+
+/// How far training is.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Progress {
+    /// Which phase.
+    pub phase: usize,
+    /// Epoch since the run's start.
+    pub epoch: usize,
+    /// Part of the phase that is done, 0 to 1.
+    pub fraction: f64,
+    /// Steps taken in this phase.
+    pub step: u64,
+    /// Steps in this phase.
+    pub steps: u64,
+}
+
+/// Measures the mean loss over calibration batches with the quantizers as they are.
+pub type Trial<'a, Q> = dyn FnMut(&mut [Slot<Q>]) -> Result<f64, Error> + 'a;
+
+/// One forward and backward pass over the current batch: weights from the quantizers, gradients into them.
+pub type Pass<'a, Q> = dyn FnMut(&mut [Slot<Q>]) -> Result<f64, Error> + 'a;
+
+/// A training strategy. Only the first three functions are mandatory.
+pub trait Method: Sized + Send {
+    /// Its name on the command line and in recipes.
+    const NAME: &'static str;
+    /// One line for help.
+    const SUMMARY: &'static str;
+    /// Its options.
+    type Options: Options;
+    /// How it rounds weights.
+    type Weight: Quantizer;
+
+    /// Checks the options.
+    fn new(options: Self::Options) -> Result<Self, Error>;
+
+    /// Makes the quantizer of a layer whose float weights are `init`.
+    fn weight(&mut self, layer: &WeightLayer, init: &[f32]) -> Result<Self::Weight, Error>;
+
+    /// Called once all quantizers exist, before the first step of a fresh run (not when one is resumed).
+    fn begin(&mut self, _slots: &mut [Slot<Self::Weight>]) -> Result<(), Error> {
+        Ok(())
+    }
+
+    /// How `epochs` are divided.
+    fn phases(&self, epochs: usize) -> Vec<Phase> {
+        vec![Phase { name: "train", epochs, rate: 1.0 }]
+    }
+
+    /// Before each step: temperatures, rates.
+    fn begin_step(&mut self, _slots: &mut [Slot<Self::Weight>], _at: &Progress) {}
+
+    /// One step's passes: by default a single forward and backward. Returns the loss.
+    fn step(&mut self, slots: &mut [Slot<Self::Weight>], pass: &mut Pass<'_, Self::Weight>) -> Result<f64, Error> {
+        pass(slots)
+    }
+
+    /// A loss on the parameters themselves: adds its gradients and returns its value.
+    fn penalty(&mut self, _slots: &mut [Slot<Self::Weight>]) -> f64 {
+        0.0
+    }
+
+    /// After the optimiser's update: projections.
+    fn after_update(&mut self, _slots: &mut [Slot<Self::Weight>]) {}
+
+    /// After each epoch. Returns lines for the log.
+    fn end_epoch(&mut self, _slots: &mut [Slot<Self::Weight>], _at: &Progress) -> Result<Vec<String>, Error> {
+        Ok(vec![])
+    }
+
+    /// After the last step of a phase: harden, prune, resize. Returns lines for the log.
+    fn end_phase(
+        &mut self,
+        _slots: &mut [Slot<Self::Weight>],
+        _phase: usize,
+        _trial: &mut Trial<'_, Self::Weight>,
+    ) -> Result<Vec<String>, Error> {
+        Ok(vec![])
+    }
+
+    /// Switches between the weights that train and those that would be deployed, to evaluate the latter on the way.
+    fn set_hard(&mut self, _slots: &mut [Slot<Self::Weight>], _hard: bool) {}
+
+    /// Hardens for good: from now on weights lie exactly on the grids of [`Quantizer::qparams`].
+    fn finish(&mut self, _slots: &mut [Slot<Self::Weight>]) -> Result<Vec<String>, Error> {
+        Ok(vec![])
+    }
+
+    /// What the method must remember besides its parameters, for checkpoints.
+    fn state(&self, _slots: &[Slot<Self::Weight>]) -> serde_json::Value {
+        serde_json::Value::Null
+    }
+
+    /// Restores [`Method::state`], resizing the quantizers' parameters to what the state says, so that their values can
+    /// be read back afterwards.
+    fn restore(&mut self, _slots: &mut [Slot<Self::Weight>], _state: &serde_json::Value) -> Result<(), Error> {
+        Ok(())
+    }
+}

@@ -1,0 +1,121 @@
+//! The options of a training run that do not belong to a method.
+
+use bitsmith_engine::Curve;
+use bitsmith_engine::optim::{AdamW, Algorithm, Sgd};
+use serde::{Deserialize, Serialize};
+
+use crate::error::Error;
+use crate::options::options;
+
+/// The rule that turns a gradient into an update.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum OptimizerName {
+    /// Stochastic gradient descent with momentum.
+    #[default]
+    Sgd,
+    /// Adam with decoupled decay.
+    Adamw,
+}
+
+/// How the learning rate falls within each phase.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ScheduleName {
+    /// Half a cosine to zero.
+    #[default]
+    Cosine,
+    /// To a tenth at one half and again at three quarters.
+    Step,
+    /// Not at all.
+    Constant,
+}
+
+options! {
+    /// Options of a training run.
+    pub struct TrainOptions {
+        /// Passes over the training data, all phases of the method together.
+        pub epochs: usize = 30,
+        /// Learning rate of float weights at the start of each phase.
+        pub learning_rate: f64 = 0.02,
+        /// "sgd" or "adamw".
+        pub optimizer: OptimizerName = OptimizerName::Sgd,
+        /// Momentum of sgd.
+        pub momentum: f32 = 0.9,
+        /// Nesterov's look-ahead for sgd.
+        pub nesterov: bool = true,
+        /// Decay of float weights towards zero.
+        pub weight_decay: f32 = 1e-4,
+        /// Let norms, biases and quantizer parameters decay too.
+        pub decay_all: bool = false,
+        /// "cosine", "step" or "constant".
+        pub schedule: ScheduleName = ScheduleName::Cosine,
+        /// Steps over which the learning rate rises at the start of each phase (at most a fifth of it).
+        pub warmup_steps: u64 = 100,
+        /// Share of the label's probability that is spread over all classes.
+        pub label_smoothing: f32 = 0.0,
+        /// Share of the loss that imitates the model before quantization, 0 to 1; 1 needs no labels.
+        pub distill: f32 = 0.0,
+        /// Temperature of that imitation.
+        pub distill_temperature: f32 = 2.0,
+        /// Learning rate of activation steps, relative to that of float weights.
+        pub activation_rate: f32 = 1.0,
+        /// Stored bits of biases (32: float).
+        pub bias_bits: u8 = 8,
+        /// Evaluate after every so many epochs; 0 means only at the end.
+        pub evaluate_every: usize = 1,
+        /// Write a checkpoint after every so many steps, besides the end of each epoch; 0 means only there.
+        pub checkpoint_steps: usize = 200,
+        /// Batches over which the statistics of batch normalisations are averaged at the end; 0 keeps the running ones.
+        pub recalibrate_batches: usize = 60,
+        /// Batches over which a method measures the loss of alternatives.
+        pub trial_batches: usize = 4,
+    }
+}
+
+impl TrainOptions {
+    /// Refuses impossible values.
+    pub fn check(&self) -> Result<(), Error> {
+        let bad = |detail: String| Err(Error::option(detail));
+        if self.epochs == 0 {
+            return bad("epochs = 0: train for at least 1".to_owned());
+        }
+        if !(self.learning_rate > 0.0 && self.learning_rate.is_finite()) {
+            return bad(format!("learning_rate = {}: must be a positive number", self.learning_rate));
+        }
+        if !(0.0..=1.0).contains(&self.distill) {
+            return bad(format!("distill = {}: must be between 0 and 1", self.distill));
+        }
+        if self.distill_temperature <= 0.0 || !self.distill_temperature.is_finite() {
+            return bad(format!("distill_temperature = {}: must be a positive number", self.distill_temperature));
+        }
+        if !(0.0..1.0).contains(&self.label_smoothing) {
+            return bad(format!("label_smoothing = {}: must be at least 0 and below 1", self.label_smoothing));
+        }
+        if !(0.0..1.0).contains(&self.momentum) {
+            return bad(format!("momentum = {}: must be at least 0 and below 1", self.momentum));
+        }
+        if self.weight_decay.is_nan() || self.weight_decay < 0.0 {
+            return bad(format!("weight_decay = {}: must not be negative", self.weight_decay));
+        }
+        if !(2..=8).contains(&self.bias_bits) && self.bias_bits != 32 {
+            return bad(format!("bias_bits = {}: 2 to 8, or 32 for float", self.bias_bits));
+        }
+        Ok(())
+    }
+
+    pub(super) fn algorithm(&self) -> Algorithm {
+        match self.optimizer {
+            OptimizerName::Sgd => Algorithm::Sgd(Sgd { momentum: self.momentum, nesterov: self.nesterov }),
+            OptimizerName::Adamw => Algorithm::AdamW(AdamW::default()),
+        }
+    }
+
+    pub(super) fn curve(&self) -> Curve {
+        match self.schedule {
+            ScheduleName::Cosine => Curve::Cosine { floor: 0.0 },
+            ScheduleName::Step => Curve::Step { at: vec![0.5, 0.75], factor: 0.1 },
+            ScheduleName::Constant => Curve::Constant,
+        }
+    }
+}

@@ -1,0 +1,372 @@
+//! Everything that a run changes: quantizers, other parameters, the engine's numbers. And what is done with all of it:
+//! a pass, an update, an evaluation.
+
+use std::collections::BTreeMap;
+
+use bitsmith_engine::optim::{Algorithm, Rates, State as Memory};
+use bitsmith_engine::{Engine, EngineOptions, Loss, Params, Role, StepOptions};
+use bitsmith_graph::{Granularity, Model, Op, Role as SiteRole, Site, ValueId};
+
+use super::data::{Batch, Data, InMemory};
+use super::events::Bits;
+use super::options::TrainOptions;
+use crate::blocks::cost::mean_bits;
+use crate::blocks::grid::SMALLEST_STEP;
+use crate::blocks::range::Range;
+use crate::error::{Error, Kind};
+use crate::method::{Method, Slot, Trial};
+use crate::methods::lsq::LsqWeight;
+use crate::param::{Group, Param};
+use crate::passes::layers::weight_layers;
+use crate::quantizer::{Quantizer, Rows};
+
+/// Accuracy and mean loss on held-out data.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct Evaluated {
+    pub accuracy: f64,
+    pub loss: f64,
+}
+
+/// See the module.
+pub(super) struct State<Q> {
+    model: Model,
+    engine: Engine,
+    pub params: Params,
+    /// The model before quantization, if it is to be imitated.
+    pub teacher: Option<(Engine, Params)>,
+    pub slots: Vec<Slot<Q>>,
+    /// Biases that are quantized.
+    pub biases: Vec<(ValueId, LsqWeight)>,
+    /// Everything else that learns: gammas, betas, float biases.
+    pub others: Vec<(ValueId, Param)>,
+    /// Steps of activation sites.
+    pub steps: Vec<(ValueId, Param)>,
+}
+
+impl<Q: Quantizer> State<Q> {
+    pub fn new<M: Method<Weight = Q>>(model: Model, method: &mut M, options: &TrainOptions) -> Result<Self, Error> {
+        let engine = Engine::new(&model, &EngineOptions::default())?;
+        let params = Params::from_model(&model);
+        let teacher = match options.distill > 0.0 {
+            true => {
+                let float = Model { sites: BTreeMap::new(), ..model.clone() };
+                Some((Engine::new(&float, &EngineOptions::default())?, params.clone()))
+            }
+            false => None,
+        };
+        let mut slots: Vec<Slot<Q>> = vec![];
+        for layer in weight_layers(&model)? {
+            let Some(init) = params.constants.get(&layer.id) else { continue };
+            if slots.iter().any(|s| s.layer.id == layer.id) {
+                continue;
+            }
+            if let Some(x) = init.iter().find(|x| !x.is_finite()) {
+                return Err(Error::new(
+                    Kind::Model,
+                    format!("weight `{}` holds {x}: every number must be finite", layer.name),
+                ));
+            }
+            let quantizer = method.weight(&layer, init)?;
+            slots.push(Slot { layer, quantizer });
+        }
+        let quantizes = slots.iter().any(|s| s.quantizer.qparams().is_some());
+        let (mut biases, mut others) = (vec![], vec![]);
+        for parameter in engine.parameters() {
+            let is_slot = slots.iter().any(|s| s.layer.id == parameter.id);
+            let Some(init) = params.constants.get(&parameter.id).filter(|_| parameter.trained && !is_slot) else {
+                continue;
+            };
+            if parameter.role == Role::Bias && quantizes && options.bias_bits < 32 {
+                let rows = Rows::one(init.len());
+                let bias = LsqWeight::new(options.bias_bits, Granularity::PerTensor, rows, init, Range::MinMax);
+                biases.push((parameter.id, bias));
+                continue;
+            }
+            let (name, group) = match parameter.role {
+                Role::Weight => ("weight", Group::Weight),
+                Role::Bias | Role::Operand => ("bias", Group::Bias),
+                _ => ("norm", Group::Norm),
+            };
+            others.push((parameter.id, Param::new(name, group, init.clone())));
+        }
+        let step = |(&id, &step): (&ValueId, &f32)| {
+            (id, Param { rate: vec![options.activation_rate], ..Param::new("step", Group::Scale, vec![step]) })
+        };
+        let steps = params.steps.iter().map(step).collect();
+        Ok(Self { model, engine, params, teacher, slots, biases, others, steps })
+    }
+
+    /// Shows every parameter with a name that is unique in the run, always in the same order.
+    pub fn visit(&mut self, f: &mut dyn FnMut(&str, &mut Param)) {
+        let graph = &self.model.graph;
+        for slot in &mut self.slots {
+            let name = &slot.layer.name;
+            slot.quantizer.visit(&mut |p| f(&format!("{name}/{}", p.name), p));
+        }
+        for (id, bias) in &mut self.biases {
+            let name = &graph.value(*id).name;
+            bias.visit(&mut |p| f(&format!("{name}/{}", p.name), p));
+        }
+        for (id, param) in self.others.iter_mut().chain(&mut self.steps) {
+            f(&format!("{}/{}", graph.value(*id).name, param.name), param);
+        }
+    }
+
+    /// Name and numbers of each constant that no parameter holds: running statistics above all.
+    pub fn statistics(&mut self) -> Vec<(String, &mut Vec<f32>)> {
+        let wanted: Vec<ValueId> = self
+            .engine
+            .parameters()
+            .iter()
+            .filter(|p| matches!(p.role, Role::Mean | Role::Variance))
+            .map(|p| p.id)
+            .collect();
+        let graph = &self.model.graph;
+        self.params
+            .constants
+            .iter_mut()
+            .filter(|(id, _)| wanted.contains(id))
+            .map(|(id, values)| (format!("{}/statistic", graph.value(*id).name), values))
+            .collect()
+    }
+
+    /// Writes the present weights, biases, norms and steps into the engine's parameters.
+    fn publish(
+        params: &mut Params,
+        biases: &mut [(ValueId, LsqWeight)],
+        others: &[(ValueId, Param)],
+        steps: &[(ValueId, Param)],
+        slots: &mut [Slot<Q>],
+    ) {
+        for slot in slots {
+            if let Some(values) = params.constants.get_mut(&slot.layer.id) {
+                slot.quantizer.forward(values);
+            }
+        }
+        for (id, bias) in biases {
+            if let Some(values) = params.constants.get_mut(id) {
+                bias.forward(values);
+            }
+        }
+        for (id, param) in others {
+            if let Some(values) = params.constants.get_mut(id) {
+                values.copy_from_slice(&param.value);
+            }
+        }
+        for (id, param) in steps {
+            if let (Some(step), Some(value)) = (params.steps.get_mut(id), param.value.first()) {
+                *step = *value;
+            }
+        }
+    }
+
+    /// One pass forward and backward over a batch: gradients are added to all parameters. Returns loss and correct answers.
+    pub fn pass(
+        &mut self,
+        slots: &mut [Slot<Q>],
+        batch: &Batch,
+        loss: &Loss,
+        options: StepOptions,
+    ) -> Result<(f64, usize), Error> {
+        Self::publish(&mut self.params, &mut self.biases, &self.others, &self.steps, slots);
+        let out = self.engine.step(&mut self.params, &batch.x, &batch.labels, loss, options)?;
+        for slot in slots {
+            if let Some(grad) = out.constants.get(&slot.layer.id) {
+                slot.quantizer.backward(grad);
+            }
+        }
+        for (id, bias) in &mut self.biases {
+            if let Some(grad) = out.constants.get(id) {
+                bias.backward(grad);
+            }
+        }
+        for (id, param) in &mut self.others {
+            if let Some(grad) = out.constants.get(id) {
+                param.grad.iter_mut().zip(grad).for_each(|(sum, g)| *sum += g);
+            }
+        }
+        for (id, param) in &mut self.steps {
+            if let (Some(grad), Some(sum)) = (out.steps.get(id), param.grad.first_mut()) {
+                *sum += grad;
+            }
+        }
+        Ok((f64::from(out.loss), out.correct))
+    }
+
+    /// One update of everything that learns; gradients are cleared.
+    pub fn update(&mut self, options: &TrainOptions, rate: f32) {
+        let algorithm = options.algorithm();
+        self.visit(&mut |_, param| update(param, &algorithm, options, rate));
+        for (_, bias) in &mut self.biases {
+            bias.keep_steps_positive();
+        }
+        for (_, step) in &mut self.steps {
+            step.value.iter_mut().for_each(|s| *s = s.max(SMALLEST_STEP));
+        }
+    }
+
+    /// Runs `f` with a function that measures the mean loss over calibration batches, by the batches' own statistics.
+    pub fn with_trial<T>(
+        &mut self,
+        data: &dyn Data,
+        options: &TrainOptions,
+        f: impl FnOnce(&mut Trial<'_, Q>) -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        let mut batches: Option<InMemory> = None;
+        let norm = StepOptions { update_statistics: false, train_norm: true };
+        let mut trial = |slots: &mut [Slot<Q>]| {
+            // Read on first use: most phases end without a question.
+            let batches = match &mut batches {
+                Some(batches) => batches,
+                none => none.insert(InMemory::take(data, options.trial_batches.max(1))?),
+            };
+            Self::publish(&mut self.params, &mut self.biases, &self.others, &self.steps, slots);
+            let mut sum = 0.0;
+            for batch in &batches.batches {
+                let out = self.engine.step(&mut self.params, &batch.x, &batch.labels, &Loss::default(), norm)?;
+                sum += f64::from(out.loss);
+            }
+            Ok(sum / batches.batches.len().max(1) as f64)
+        };
+        f(&mut trial)
+    }
+
+    /// Accuracy and loss in inference mode.
+    pub fn evaluate(&mut self, data: &dyn Data) -> Result<Evaluated, Error> {
+        Self::publish(&mut self.params, &mut self.biases, &self.others, &self.steps, &mut self.slots);
+        evaluate(&self.engine, &self.params, data)
+    }
+
+    /// Replaces running means and variances by their plain averages over some batches, with the weights as they are.
+    pub fn recalibrate(&mut self, data: &dyn Data, count: usize) -> Result<(), Error> {
+        let norms: Vec<(ValueId, f32)> = self
+            .model
+            .graph
+            .nodes()
+            .iter()
+            .filter_map(|node| match &node.op {
+                Op::BatchNormalization(op) => {
+                    Some([node.input(3), node.input(4)].map(|id| id.map(|id| (id, op.momentum))))
+                }
+                _ => None,
+            })
+            .flatten()
+            .flatten()
+            .collect();
+        if count == 0 || norms.iter().any(|(_, momentum)| *momentum >= 1.0) || norms.is_empty() {
+            return Ok(());
+        }
+        Self::publish(&mut self.params, &mut self.biases, &self.others, &self.steps, &mut self.slots);
+        let mut sums: BTreeMap<ValueId, Vec<f64>> = BTreeMap::new();
+        let mut seen = 0usize;
+        for batch in data.epoch(u64::from(u32::MAX), 0).take(count) {
+            let batch = batch?;
+            let before = self.params.clone();
+            let norm = StepOptions { update_statistics: true, train_norm: true };
+            self.engine.step(&mut self.params, &batch.x, &batch.labels, &Loss::default(), norm)?;
+            for (id, momentum) in &norms {
+                let (Some(new), Some(old)) = (self.params.constants.get(id), before.constants.get(id)) else {
+                    continue;
+                };
+                let sum = sums.entry(*id).or_insert_with(|| vec![0.0; new.len()]);
+                // running = momentum · before + (1 − momentum) · batch, solved for the batch's own.
+                let keep = f64::from(*momentum);
+                for ((sum, new), old) in sum.iter_mut().zip(new).zip(old) {
+                    *sum += (f64::from(*new) - keep * f64::from(*old)) / (1.0 - keep);
+                }
+            }
+            self.params = before;
+            seen += 1;
+        }
+        for (id, sum) in sums {
+            if let Some(values) = self.params.constants.get_mut(&id) {
+                for (value, sum) in values.iter_mut().zip(sum) {
+                    *value = (sum / seen as f64) as f32;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    pub fn bits(&self) -> Vec<Bits> {
+        let bits = |slot: &Slot<Q>| Bits {
+            name: slot.layer.name.clone(),
+            part: slot.layer.part,
+            weights: slot.layer.weights(),
+            stored: slot.quantizer.stored_bits(),
+            paper: slot.quantizer.bits(),
+        };
+        self.slots.iter().map(bits).collect()
+    }
+
+    pub fn mean_bits(&self) -> f64 {
+        mean_bits(self.slots.iter().map(|s| (s.layer.weights(), f64::from(s.quantizer.stored_bits()))))
+    }
+
+    /// The model with everything written back: constants, and parameters of weight, bias and activation sites.
+    pub fn into_model(mut self) -> Result<Model, Error> {
+        Self::publish(&mut self.params, &mut self.biases, &self.others, &self.steps, &mut self.slots);
+        let mut model = self.model;
+        self.params.write_to(&mut model)?;
+        let weights = self.slots.iter().map(|s| (s.layer.id, SiteRole::Weight, s.quantizer.qparams()));
+        let biases = self.biases.iter().map(|(id, q)| (*id, SiteRole::Bias, q.qparams()));
+        for (id, role, params) in weights.chain(biases) {
+            match params {
+                Some(params) => {
+                    model.sites.insert(id, Site { role, spec: params.spec, params: Some(params) });
+                }
+                None => {
+                    model.sites.remove(&id);
+                }
+            }
+            // A negative zero would not survive the way through integers.
+            if let Some(values) = model.graph.constant_f32_mut(id) {
+                values.iter_mut().filter(|v| **v == 0.0).for_each(|v| *v = 0.0);
+            }
+        }
+        Ok(model)
+    }
+}
+
+/// Accuracy and mean loss of a compiled model in inference mode.
+pub(super) fn evaluate(engine: &Engine, params: &Params, data: &dyn Data) -> Result<Evaluated, Error> {
+    let classes = engine.classes().max(1);
+    let (mut n, mut right, mut loss) = (0usize, 0usize, 0f64);
+    for batch in data.epoch(0, 0) {
+        let batch = batch?;
+        let logits = engine.forward(params, &batch.x, batch.labels.len())?;
+        for (z, &label) in logits.chunks(classes).zip(&batch.labels) {
+            let label = label as usize;
+            let Some(&own) = z.get(label) else {
+                return Err(Error::new(
+                    Kind::Data,
+                    format!("label {label} is outside the {classes} classes of the network"),
+                ));
+            };
+            right += usize::from(bitsmith_engine::loss::argmax(z) == label);
+            let top = z.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+            let sum: f64 = z.iter().map(|v| f64::from(v - top).exp()).sum();
+            loss += sum.ln() - f64::from(own - top);
+            n += 1;
+        }
+    }
+    let n = n.max(1) as f64;
+    Ok(Evaluated { accuracy: right as f64 / n, loss: loss / n })
+}
+
+/// The optimiser on one parameter, segment by segment.
+fn update(param: &mut Param, algorithm: &Algorithm, options: &TrainOptions, rate: f32) {
+    let segments = param.rate.len().max(1);
+    let len = param.value.len() / segments;
+    if param.frozen || len == 0 {
+        param.clear_grad();
+        return;
+    }
+    param.memory.resize_with(segments, Memory::default);
+    let decay = if param.group == Group::Weight || options.decay_all { options.weight_decay } else { 0.0 };
+    let parts = param.value.chunks_mut(len).zip(param.grad.chunks(len)).zip(&mut param.memory).zip(&param.rate);
+    for (((value, grad), memory), factor) in parts {
+        algorithm.update(memory, value, grad, Rates { learning_rate: rate * factor, weight_decay: decay });
+    }
+    param.clear_grad();
+}
