@@ -1,8 +1,9 @@
-//! Prints GFLOP/s of each convolution kernel on the shapes of ResNet-20 at batch 128, its share of this machine's peak,
-//! and its ratio to the naive reference: `cargo run --release -p bitsmith-kernels --example conv_speed [isa] [batch]`.
+//! Prints GFLOP/s of each convolution kernel on the shapes of ResNet-20 at batch 128 and some of ResNet-18 and
+//! MobileNetV2, its share of this machine's peak, its ratio to the naive reference, and the speed of batch-norm: `cargo run --release -p bitsmith-kernels --example conv_speed [isa] [batch]`.
 
+use bitsmith_kernels::activation::Activation;
 use bitsmith_kernels::conv::{self, ConvShape};
-use bitsmith_kernels::{isa, reference, simd};
+use bitsmith_kernels::{isa, norm, reference, simd};
 use std::time::Instant;
 
 fn main() {
@@ -12,26 +13,38 @@ fn main() {
     {
         eprintln!("this CPU has no {}", level.name());
     }
-    let batch = arguments.get(1).and_then(|b| b.parse().ok()).unwrap_or(128);
+    let batch: usize = arguments.get(1).and_then(|b| b.parse().ok()).unwrap_or(128);
     let threads = rayon::current_num_threads();
     let isa = isa::Isa::current();
     let peak = simd::peak_flops(isa) * threads as f64;
     println!("{}, {threads} threads, peak {:.0} GFLOP/s, batch {batch}", isa.level().name(), peak / 1e9);
 
-    // Size, channels in and out, kernel, stride, and how often the network has it.
+    // Size, channels in and out, kernel, stride, groups, and how often the network has it.
     let resnet20 = [
-        ("stem 3>16 32x32", (32, 3, 16, 3, 1), 1),
-        ("3x3 16>16 32x32", (32, 16, 16, 3, 1), 6),
-        ("3x3 16>32 /2", (32, 16, 32, 3, 2), 1),
-        ("3x3 32>32 16x16", (16, 32, 32, 3, 1), 5),
-        ("3x3 32>64 /2", (16, 32, 64, 3, 2), 1),
-        ("3x3 64>64 8x8", (8, 64, 64, 3, 1), 5),
+        ("stem 3>16 32x32", (32, 3, 16, 3, 1, 1), 1),
+        ("3x3 16>16 32x32", (32, 16, 16, 3, 1, 1), 6),
+        ("3x3 16>32 /2", (32, 16, 32, 3, 2, 1), 1),
+        ("3x3 32>32 16x16", (16, 32, 32, 3, 1, 1), 5),
+        ("3x3 32>64 /2", (16, 32, 64, 3, 2, 1), 1),
+        ("3x3 64>64 8x8", (8, 64, 64, 3, 1, 1), 5),
+    ];
+    let others = [
+        ("7x7 3>64 /2 224x224", (224, 3, 64, 7, 2, 1), 0),
+        ("3x3 64>64 56x56", (56, 64, 64, 3, 1, 1), 0),
+        ("3x3 256>256 14x14", (14, 256, 256, 3, 1, 1), 0),
+        ("3x3 512>512 7x7", (7, 512, 512, 3, 1, 1), 0),
+        ("1x1 96>24 56x56", (56, 96, 24, 1, 1, 1), 0),
+        ("1x1 64>384 14x14", (14, 64, 384, 1, 1, 1), 0),
+        ("depthwise 96 /2 112x112", (112, 96, 96, 3, 2, 96), 0),
+        ("depthwise 384 14x14", (14, 384, 384, 3, 1, 384), 0),
     ];
     println!("| shape | times | forward | share | input grad | share | weight grad | share | ratios to reference |");
     println!("|---|---|---|---|---|---|---|---|---|");
     let mut total = 0.0;
-    for (name, (size, c_in, c_out, kernel, stride), times) in resnet20 {
-        let shape = ConvShape::square(batch, size, c_in, c_out, kernel, stride);
+    for (name, (size, c_in, c_out, kernel, stride, groups), times) in resnet20.into_iter().chain(others) {
+        // The large images at an eighth of the batch.
+        let batch = if times == 0 { batch.div_ceil(8) } else { batch };
+        let shape = ConvShape { groups, ..ConvShape::square(batch, size, c_in, c_out, kernel, stride) };
         let row = measure(&shape);
         let mut line = format!("| {name} | {times} |");
         for (i, seconds) in row.fast.iter().enumerate() {
@@ -44,7 +57,48 @@ fn main() {
         }
         println!("{line} {:.0}, {:.0}, {:.0} |", row.ratios[0], row.ratios[1], row.ratios[2]);
     }
-    println!("sum of a ResNet-20 step: {:.1} ms", total * 1e3);
+    println!("sum of the convolutions of a ResNet-20 step: {:.1} ms", total * 1e3);
+    norms(batch);
+}
+
+/// Prints what the passes of batch-norm + ReLU take on one activation, as bytes read and written per second.
+fn norms(batch: usize) {
+    for (size, channels) in [(32, 16), (16, 32), (8, 64)] {
+        let n = batch * size * size * channels;
+        let x: Vec<f32> = (0..n).map(|i| ((i * 7919) % 1009) as f32 / 504.5 - 1.0).collect();
+        let (mut y, mut dx, mut dadd) = (x.clone(), x.clone(), x.clone());
+        let ones = vec![1.0; channels];
+        let (mut mean, mut var) = (ones.clone(), ones.clone());
+        let megabytes = n as f64 * 4e-6;
+        let stats = best(|| norm::batch_stats(&x, channels, &mut mean, &mut var));
+        let affine = best(|| norm::affine_act(&x, &ones, &mean, None, Activation::Relu, &mut y));
+        let saved = y.clone();
+        let args = norm::Backward {
+            dy: &x,
+            y: &saved,
+            x: &x,
+            add: None,
+            mean: &mean,
+            inv_std: &ones,
+            gamma: &ones,
+            beta: &ones,
+            act: Activation::Relu,
+            statistics: norm::Statistics::Batch,
+        };
+        let (mut dgamma, mut dbeta) = (ones.clone(), ones.clone());
+        let plain = best(|| norm::backward(&args, &mut dx, &mut dgamma, &mut dbeta, None));
+        let with_add = best(|| norm::backward(&args, &mut dx, &mut dgamma, &mut dbeta, Some(&mut dadd)));
+        let show = |seconds: f64, passes: f64| {
+            format!("{:.2} ms {:.0} GB/s", seconds * 1e3, passes * megabytes / seconds * 1e-3)
+        };
+        println!(
+            "batch-norm {size}x{size}x{channels}: statistics {}, affine + relu {}, backward {}, with addend {}",
+            show(stats, 1.0),
+            show(affine, 2.0),
+            show(plain, 7.0),
+            show(with_add, 8.0)
+        );
+    }
 }
 
 struct Row {
