@@ -3,6 +3,11 @@
 //! Layouts: activations `[batch, height, width, channels]`, weights `[c_out, c_in / groups, kernel_h, kernel_w]` (ONNX's
 //! OIHW, repacked inside each call: weights are small). A 1-D convolution is a 2-D one of height 1. Every function writes
 //! its output completely and adds to nothing.
+//!
+//! Four families of loops, chosen by shape: `winograd` for 3x3 of stride 1 over whole vectors of channels, `depthwise`,
+//! and direct register tiles for everything else (`dense` forward and for the input, `weight_grad`). The first has a
+//! larger rounding error than a plain dot product, bounded in its header; [`forward_direct`] never uses it. All are
+//! deterministic; only the weight gradient depends on the number of threads, in the order of its partial sums.
 
 mod dense;
 mod depthwise;
@@ -10,6 +15,7 @@ mod plan;
 #[cfg(test)]
 mod tests;
 mod weight_grad;
+mod winograd;
 
 use crate::isa::Isa;
 use dense::{Dense, Direction};
@@ -191,7 +197,7 @@ impl ConvShape {
 pub fn forward(shape: &ConvShape, x: &[f32], w: &[f32], bias: Option<&[f32]>, y: &mut [f32]) {
     shape.assert_lengths(x.len(), w.len(), y.len());
     assert!(bias.is_none_or(|b| b.len() == shape.c_out), "one bias per output channel");
-    forward_on(Isa::current(), shape, x, w, bias, y);
+    correlate(Isa::current(), shape, Direction::Forward, x, w, bias, y);
 }
 
 /// `dx = ∂L/∂x` from `dy = ∂L/∂y`.
@@ -200,7 +206,7 @@ pub fn forward(shape: &ConvShape, x: &[f32], w: &[f32], bias: Option<&[f32]>, y:
 /// As [`forward`].
 pub fn backward_input(shape: &ConvShape, dy: &[f32], w: &[f32], dx: &mut [f32]) {
     shape.assert_lengths(dx.len(), w.len(), dy.len());
-    backward_input_on(Isa::current(), shape, dy, w, dx);
+    correlate(Isa::current(), shape, Direction::InputGradient, dy, w, None, dx);
 }
 
 /// `dw = ∂L/∂w` (OIHW) from the input and `dy = ∂L/∂y`, summed over batch and pixels.
@@ -209,31 +215,68 @@ pub fn backward_input(shape: &ConvShape, dy: &[f32], w: &[f32], dx: &mut [f32]) 
 /// As [`forward`].
 pub fn backward_weight(shape: &ConvShape, x: &[f32], dy: &[f32], dw: &mut [f32]) {
     shape.assert_lengths(x.len(), dw.len(), dy.len());
-    backward_weight_on(Isa::current(), shape, x, dy, dw);
+    weight_gradient(Isa::current(), shape, x, dy, dw);
 }
 
-/// [`forward`] with the vectors of `isa`; lengths already checked.
-fn forward_on(isa: Isa, shape: &ConvShape, x: &[f32], w: &[f32], bias: Option<&[f32]>, y: &mut [f32]) {
-    if depthwise::applies(shape) {
-        return depthwise::run(isa, (shape, Direction::Forward), x, w, bias, y);
-    }
-    Dense { isa, shape, direction: Direction::Forward, w, bias }.run(x, y);
+/// [`forward`] by direct summation of products, never by a transform: bounded by the error of one dot product, for
+/// comparisons with integer arithmetic. Slower where `forward` would transform (3x3 of stride 1).
+///
+/// # Panics
+/// As [`forward`].
+pub fn forward_direct(shape: &ConvShape, x: &[f32], w: &[f32], bias: Option<&[f32]>, y: &mut [f32]) {
+    shape.assert_lengths(x.len(), w.len(), y.len());
+    assert!(bias.is_none_or(|b| b.len() == shape.c_out), "one bias per output channel");
+    correlate_directly(Isa::current(), shape, Direction::Forward, x, w, bias, y);
 }
 
-/// [`backward_input`] with the vectors of `isa`; lengths already checked.
-fn backward_input_on(isa: Isa, shape: &ConvShape, dy: &[f32], w: &[f32], dx: &mut [f32]) {
-    if depthwise::applies(shape) {
-        return depthwise::run(isa, (shape, Direction::InputGradient), dy, w, None, dx);
+/// Forward or input gradient with the vectors of `isa`; lengths already checked.
+fn correlate(
+    isa: Isa,
+    shape: &ConvShape,
+    direction: Direction,
+    source: &[f32],
+    w: &[f32],
+    bias: Option<&[f32]>,
+    out: &mut [f32],
+) {
+    if winograd::applies(shape) {
+        winograd::run(isa, (shape, direction), source, w, bias, out);
+    } else {
+        correlate_directly(isa, shape, direction, source, w, bias, out);
     }
-    Dense { isa, shape, direction: Direction::InputGradient, w, bias: None }.run(dy, dx);
+}
+
+fn correlate_directly(
+    isa: Isa,
+    shape: &ConvShape,
+    direction: Direction,
+    source: &[f32],
+    w: &[f32],
+    bias: Option<&[f32]>,
+    out: &mut [f32],
+) {
+    if depthwise::applies(shape) {
+        depthwise::run(isa, (shape, direction), source, w, bias, out);
+    } else {
+        Dense { isa, shape, direction, w, bias }.run(source, out);
+    }
 }
 
 /// [`backward_weight`] with the vectors of `isa`; lengths already checked.
-fn backward_weight_on(isa: Isa, shape: &ConvShape, x: &[f32], dy: &[f32], dw: &mut [f32]) {
-    if depthwise::applies(shape) {
-        return depthwise::weight_gradient(isa, shape, x, dy, dw);
+fn weight_gradient(isa: Isa, shape: &ConvShape, x: &[f32], dy: &[f32], dw: &mut [f32]) {
+    if winograd::applies(shape) {
+        winograd::weight_gradient(isa, shape, x, dy, dw);
+    } else {
+        weight_gradient_directly(isa, shape, x, dy, dw);
     }
-    weight_grad::run(isa, shape, x, dy, dw);
+}
+
+fn weight_gradient_directly(isa: Isa, shape: &ConvShape, x: &[f32], dy: &[f32], dw: &mut [f32]) {
+    if depthwise::applies(shape) {
+        depthwise::weight_gradient(isa, shape, x, dy, dw);
+    } else {
+        weight_grad::run(isa, shape, x, dy, dw);
+    }
 }
 
 /// `db = ∂L/∂bias`: the sum of `dy` over batch and pixels for each of the `db.len()` channels.

@@ -211,7 +211,7 @@ unsafe fn pass_of_strip<V: Vector>(
 
 /// What the sums of a tile start from.
 #[derive(Clone, Copy)]
-enum Init {
+pub(super) enum Init {
     Zero,
     Bias(*const f32),
     /// What the output holds: an earlier chunk.
@@ -219,18 +219,18 @@ enum Init {
 }
 
 /// What all tiles of a row share.
-struct Tile<'a> {
-    runs: &'a [usize],
-    run_len: usize,
+pub(super) struct Tile<'a> {
+    pub runs: &'a [usize],
+    pub run_len: usize,
     /// Elements from one output's source to the next's.
-    source_step: usize,
+    pub source_step: usize,
     /// `[run][k][Q * lanes]`
-    weights: *const f32,
-    init: Init,
+    pub weights: *const f32,
+    pub init: Init,
     /// Elements from one output pixel to the next.
-    out_step: usize,
+    pub out_step: usize,
     /// Channels of the last vector.
-    last_lanes: usize,
+    pub last_lanes: usize,
 }
 
 /// Covers `count` pixels with tiles.
@@ -238,7 +238,7 @@ struct Tile<'a> {
 /// # Safety
 /// As [`tile`], for all `count` pixels.
 #[inline(always)]
-unsafe fn row_of_tiles<V: Vector, const Q: usize>(t: &Tile, count: usize, from: *const f32, to: *mut f32) {
+pub(super) unsafe fn row_of_tiles<V: Vector, const Q: usize>(t: &Tile, count: usize, from: *const f32, to: *mut f32) {
     let mut done = 0;
     // Tiles of nearly equal width: 14 pixels are 7 + 7, not 8 + 6.
     let widest = if V::REGISTERS == 32 {

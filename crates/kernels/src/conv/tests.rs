@@ -1,6 +1,6 @@
 //! The fast convolutions against the reference, on every instruction set of this machine.
 
-use super::{ConvShape, backward_input_on, backward_weight_on, forward_on};
+use super::{ConvShape, Direction, correlate_directly, weight_gradient_directly, winograd};
 use crate::isa::Isa;
 use crate::reference::conv as naive;
 use proptest::prelude::*;
@@ -50,14 +50,33 @@ fn check(shape: &ConvShape) {
     for isa in Isa::available() {
         // NaN in the outputs beforehand: everything must be written, nothing read.
         let mut fast = vec![f32::NAN; y.len()];
-        forward_on(isa, shape, &x, &w, Some(&bias), &mut fast);
+        correlate_directly(isa, shape, Direction::Forward, &x, &w, Some(&bias), &mut fast);
         assert_close("forward", shape, isa, window * shape.c_in + 1, &fast, &y, &y_bound);
         let mut fast = vec![f32::NAN; dx.len()];
-        backward_input_on(isa, shape, &dy, &w, &mut fast);
+        correlate_directly(isa, shape, Direction::InputGradient, &dy, &w, None, &mut fast);
         assert_close("input gradient", shape, isa, window * shape.c_out, &fast, &dx, &dx_bound);
         let mut fast = vec![f32::NAN; dw.len()];
-        backward_weight_on(isa, shape, &x, &dy, &mut fast);
+        weight_gradient_directly(isa, shape, &x, &dy, &mut fast);
         assert_close("weight gradient", shape, isa, pixels, &fast, &dw, &dw_bound);
+        if winograd::applies(shape) {
+            // The bounds of the file's header with max|x| = max|w| = max|dy| = 1, and a bias of at most 1; the weight
+            // gradient sums over tiles with row sums 2² of Bᵀ, A and Gᵀ each.
+            let worst = |growth: usize, n: usize| (growth * n * (n + 12)) as f64 * UNIT;
+            let near = |what: &str, fast: &[f32], slow: &[f32], limit: f64| {
+                for (f, s) in fast.iter().zip(slow) {
+                    assert!(f64::from((f - s).abs()) <= limit, "winograd {what} {isa:?} {shape:?}: {f} not {s}");
+                }
+            };
+            let mut fast = vec![f32::NAN; y.len()];
+            winograd::run(isa, (shape, Direction::Forward), &x, &w, Some(&bias), &mut fast);
+            near("forward", &fast, &y, worst(81, shape.c_in));
+            let mut fast = vec![f32::NAN; dx.len()];
+            winograd::run(isa, (shape, Direction::InputGradient), &dy, &w, None, &mut fast);
+            near("input gradient", &fast, &dx, worst(81, shape.c_out));
+            let mut fast = vec![f32::NAN; dw.len()];
+            winograd::weight_gradient(isa, shape, &x, &dy, &mut fast);
+            near("weight gradient", &fast, &dw, worst(64, pixels.div_ceil(4) + shape.in_h * shape.in_w));
+        }
     }
 }
 
@@ -87,6 +106,10 @@ fn known_shapes() {
             shape.stride = [stride, stride];
             check(&shape);
         }
+    }
+    // Winograd with odd sizes, asymmetric pads and unequal channels.
+    for (in_h, in_w, c_in, c_out, pads) in [(9, 13, 16, 48, [1, 1, 1, 1]), (12, 7, 32, 16, [0, 2, 1, 0])] {
+        check(&ConvShape { in_h, in_w, pads, ..ConvShape::square(3, 9, c_in, c_out, 3, 1) });
     }
     // Pads larger than the window, and windows that never meet some inputs.
     shape.groups = 1;

@@ -176,14 +176,14 @@ unsafe fn strip<V: Vector>(plan: &Plan, pass: &Pass, rows: usize, source: &[f32]
 }
 
 /// The pixels that a tile passes over.
-struct Pixels {
-    rows: usize,
-    columns: usize,
+pub(super) struct Pixels {
+    pub rows: usize,
+    pub columns: usize,
     /// Source elements from one output row to the next, and from one output pixel to the next.
-    x_row: usize,
-    x_step: usize,
+    pub x_row: usize,
+    pub x_step: usize,
     /// Gradient elements from one pixel to the next; rows follow each other without gaps.
-    dy_step: usize,
+    pub dy_step: usize,
 }
 
 /// Covers the `len` products of a run with tiles.
@@ -191,7 +191,7 @@ struct Pixels {
 /// # Safety
 /// As [`tile`], for all `len` products.
 #[inline(always)]
-unsafe fn run_of_tiles<V: Vector, const Q: usize>(
+pub(super) unsafe fn run_of_tiles<V: Vector, const Q: usize>(
     pixels: &Pixels,
     len: usize,
     x: *const f32,
