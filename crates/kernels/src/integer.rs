@@ -22,6 +22,7 @@ mod dot;
 mod epilogue;
 mod pool;
 pub mod reference;
+pub mod rows;
 mod weights;
 
 #[cfg(test)]

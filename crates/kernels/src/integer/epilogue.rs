@@ -3,9 +3,9 @@
 //! Every operation is rounded to f32 by itself, exactly as [`crate::numerics`] and the engine's inference mode do it:
 //! `y = f32(acc) · multiplier[c]`, then the stages, then `quantize`. Works on rows of channels while they are in the cache.
 
+use super::rows::{add_elements, add_i8, add_rows, add_u8, affine_rows, clip, quantize_tile, relu, scale_rows};
 use crate::activation::Activation;
-use crate::multiversion::multiversion;
-use crate::numerics::{Code, dequantize, quantize};
+use crate::numerics::Code;
 
 /// One operation in f32, channels last.
 #[derive(Debug, Clone, Copy)]
@@ -129,65 +129,6 @@ impl Residual<'_> {
     }
 }
 
-multiversion! {
-    fn scale_rows(acc: &[i32], multiplier: &[f32], out: &mut [f32]) {
-        let channels = multiplier.len().max(1);
-        for (out, acc) in out.chunks_exact_mut(channels).zip(acc.chunks_exact(channels)) {
-            for ((y, &acc), &m) in out.iter_mut().zip(acc).zip(multiplier) {
-                *y = acc as f32 * m;
-            }
-        }
-    }
-}
-
-multiversion! {
-    fn add_rows(bias: &[f32], out: &mut [f32]) {
-        for out in out.chunks_exact_mut(bias.len().max(1)) {
-            out.iter_mut().zip(bias).for_each(|(y, &b)| *y += b);
-        }
-    }
-}
-
-multiversion! {
-    fn affine_rows(a: &[f32], b: &[f32], out: &mut [f32]) {
-        for out in out.chunks_exact_mut(a.len().max(1)) {
-            for ((y, &a), &b) in out.iter_mut().zip(a).zip(b) {
-                *y = *y * a + b;
-            }
-        }
-    }
-}
-
-multiversion! {
-    fn add_elements(x: &[f32], out: &mut [f32]) {
-        out.iter_mut().zip(x).for_each(|(y, &x)| *y += x);
-    }
-}
-
-multiversion! {
-    fn add_u8(codes: &[u8], scale: f32, zero_point: i32, out: &mut [f32]) {
-        out.iter_mut().zip(codes).for_each(|(y, &q)| *y += dequantize(i32::from(q), scale, zero_point));
-    }
-}
-
-multiversion! {
-    fn add_i8(codes: &[i8], scale: f32, zero_point: i32, out: &mut [f32]) {
-        out.iter_mut().zip(codes).for_each(|(y, &q)| *y += dequantize(i32::from(q), scale, zero_point));
-    }
-}
-
-multiversion! {
-    fn relu(out: &mut [f32]) {
-        out.iter_mut().for_each(|y| *y = Activation::Relu.apply(*y));
-    }
-}
-
-multiversion! {
-    fn clip(min: f32, max: f32, out: &mut [f32]) {
-        out.iter_mut().for_each(|y| *y = Activation::Clip { min, max }.apply(*y));
-    }
-}
-
 /// The usual ones vectorise because the kind is known inside the loop.
 fn activate(activation: Activation, out: &mut [f32]) {
     match activation {
@@ -195,11 +136,5 @@ fn activate(activation: Activation, out: &mut [f32]) {
         Activation::Relu => relu(out),
         Activation::Clip { min, max } => clip(min, max, out),
         other => out.iter_mut().for_each(|y| *y = other.apply(*y)),
-    }
-}
-
-multiversion! {
-    fn quantize_tile(x: &[f32], scale: f32, zero_point: i32, q_min: i32, q_max: i32, codes: &mut [i32]) {
-        codes.iter_mut().zip(x).for_each(|(q, &x)| *q = quantize(x, scale, zero_point, q_min, q_max));
     }
 }

@@ -1,0 +1,95 @@
+//! The loops of an epilogue, each over rows of channels and each compiled for every instruction set.
+//!
+//! Slices that hold one number per channel repeat for every row; slices of other lengths than whole rows leave the rest alone.
+
+use crate::activation::Activation;
+use crate::multiversion::multiversion;
+use crate::numerics::{dequantize, quantize};
+
+multiversion! {
+    /// `out = acc · multiplier[c]`.
+    pub fn scale_rows(acc: &[i32], multiplier: &[f32], out: &mut [f32]) {
+        let channels = multiplier.len().max(1);
+        for (out, acc) in out.chunks_exact_mut(channels).zip(acc.chunks_exact(channels)) {
+            for ((y, &acc), &m) in out.iter_mut().zip(acc).zip(multiplier) {
+                *y = acc as f32 * m;
+            }
+        }
+    }
+}
+
+multiversion! {
+    /// `y + bias[c]`.
+    pub fn add_rows(bias: &[f32], out: &mut [f32]) {
+        for out in out.chunks_exact_mut(bias.len().max(1)) {
+            out.iter_mut().zip(bias).for_each(|(y, &b)| *y += b);
+        }
+    }
+}
+
+multiversion! {
+    /// `y · a[c] + b[c]`, two roundings.
+    pub fn affine_rows(a: &[f32], b: &[f32], out: &mut [f32]) {
+        for out in out.chunks_exact_mut(a.len().max(1)) {
+            for ((y, &a), &b) in out.iter_mut().zip(a).zip(b) {
+                *y = *y * a + b;
+            }
+        }
+    }
+}
+
+multiversion! {
+    /// `y + x`, element by element.
+    pub fn add_elements(x: &[f32], out: &mut [f32]) {
+        out.iter_mut().zip(x).for_each(|(y, &x)| *y += x);
+    }
+}
+
+multiversion! {
+    /// `y + scale · (q − zero_point)`, element by element.
+    pub fn add_u8(codes: &[u8], scale: f32, zero_point: i32, out: &mut [f32]) {
+        out.iter_mut().zip(codes).for_each(|(y, &q)| *y += dequantize(i32::from(q), scale, zero_point));
+    }
+}
+
+multiversion! {
+    /// `y + scale · (q − zero_point)`, element by element.
+    pub fn add_i8(codes: &[i8], scale: f32, zero_point: i32, out: &mut [f32]) {
+        out.iter_mut().zip(codes).for_each(|(y, &q)| *y += dequantize(i32::from(q), scale, zero_point));
+    }
+}
+
+multiversion! {
+    /// `scale · (q − zero_point)`, element by element.
+    pub fn decode_u8(codes: &[u8], scale: f32, zero_point: i32, out: &mut [f32]) {
+        out.iter_mut().zip(codes).for_each(|(y, &q)| *y = dequantize(i32::from(q), scale, zero_point));
+    }
+}
+
+multiversion! {
+    /// `max(y, 0)`.
+    pub fn relu(out: &mut [f32]) {
+        out.iter_mut().for_each(|y| *y = Activation::Relu.apply(*y));
+    }
+}
+
+multiversion! {
+    /// `min(max(y, min), max)`.
+    pub fn clip(min: f32, max: f32, out: &mut [f32]) {
+        out.iter_mut().for_each(|y| *y = Activation::Clip { min, max }.apply(*y));
+    }
+}
+
+multiversion! {
+    /// [`quantize`], element by element.
+    pub fn quantize_tile(x: &[f32], scale: f32, zero_point: i32, q_min: i32, q_max: i32, codes: &mut [i32]) {
+        codes.iter_mut().zip(x).for_each(|(q, &x)| *q = quantize(x, scale, zero_point, q_min, q_max));
+    }
+}
+
+multiversion! {
+    /// [`quantize`] to bytes, element by element; the range lies within 0..=255.
+    pub fn quantize_u8(x: &[f32], scale: f32, zero_point: i32, q_min: i32, q_max: i32, codes: &mut [u8]) {
+        codes.iter_mut().zip(x).for_each(|(q, &x)| *q = quantize(x, scale, zero_point, q_min, q_max) as u8);
+    }
+}
