@@ -4,8 +4,11 @@
 //! A chain runs over small blocks that stay in the first cache, one operation after the other, so every operation is
 //! a loop that the compiler vectorises and no order of fusing can change a bit.
 
+use std::sync::Arc;
+
 use bitsmith_graph::{Op, QParams};
 use bitsmith_kernels::activation::Activation;
+use bitsmith_kernels::integer::rows;
 use rayon::prelude::*;
 
 use super::grid::ByteGrid;
@@ -64,15 +67,15 @@ pub(super) enum Side {
 #[derive(Debug, Clone)]
 pub(super) enum Link<V> {
     /// With one number per channel, or one for all.
-    Channel { op: Binary, side: Side, values: Vec<f32> },
+    Channel { op: Binary, side: Side, values: Arc<[f32]> },
     /// `y = x · a + b` per channel, two roundings.
-    Affine { a: Vec<f32>, b: Vec<f32> },
+    Affine { a: Arc<[f32]>, b: Arc<[f32]> },
     /// With another value of the same shape and layout.
     Value { op: Binary, side: Side, other: V },
     /// An activation function.
     Activation(Activation),
     /// To a grid whose codes are not kept: rounded and decoded at once.
-    Round(Box<QParams>),
+    Round(Arc<QParams>),
 }
 
 impl<V> Link<V> {
@@ -95,51 +98,52 @@ pub(super) enum Elements<'a> {
     Codes(&'a [u8], ByteGrid),
 }
 
-/// Where the running value starts.
-#[derive(Debug, Clone, Copy)]
-pub(super) enum Start<'a> {
-    /// Other elements, copied or decoded.
-    Elements(Elements<'a>),
-    /// Accumulators times one factor per channel.
-    Accumulators(&'a [i32], &'a [f32]),
-    /// Accumulators that are held in f32, exactly, times one factor per channel.
-    ExactFloats(&'a [f32], &'a [f32]),
-}
-
 /// Elements per block: 16 KiB of floats.
 const BLOCK: usize = 4096;
 
 /// Elements below which a second thread is not worth its while.
 const PART: usize = 1 << 16;
 
-/// Runs a chain and stores floats.
-pub(super) fn to_f32(start: Start<'_>, links: &[Link<Elements<'_>>], channels: usize, out: &mut [f32]) {
-    let part = whole_rows(PART, channels);
-    let block = whole_rows(BLOCK, channels);
-    out.par_chunks_mut(part).enumerate().for_each(|(i, out)| {
-        for (j, out) in out.chunks_mut(block).enumerate() {
-            run(start, links, channels, i * part + j * block, out);
-        }
-    });
+/// Where results go: whole rows of the output, from offset `first` of it on.
+pub(super) enum Target<'a> {
+    F32(&'a mut [f32]),
+    Codes(&'a mut [u8], ByteGrid),
 }
 
-/// Runs a chain and stores codes.
-pub(super) fn to_codes(
-    start: Start<'_>,
-    links: &[Link<Elements<'_>>],
-    channels: usize,
-    grid: ByteGrid,
-    out: &mut [u8],
-) {
+/// Runs a chain on elements, in parallel.
+pub(super) fn from_elements(start: Elements<'_>, links: &[Link<Elements<'_>>], channels: usize, target: Target<'_>) {
     let part = whole_rows(PART, channels);
-    let block = whole_rows(BLOCK, channels);
+    let load = |at: usize, x: &mut [f32]| match start {
+        Elements::F32(v) => x.copy_from_slice(&v[at..at + x.len()]),
+        Elements::Codes(v, grid) => grid.decode(&v[at..at + x.len()], x),
+    };
+    match target {
+        Target::F32(out) => out.par_chunks_mut(part).enumerate().for_each(|(i, out)| {
+            run(load, links, channels, i * part, Target::F32(out));
+        }),
+        Target::Codes(out, grid) => out.par_chunks_mut(part).enumerate().for_each(|(i, out)| {
+            run(load, links, channels, i * part, Target::Codes(out, grid));
+        }),
+    }
+}
+
+/// Runs a chain on accumulators, which stand for the output from offset `first` on, times one factor per channel.
+pub(super) fn from_accumulators(
+    acc: &[i32],
+    scale: &[f32],
+    links: &[Link<Elements<'_>>],
+    first: usize,
+    target: Target<'_>,
+) {
+    let load = |at: usize, x: &mut [f32]| rows::scale_rows(&acc[at - first..][..x.len()], scale, x);
+    run(load, links, scale.len(), first, target);
+}
+
+/// Runs a chain on floats that are already where results go.
+pub(super) fn in_place(links: &[Link<Elements<'_>>], channels: usize, out: &mut [f32]) {
+    let part = whole_rows(PART, channels);
     out.par_chunks_mut(part).enumerate().for_each(|(i, out)| {
-        let mut floats = vec![0.0; block.min(out.len())];
-        for (j, out) in out.chunks_mut(block).enumerate() {
-            let floats = &mut floats[..out.len()];
-            run(start, links, channels, i * part + j * block, floats);
-            grid.encode_slice(floats, out);
-        }
+        run(|_, _| {}, links, channels, i * part, Target::F32(out));
     });
 }
 
@@ -148,43 +152,56 @@ fn whole_rows(n: usize, channels: usize) -> usize {
     (n / channels.max(1)).max(1) * channels.max(1)
 }
 
-/// One block: whole rows from offset `at` on.
-fn run(start: Start<'_>, links: &[Link<Elements<'_>>], channels: usize, at: usize, x: &mut [f32]) {
-    let range = at..at + x.len();
-    match start {
-        Start::Elements(Elements::F32(v)) => x.copy_from_slice(&v[range.clone()]),
-        Start::Elements(Elements::Codes(v, grid)) => grid.decode(&v[range.clone()], x),
-        Start::Accumulators(acc, scale) => {
-            for (x, acc) in x.chunks_mut(channels).zip(acc[range.clone()].chunks(channels)) {
-                x.iter_mut().zip(acc).zip(scale).for_each(|((x, &acc), &s)| *x = acc as f32 * s);
+/// Whole rows from offset `first` on, block by block.
+fn run(
+    load: impl Fn(usize, &mut [f32]),
+    links: &[Link<Elements<'_>>],
+    channels: usize,
+    first: usize,
+    target: Target<'_>,
+) {
+    let block = whole_rows(BLOCK, channels);
+    match target {
+        Target::F32(out) => {
+            for (j, x) in out.chunks_mut(block).enumerate() {
+                let at = first + j * block;
+                load(at, x);
+                links.iter().for_each(|link| apply(link, channels, at, x));
             }
         }
-        Start::ExactFloats(acc, scale) => {
-            for (x, acc) in x.chunks_mut(channels).zip(acc[range.clone()].chunks(channels)) {
-                x.iter_mut().zip(acc).zip(scale).for_each(|((x, &acc), &s)| *x = acc * s);
+        Target::Codes(out, grid) => {
+            let mut floats = vec![0.0; block.min(out.len())];
+            for (j, out) in out.chunks_mut(block).enumerate() {
+                let (at, x) = (first + j * block, &mut floats[..out.len()]);
+                load(at, x);
+                links.iter().for_each(|link| apply(link, channels, at, x));
+                grid.encode(x, out);
             }
         }
     }
-    for link in links {
-        match link {
-            Link::Channel { op, side, values } => channel(*op, *side, values, x),
-            Link::Affine { a, b } => {
-                for x in x.chunks_mut(channels) {
-                    x.iter_mut().zip(a).zip(b).for_each(|((x, &a), &b)| *x = *x * a + b);
-                }
-            }
-            Link::Value { op, side, other: Elements::F32(v) } => with(*op, *side, &v[range.clone()], x),
-            Link::Value { op, side, other: Elements::Codes(v, grid) } => {
-                // Decoded in pieces that stay on the stack.
-                let mut decoded = [0.0; 256];
-                for (x, v) in x.chunks_mut(256).zip(v[range.clone()].chunks(256)) {
-                    grid.decode(v, &mut decoded[..v.len()]);
-                    with(*op, *side, &decoded[..v.len()], x);
-                }
-            }
-            Link::Activation(act) => activate(*act, x),
-            Link::Round(params) => x.iter_mut().for_each(|x| *x = params.decode(params.encode(*x, 0), 0)),
+}
+
+/// One operation on whole rows from offset `at` on.
+fn apply(link: &Link<Elements<'_>>, channels: usize, at: usize, x: &mut [f32]) {
+    let range = at..at + x.len();
+    match link {
+        Link::Channel { op, side, values } => channel(*op, *side, values, x),
+        Link::Affine { a, b } if a.len() == channels => rows::affine_rows(a, b, x),
+        Link::Affine { .. } => {}
+        Link::Value { op, side, other: Elements::F32(v) } => with(*op, *side, &v[range], x),
+        Link::Value { op: Binary::Add, other: Elements::Codes(v, grid), .. } => {
+            rows::add_u8(&v[range], grid.scale, grid.zero_point, x);
         }
+        Link::Value { op, side, other: Elements::Codes(v, grid) } => {
+            // Decoded in pieces that stay on the stack.
+            let mut decoded = [0.0; 256];
+            for (x, v) in x.chunks_mut(256).zip(v[range].chunks(256)) {
+                grid.decode(v, &mut decoded[..v.len()]);
+                with(*op, *side, &decoded[..v.len()], x);
+            }
+        }
+        Link::Activation(act) => activate(*act, x),
+        Link::Round(params) => x.iter_mut().for_each(|x| *x = params.decode(params.encode(*x, 0), 0)),
     }
 }
 
@@ -192,11 +209,15 @@ fn channel(op: Binary, side: Side, values: &[f32], x: &mut [f32]) {
     match values {
         [] => {}
         &[v] => each(op, side, x, |_| v),
+        values if op == Binary::Add => rows::add_rows(values, x),
         values => x.chunks_mut(values.len()).for_each(|x| with(op, side, values, x)),
     }
 }
 
 fn with(op: Binary, side: Side, other: &[f32], x: &mut [f32]) {
+    if op == Binary::Add {
+        return rows::add_elements(other, x);
+    }
     let x = &mut x[..other.len()];
     each(op, side, x, |i| other[i]);
 }
@@ -218,8 +239,8 @@ fn activate(act: Activation, x: &mut [f32]) {
     // The frequent ones get a loop of their own, without a choice inside.
     match act {
         Activation::Identity => {}
-        Activation::Relu => x.iter_mut().for_each(|x| *x = Activation::Relu.apply(*x)),
-        Activation::Clip { min, max } => x.iter_mut().for_each(|x| *x = Activation::Clip { min, max }.apply(*x)),
+        Activation::Relu => rows::relu(x),
+        Activation::Clip { min, max } => rows::clip(min, max, x),
         Activation::LeakyRelu { alpha } => x.iter_mut().for_each(|x| *x = Activation::LeakyRelu { alpha }.apply(*x)),
         Activation::HardSwish => x.iter_mut().for_each(|x| *x = Activation::HardSwish.apply(*x)),
         act => x.iter_mut().for_each(|x| *x = act.apply(*x)),
@@ -250,16 +271,16 @@ mod tests {
 
     #[test]
     fn links_follow_one_another() {
-        let grid = ByteGrid { scale: 0.5, zero_point: 2, low: 0, high: 15, signed: false };
+        let grid = ByteGrid { scale: 0.5, zero_point: 2, low: 0, high: 15 };
         let links = [
-            Link::Channel { op: Binary::Add, side: Side::Left, values: vec![1.0, -1.0] },
-            Link::Affine { a: vec![2.0, 3.0], b: vec![0.5, 0.25] },
+            Link::Channel { op: Binary::Add, side: Side::Left, values: [1.0, -1.0].into() },
+            Link::Affine { a: [2.0, 3.0].into(), b: [0.5, 0.25].into() },
             Link::Value { op: Binary::Sub, side: Side::Right, other: Elements::Codes(&[2, 4, 6, 8], grid) },
             Link::Activation(Activation::Relu),
-            Link::Channel { op: Binary::Div, side: Side::Right, values: vec![1.0] },
+            Link::Channel { op: Binary::Div, side: Side::Right, values: [1.0].into() },
         ];
         let mut y = [0.0; 4];
-        to_f32(Start::Accumulators(&[-3, 4, -5, 6], &[0.5, 0.25]), &links, 2, &mut y);
+        from_accumulators(&[-3, 4, -5, 6], &[0.5, 0.25], &links, 0, Target::F32(&mut y));
         // ((acc·s + c)·a + b) subtracted from the decoded codes 0, 1, 2, 3, rectified, inverted.
         let by_hand =
             |acc: f32, s: f32, c: f32, a: f32, b: f32, other: f32| 1.0 / (other - ((acc * s + c) * a + b)).max(0.0);
@@ -271,8 +292,10 @@ mod tests {
         ];
         assert_eq!(y, expected);
         let mut codes = [0; 4];
-        to_codes(Start::ExactFloats(&[-3.0, 4.0, -5.0, 6.0], &[0.5, 0.25]), &links, 2, grid, &mut codes);
-        assert_eq!(codes, expected.map(|v| grid.encode(v)));
+        from_accumulators(&[-3, 4, -5, 6], &[0.5, 0.25], &links, 0, Target::Codes(&mut codes, grid));
+        let mut rounded = [0; 4];
+        grid.encode(&expected, &mut rounded);
+        assert_eq!(codes, rounded);
     }
 
     /// Blocks, parts and rows do not show in the result.
@@ -281,9 +304,9 @@ mod tests {
         for (rows, channels) in [(1, 1), (3, 7), (1000, 17), (2, 100_003)] {
             let x = crate::testing::noise(rows * channels, 5);
             let a = crate::testing::noise(channels, 6);
-            let links = [Link::Affine { a: a.clone(), b: a.clone() }];
+            let links = [Link::Affine { a: a.clone().into(), b: a.clone().into() }];
             let mut y = vec![0.0; x.len()];
-            to_f32(Start::Elements(Elements::F32(&x)), &links, channels, &mut y);
+            from_elements(Elements::F32(&x), &links, channels, Target::F32(&mut y));
             for (i, y) in y.iter().enumerate() {
                 assert_eq!(*y, x[i] * a[i % channels] + a[i % channels]);
             }

@@ -4,11 +4,11 @@ use bitsmith_graph::ops::{PadMode, broadcast};
 use bitsmith_graph::{Graph, Shape};
 use bitsmith_kernels::gemm::{self, Order};
 
-use super::chain::{Elements, Link, Start, to_codes, to_f32};
+use super::chain::{Elements, Link, Target, from_elements, in_place};
 use super::geometry;
 use super::moves::{self, Fill};
 use super::plan::{Action, Buffer, Elem, Form, Head, Layout, Plan, Source, Step, Weight};
-use super::product::{Accumulators, Geometry, Pool};
+use super::product::{Geometry, Pool};
 use super::windows;
 use crate::error::{Error, Kind};
 
@@ -221,11 +221,9 @@ impl<'a> Context<'a> {
             }
             Action::MaxPool(op) => {
                 let pool = geometry::pool(&op.kernel, &op.window, self.shape(x), y_shape)?;
-                match (self.buffer(x)?, y, self.form(x).grid) {
-                    (Buffer::F32(x), Buffer::F32(y), _) => windows::max(&pool, x, y, |a, b| a > b || a.is_nan()),
-                    (Buffer::Codes(x), Buffer::Codes(y), Some(g)) => {
-                        windows::max(&pool, x, y, |a, b| g.ordered(a) > g.ordered(b))
-                    }
+                match (self.buffer(x)?, y) {
+                    (Buffer::F32(x), Buffer::F32(y)) => windows::max(&pool, x, y, |a, b| a > b || a.is_nan()),
+                    (Buffer::Codes(x), Buffer::Codes(y)) => windows::max(&pool, x, y, |a, b| a > b),
                     _ => return Err(mismatch()),
                 }
             }
@@ -316,38 +314,34 @@ impl<'a> Context<'a> {
         let x = *step.inputs.first().ok_or_else(mismatch)?;
         let (geometry, weight) = match head {
             Head::Value => {
-                finish(Start::Elements(others[0]), &links, channels, target, y)?;
+                from_elements(others[0], &links, channels, target_of(y, target)?);
                 return Ok(());
             }
             Head::Conv(op, weight) => {
-                let w: Shape = match weight {
-                    Weight::Float => self.shape(*step.inputs.get(1).ok_or_else(mismatch)?).to_vec(),
-                    Weight::Integer(w) => w.shape.clone(),
+                let w: &[usize] = match weight {
+                    Weight::Float => self.shape(*step.inputs.get(1).ok_or_else(mismatch)?),
+                    Weight::Integer(w) => &w.shape,
                 };
-                (Geometry::Conv(geometry::conv(op, self.shape(x), &w)?), weight)
+                (Geometry::Conv(geometry::conv(op, self.shape(x), w)?), weight)
             }
-            Head::Linear(k, n, order, weight) => {
-                let m = y_shape[..y_shape.len() - 1].iter().product();
-                (Geometry::Linear { m, k: *k, n: *n, order: *order }, weight)
-            }
+            Head::Linear(one_row, weight) => (one_row.rows(y_shape.iter().rev().skip(1).product()), weight),
         };
         match weight {
-            Weight::Float => {
-                let w = self.floats(*step.inputs.get(1).ok_or_else(mismatch)?)?;
-                let mut sums = worker.floats.take(geometry.output_len());
-                geometry.multiply_f32(self.floats(x)?, w, &mut sums);
-                finish(Start::Elements(Elements::F32(&sums)), &links, channels, target, y)?;
-                worker.floats.give(sums);
-            }
             Weight::Integer(weight) => {
-                match weight.multiply(&geometry, self.codes(x)?, &mut worker.floats, &mut worker.ints) {
-                    Accumulators::I32(acc) => {
-                        finish(Start::Accumulators(&acc, &weight.scale), &links, channels, target, y)?;
-                        worker.ints.give(acc);
+                weight.run(&geometry, self.codes(x)?, &links, target_of(y, target)?, &mut worker.ints);
+            }
+            Weight::Float => {
+                let (x, w) = (self.floats(x)?, self.floats(*step.inputs.get(1).ok_or_else(mismatch)?)?);
+                match target_of(y, target)? {
+                    Target::F32(y) => {
+                        geometry.multiply_f32(x, w, y);
+                        in_place(&links, channels, y);
                     }
-                    Accumulators::F32(acc) => {
-                        finish(Start::ExactFloats(&acc, &weight.scale), &links, channels, target, y)?;
-                        worker.floats.give(acc);
+                    codes => {
+                        let mut sums = worker.floats.take(geometry.output_len());
+                        geometry.multiply_f32(x, w, &mut sums);
+                        from_elements(Elements::F32(&sums), &links, channels, codes);
+                        worker.floats.give(sums);
                     }
                 }
             }
@@ -390,20 +384,13 @@ impl<'a> Context<'a> {
     }
 }
 
-/// Runs a chain into floats or codes, as the form says.
-fn finish(
-    start: Start<'_>,
-    links: &[Link<Elements<'_>>],
-    channels: usize,
-    target: &Form,
-    y: &mut Buffer,
-) -> Result<(), Error> {
-    match (y, target.grid) {
-        (Buffer::F32(y), _) => to_f32(start, links, channels, y),
-        (Buffer::Codes(y), Some(grid)) => to_codes(start, links, channels, grid, y),
-        _ => return Err(mismatch()),
+/// Where a chain's results go.
+fn target_of<'a>(y: &'a mut Buffer, form: &Form) -> Result<Target<'a>, Error> {
+    match (y, form.grid) {
+        (Buffer::F32(y), _) => Ok(Target::F32(y)),
+        (Buffer::Codes(y), Some(grid)) => Ok(Target::Codes(y, grid)),
+        _ => Err(mismatch()),
     }
-    Ok(())
 }
 
 fn fill<T>(mode: PadMode, value: T) -> Fill<T> {
@@ -424,10 +411,7 @@ fn mean_of_floats(sum: f64, count: usize) -> f32 {
 
 /// Sums of codes are exact; the scale is applied once, in double precision, and rounded once.
 fn code_sums(grid: super::grid::ByteGrid) -> (impl Fn(i64, u8) -> i64, impl Fn(i64, usize) -> f32) {
-    let centred = move |byte: u8| {
-        let code = if grid.signed { i64::from(byte as i8) } else { i64::from(byte) };
-        code - i64::from(grid.zero_point)
-    };
+    let centred = move |byte: u8| i64::from(byte) - i64::from(grid.zero_point);
     let scale = f64::from(grid.scale);
     (move |sum, byte| sum + centred(byte), move |sum: i64, count: usize| (sum as f64 * scale / count as f64) as f32)
 }

@@ -1,16 +1,19 @@
-//! Activation codes in memory: one byte each, with the grid they lie on.
+//! Activation codes in memory: one unsigned byte each, with the grid they lie on.
+//!
+//! Signed codes are held as `code + 128` with their zero point moved by as much, which changes no rounding and no decoded
+//! number; so there is one kind of code, and the order of bytes is the order of numbers.
 
 use bitsmith_graph::{Grid, QParams};
-use bitsmith_kernels::numerics;
+use bitsmith_kernels::integer::rows;
 
-/// An affine grid with one scale, and how its codes are held: two's complement if signed.
+/// An affine grid with one scale, over bytes.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct ByteGrid {
     pub scale: f32,
+    /// The byte of 0.0.
     pub zero_point: i32,
     pub low: i32,
     pub high: i32,
-    pub signed: bool,
 }
 
 impl ByteGrid {
@@ -18,7 +21,10 @@ impl ByteGrid {
     pub fn of(params: &QParams) -> Option<Self> {
         let (Grid::Affine { .. }, [scale]) = (params.spec.grid, params.scale.as_slice()) else { return None };
         let (low, high) = params.code_range();
-        Some(Self { scale: *scale, zero_point: params.zero_point(0), low, high, signed: low < 0 })
+        let shift = if low < 0 { 128 } else { 0 };
+        let grid =
+            Self { scale: *scale, zero_point: params.zero_point(0) + shift, low: low + shift, high: high + shift };
+        (0 <= grid.low && grid.high <= 255).then_some(grid)
     }
 
     /// Largest magnitude of `code - zero_point`.
@@ -26,42 +32,19 @@ impl ByteGrid {
         (self.high - self.zero_point).max(self.zero_point - self.low).unsigned_abs()
     }
 
-    /// The byte of a number.
-    #[inline(always)]
-    pub fn encode(&self, x: f32) -> u8 {
-        // A code fits its byte: the range has at most 8 bits.
-        numerics::quantize(x, self.scale, self.zero_point, self.low, self.high) as u8
-    }
-
     /// The byte that stands for zero.
     pub fn zero_byte(&self) -> u8 {
         self.zero_point as u8
     }
 
-    /// `code - zero_point` of every byte, converted.
-    pub fn centre<T>(&self, bytes: &[u8], out: &mut [T], convert: impl Fn(i32) -> T) {
-        let zero = self.zero_point;
-        match self.signed {
-            true => out.iter_mut().zip(bytes).for_each(|(o, &b)| *o = convert(i32::from(b as i8) - zero)),
-            false => out.iter_mut().zip(bytes).for_each(|(o, &b)| *o = convert(i32::from(b) - zero)),
-        }
-    }
-
     /// The numbers that the bytes stand for.
     pub fn decode(&self, bytes: &[u8], out: &mut [f32]) {
-        let scale = self.scale;
-        self.centre(bytes, out, |centred| numerics::dequantize(centred, scale, 0));
+        rows::decode_u8(bytes, self.scale, self.zero_point, out);
     }
 
     /// The bytes of numbers.
-    pub fn encode_slice(&self, x: &[f32], out: &mut [u8]) {
-        out.iter_mut().zip(x).for_each(|(o, &x)| *o = self.encode(x));
-    }
-
-    /// A byte whose unsigned order is the order of the codes; its own inverse.
-    #[inline(always)]
-    pub fn ordered(&self, byte: u8) -> u8 {
-        if self.signed { byte ^ 0x80 } else { byte }
+    pub fn encode(&self, x: &[f32], out: &mut [u8]) {
+        rows::quantize_u8(x, self.scale, self.zero_point, self.low, self.high, out);
     }
 }
 
@@ -75,17 +58,25 @@ mod tests {
             QParams::per_tensor(8, false, 0.1, 200),
             QParams::per_tensor(8, true, 0.3, -5),
             QParams::per_tensor(4, false, 0.5, 3),
+            QParams::per_tensor(1, true, 0.5, 0),
         ] {
             let grid = ByteGrid::of(&params).unwrap();
             let (low, high) = params.code_range();
-            let (mut last, mut decoded) = (None, [0.0]);
+            let mut last = None;
             for code in low..=high {
-                let byte = grid.encode(params.decode(code, 0));
-                grid.decode(&[byte], &mut decoded);
+                let (mut byte, mut decoded) = ([0], [0.0]);
+                grid.encode(&[params.decode(code, 0)], &mut byte);
+                grid.decode(&byte, &mut decoded);
                 assert_eq!(decoded[0], params.decode(code, 0));
-                assert!(last.is_none_or(|l| l < grid.ordered(byte)), "order of {code}");
-                last = Some(grid.ordered(byte));
+                assert!(last < Some(byte), "order of {code}");
+                last = Some(byte);
+                // Values between codes round as the grid itself does.
+                let between = params.decode(code, 0) + 0.5 * params.scale[0];
+                grid.encode(&[between], &mut byte);
+                grid.decode(&byte, &mut decoded);
+                assert_eq!(decoded[0], params.decode(params.encode(between, 0), 0));
             }
+            let mut decoded = [1.0];
             grid.decode(&[grid.zero_byte()], &mut decoded);
             assert_eq!(decoded[0], 0.0);
         }

@@ -7,6 +7,7 @@
 //!   the values in between. The step runs where its last node stood, when all its operands exist.
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 
 use bitsmith_graph::model::moves_elements;
 use bitsmith_graph::ops::{AveragePool, Conv, Gather, MaxPool, Pad, ShapeOf, Slice};
@@ -17,7 +18,7 @@ use bitsmith_kernels::numerics::batch_norm_affine;
 
 use super::chain::{Binary, Link, Side, activation_of};
 use super::grid::ByteGrid;
-use super::product::IntegerWeight;
+use super::product::{Geometry, IntegerWeight};
 use super::report::{Arithmetic, NodeReport};
 use super::{Kernels, geometry};
 use crate::error::{Error, Kind};
@@ -133,8 +134,8 @@ pub(super) enum Action {
 pub(super) enum Head {
     Value,
     Conv(Conv, Weight),
-    /// `k`, `n` and how the weight lies.
-    Linear(usize, usize, Order, Weight),
+    /// For one row; there are as many as the result has.
+    Linear(Geometry, Weight),
 }
 
 /// What a product multiplies with.
@@ -532,7 +533,7 @@ impl Planner<'_> {
 
     /// What a product's own attributes and bias add.
     fn own_links(&mut self, node: &Node) -> Result<Vec<Link<ValueId>>, Error> {
-        let channel = |op, values| Link::Channel { op, side: Side::Left, values };
+        let channel = |op, values: Vec<f32>| Link::Channel { op, side: Side::Left, values: values.into() };
         let mut links = vec![];
         let (bias, beta) = match &node.op {
             Op::Conv(_) => (node.input(2), 1.0),
@@ -588,8 +589,8 @@ impl Planner<'_> {
             let p: Vec<_> = (1..5).map(|i| self.floats(node.input(i)?)).collect::<Option<_>>()?;
             let [gamma, beta, mean, var] = p.as_slice() else { return None };
             let of = |c: usize| batch_norm_affine(gamma[c], beta[c], mean[c], var[c], op.epsilon);
-            let (a, b) = (0..gamma.len()).map(of).unzip();
-            return Some(Some(Link::Affine { a, b }));
+            let (a, b): (Vec<_>, Vec<_>) = (0..gamma.len()).map(of).unzip();
+            return Some(Some(Link::Affine { a: a.into(), b: b.into() }));
         }
         let op = Binary::of(&node.op)?;
         let (side, other) = match (node.input(0)?, node.input(1)?) {
@@ -607,7 +608,7 @@ impl Planner<'_> {
                 &[axis] => layout.axis(rank, axis) == rank - 1,
                 _ => false,
             };
-            return fits.then_some(Some(Link::Channel { op, side, values }));
+            return fits.then_some(Some(Link::Channel { op, side, values: values.into() }));
         }
         let fits = self.same_shape(other, y) && !self.integral[other.index()];
         fits.then_some(Some(Link::Value { op, side, other }))
@@ -682,7 +683,15 @@ impl Planner<'_> {
             Op::Gemm(op) if op.trans_b => (0, Layout::Plain),
             _ => (1, Layout::Plain),
         };
-        let integer = self.integer_weight(w, x, channel_axis, &w_shape)?;
+        let geometry = match &node.op {
+            Op::Conv(op) => Geometry::Conv(geometry::conv(op, self.shape(x), &w_shape)?),
+            op => {
+                let transposed = matches!(op, Op::Gemm(op) if op.trans_b);
+                let order = if transposed { Order::Transposed } else { Order::Plain };
+                Geometry::Linear { m: 1, k: w_shape[1 - channel_axis], n: w_shape[channel_axis], order }
+            }
+        };
+        let integer = self.integer_weight(w, x, channel_axis, &geometry)?;
         let mut inputs = Vec::new();
         let weight = match integer {
             Ok(weight) => {
@@ -697,23 +706,18 @@ impl Planner<'_> {
                 Weight::Float
             }
         };
-        let head = match &node.op {
-            Op::Conv(op) => {
-                geometry::conv(op, self.shape(x), &w_shape)?;
-                Head::Conv(op.clone(), weight)
-            }
-            Op::Gemm(op) => {
-                if op.trans_a {
-                    let form = self.form(inputs[0]).clone();
-                    let slot = self.plan.slots.len();
-                    self.plan.slots.push(form);
-                    self.push(&node.name, Action::Permute(vec![1, 0]), vec![inputs[0]], vec![slot]);
-                    inputs[0] = Source::Slot(slot);
-                }
-                let order = if op.trans_b { Order::Transposed } else { Order::Plain };
-                Head::Linear(w_shape[1 - channel_axis], w_shape[channel_axis], order, weight)
-            }
-            _ => Head::Linear(w_shape[0], w_shape[1], Order::Plain, weight),
+        if let Op::Gemm(op) = &node.op
+            && op.trans_a
+        {
+            let form = self.form(inputs[0]).clone();
+            let slot = self.plan.slots.len();
+            self.plan.slots.push(form);
+            self.push(&node.name, Action::Permute(vec![1, 0]), vec![inputs[0]], vec![slot]);
+            inputs[0] = Source::Slot(slot);
+        }
+        let head = match (&node.op, geometry) {
+            (Op::Conv(op), _) => Head::Conv(op.clone(), weight),
+            (_, geometry) => Head::Linear(geometry, weight),
         };
         Ok((head, inputs))
     }
@@ -724,14 +728,18 @@ impl Planner<'_> {
         w: ValueId,
         x: ValueId,
         channel_axis: usize,
-        shape: &[usize],
+        geometry: &Geometry,
     ) -> Result<Result<IntegerWeight, String>, Error> {
         let Some(quantized) = self.network.quantized(w) else {
             let reason =
                 if self.tensor(w).is_some() { "its weight is not quantized" } else { "its weight is computed" };
             return Ok(Err(reason.to_owned()));
         };
+        let shape = quantized.shape;
         let Some(grid) = self.grid(x) else { return Ok(Err("its input is not quantized".to_owned())) };
+        if shape.contains(&0) {
+            return Ok(Err("its weight has no elements".to_owned()));
+        }
         let params = quantized.params;
         if let Granularity::PerChannel { axis } = params.spec.per
             && axis != channel_axis
@@ -752,17 +760,7 @@ impl Planner<'_> {
                 Grid::Affine { .. } => (code - params.zero_point(channel)) as i16,
             };
         });
-        let inner: usize = shape[channel_axis + 1..].iter().product();
-        let channels = shape[channel_axis];
-        let weight = IntegerWeight::new(
-            shape,
-            codes,
-            &params.scale,
-            channels,
-            |i| i / inner.max(1) % channels.max(1),
-            grid,
-            self.kernels,
-        )?;
+        let weight = IntegerWeight::new(shape, codes, &params.scale, geometry, grid, self.kernels)?;
         Ok(Ok(weight))
     }
 
@@ -915,7 +913,7 @@ impl Planner<'_> {
 fn rounding<V>(site: &QParams) -> (Elem, Vec<Link<V>>) {
     match ByteGrid::of(site) {
         Some(_) => (Elem::Codes, vec![]),
-        None => (Elem::F32, vec![Link::Round(Box::new(site.clone()))]),
+        None => (Elem::F32, vec![Link::Round(Arc::new(site.clone()))]),
     }
 }
 
