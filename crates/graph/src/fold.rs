@@ -184,8 +184,9 @@ impl Folder {
         if self.fold(node, &ops, &names)? {
             return Ok(());
         }
-        if passes_through(&ops[0])?
-            && let Some(Some(source)) = names.first()
+        if let Some(Some(source)) = names.first()
+            && ops[0] == ops[1]
+            && passes_through(&ops[0], &self.shapes(source)?)?
         {
             if let Some(Some(output)) = node.outputs.first() {
                 let source = source.clone();

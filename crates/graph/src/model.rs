@@ -137,6 +137,11 @@ pub fn moves_elements(op: &Op) -> bool {
     }
 }
 
+/// Whether an operator only cuts off what is negative, which rounding to unsigned codes without a zero point does anyway.
+pub fn rectifies(op: &Op) -> bool {
+    matches!(op, Op::Relu(_)) || matches!(op, Op::Clip(clip) if clip.min == Some(0.0) && clip.max.is_none())
+}
+
 /// See [`Model::layers`].
 pub(crate) fn layers(graph: &Graph) -> Result<Vec<Layer>, Error> {
     let macs = graph.macs()?;

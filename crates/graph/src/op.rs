@@ -47,6 +47,11 @@ pub trait Operator: Sized {
     fn from_attrs(attrs: &Attrs, opset: u32) -> Result<Self, Error>;
     /// The inverse of [`Operator::from_attrs`] at the newest opset.
     fn attrs(&self) -> Attrs;
+    /// The first opset in which [`Operator::attrs`], with [`Operator::PARAMS`] as inputs, is how ONNX spells this operator.
+    /// Exporters write no opset below 13.
+    fn since(&self) -> u32 {
+        13
+    }
     /// Shapes of the outputs, or why the inputs do not fit.
     fn infer(&self, inputs: InputShapes<'_>) -> Result<Vec<Shape>, Error>;
     /// Multiply-accumulate operations for these shapes; 0 where nothing is multiplied by a weight.
@@ -90,6 +95,11 @@ macro_rules! ops {
             /// The attributes; inverse of [`Op::from_attrs`].
             pub fn attrs(&self) -> Attrs {
                 match self { $(Op::$op(op) => op.attrs()),* }
+            }
+
+            /// The first opset that has the operator as written here; see [`Operator::since`].
+            pub fn since(&self) -> u32 {
+                match self { $(Op::$op(op) => op.since()),* }
             }
 
             /// Shapes of the outputs.

@@ -326,9 +326,18 @@ fn from_ints(values: Vec<i64>, to: i64) -> Result<Data, Error> {
     })
 }
 
-/// Whether an operator gives its first input unchanged, because all computed values are f32 and nothing drops out.
-pub(super) fn passes_through(op: &Op) -> Result<bool, Error> {
+/// Whether an operator gives its first input, of one of these shapes, unchanged: all computed values are f32, and nothing
+/// drops out.
+pub(super) fn passes_through(op: &Op, shapes: &[Shape; 2]) -> Result<bool, Error> {
     match op {
+        // Exporters write `x[:]` as a slice of everything.
+        Op::Slice(op) => {
+            let takes_all = |shape: &Shape| {
+                let parts = op.per_axis(shape)?;
+                Ok(parts.into_iter().zip(shape).all(|(part, &size)| part == (0, 1, size)))
+            };
+            Ok(takes_all(&shapes[0])? && takes_all(&shapes[1])?)
+        }
         Op::Identity(_) | Op::Dropout(_) => Ok(true),
         Op::Cast(op) if matches!(op.to, 1 | 10 | 11 | 16) => Ok(true),
         Op::Cast(op) => Err(Error::new(

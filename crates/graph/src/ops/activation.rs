@@ -25,12 +25,30 @@ pub(super) use unary;
 unary! {
     /// `max(x, 0)`.
     Relu,
-    /// `x · HardSigmoid(x)` with alpha 1/6 and beta 1/2.
-    HardSwish,
     /// `1 / (1 + e^-x)`.
     Sigmoid,
     /// Hyperbolic tangent.
     Tanh,
+}
+
+/// `x · HardSigmoid(x)` with alpha 1/6 and beta 1/2.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct HardSwish;
+
+impl Operator for HardSwish {
+    const NAME: &'static str = "HardSwish";
+    fn from_attrs(_attrs: &Attrs, _opset: u32) -> Result<Self, Error> {
+        Ok(Self)
+    }
+    fn attrs(&self) -> Attrs {
+        Attrs::new()
+    }
+    fn since(&self) -> u32 {
+        14
+    }
+    fn infer(&self, inputs: InputShapes<'_>) -> Result<Vec<Shape>, Error> {
+        Ok(vec![inputs.get(0)?.to_vec()])
+    }
 }
 
 /// `x` where positive, `alpha · x` elsewhere.
@@ -121,6 +139,10 @@ impl Operator for Gelu {
     fn attrs(&self) -> Attrs {
         Attrs::new().with("approximate", Attr::Str(if self.tanh { "tanh" } else { "none" }.to_owned()))
     }
+    fn since(&self) -> u32 {
+        20
+    }
+
     fn infer(&self, inputs: InputShapes<'_>) -> Result<Vec<Shape>, Error> {
         Ok(vec![inputs.get(0)?.to_vec()])
     }

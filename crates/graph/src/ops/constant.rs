@@ -136,6 +136,10 @@ impl Operator for ShapeOf {
         }
     }
 
+    fn since(&self) -> u32 {
+        15
+    }
+
     fn infer(&self, inputs: InputShapes<'_>) -> Result<Vec<Shape>, Error> {
         Ok(vec![vec![self.range(inputs.get(0)?.len()).len()]])
     }

@@ -68,6 +68,10 @@ impl Operator for Reshape {
         if self.allow_zero { attrs.with_int("allowzero", 1) } else { attrs }
     }
 
+    fn since(&self) -> u32 {
+        if self.allow_zero { 14 } else { 13 }
+    }
+
     fn infer(&self, inputs: InputShapes<'_>) -> Result<Vec<Shape>, Error> {
         let x = inputs.get(0)?;
         let misfit = || Error::shape(format!("{x:?} does not reshape to {:?}", self.shape));
@@ -298,6 +302,10 @@ impl Operator for Pad {
         }
     }
 
+    fn since(&self) -> u32 {
+        if self.axes.is_some() { 18 } else { 13 }
+    }
+
     fn infer(&self, inputs: InputShapes<'_>) -> Result<Vec<Shape>, Error> {
         let x = inputs.get(0)?;
         let out = self.per_axis(x.len())?.into_iter().zip(x).map(|((begin, end), &d)| {
@@ -454,6 +462,10 @@ impl Operator for Split {
             Some(sizes) => attrs.with_ints("split", sizes),
             None => attrs.with_int("num_outputs", i64::try_from(self.outputs).unwrap_or(i64::MAX)),
         }
+    }
+
+    fn since(&self) -> u32 {
+        if self.sizes.is_some() { 13 } else { 18 }
     }
 
     fn infer(&self, inputs: InputShapes<'_>) -> Result<Vec<Shape>, Error> {

@@ -54,7 +54,16 @@ impl Operator for AveragePool {
 
     fn attrs(&self) -> Attrs {
         let attrs = Attrs::new().with_ints("kernel_shape", &self.kernel);
-        self.window.add_attrs(attrs.with_int("count_include_pad", self.count_include_pad.into()))
+        let mut attrs = self.window.add_attrs(attrs.with_int("count_include_pad", self.count_include_pad.into()));
+        // Older opsets have no dilations here; these say nothing.
+        if self.window.dilations.iter().all(|&d| d == 1) {
+            attrs.0.remove("dilations");
+        }
+        attrs
+    }
+
+    fn since(&self) -> u32 {
+        if self.window.dilations.iter().any(|&d| d != 1) { 19 } else { 13 }
     }
 
     fn infer(&self, inputs: InputShapes<'_>) -> Result<Vec<Shape>, Error> {
@@ -144,6 +153,10 @@ impl Operator for ReduceMean {
             Some(axes) => attrs.with("axes", Attr::Ints(axes.clone())),
             None => attrs,
         }
+    }
+
+    fn since(&self) -> u32 {
+        if self.axes.as_ref().is_some_and(|axes| !axes.is_empty()) { 18 } else { 13 }
     }
 
     fn infer(&self, inputs: InputShapes<'_>) -> Result<Vec<Shape>, Error> {
