@@ -17,6 +17,8 @@ import sys
 import warnings
 
 import numpy as np
+import onnx
+import onnx.numpy_helper
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
@@ -103,7 +105,19 @@ def export(model, x, path, dynamo, training, fixed):
         common["do_constant_folding"] = not training
         if not fixed:
             common["dynamic_axes"] = {"input": {0: "batch"}, "logits": {0: "batch"}}
+    weights = {k: v.clone() for k, v in model.state_dict().items()}
     torch.onnx.export(model, (x[:1] if fixed else x[:4],), str(path), **common)
+    if training and not dynamo:
+        restore(path, weights)
+
+
+def restore(path, weights):
+    """The TorchScript exporter runs the model in training mode, which moves its running statistics: put them back."""
+    file = onnx.load(str(path))
+    for tensor in file.graph.initializer:
+        if tensor.name in weights and ".running_" in tensor.name:
+            tensor.CopyFrom(onnx.numpy_helper.from_array(weights[tensor.name].numpy(), tensor.name))
+    onnx.save(file, str(path))
 
 
 def main():

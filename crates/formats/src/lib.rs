@@ -3,7 +3,7 @@
 //!
 //! | | read | write |
 //! |---|---|---|
-//! | ONNX | [`onnx::read`] | |
+//! | ONNX | [`onnx::read`] | [`onnx::write_float`], [`onnx::write_qdq`] |
 //! | safetensors | [`safetensors::load_into`] | [`safetensors::save`] |
 //! | npy | [`npy::read`] | [`npy::write`] |
 //!

@@ -4,18 +4,26 @@
 //! weights inside or beside the file.
 
 mod external;
-#[allow(dead_code)]
 mod metadata;
-#[allow(dead_code)]
 mod proto;
+mod qdq;
 mod read;
 mod tensor;
+mod write;
 
+pub use qdq::{LayerRow, Target, write_qdq};
 pub use read::{decode, read};
 pub(crate) use tensor::{bf16_to_f32, f16_to_f32};
+pub use write::write_float;
 
-/// Opsets that are read and written.
+/// Opsets that are read.
 pub const OPSETS: std::ops::RangeInclusive<u32> = 11..=25;
+
+/// Opsets that are written: the first has scales per channel.
+pub const OPSETS_WRITTEN: std::ops::RangeInclusive<u32> = 13..=25;
 
 /// What files written here name as their producer.
 const PRODUCER: &str = "bitsmith";
+
+#[cfg(test)]
+mod tests;
