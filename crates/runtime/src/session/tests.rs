@@ -337,6 +337,34 @@ fn every_operator_runs_after_codes() {
     }
 }
 
+/// Quantized constants are numbers wherever they are read, not only as weights.
+#[test]
+fn quantized_biases_and_factors_are_decoded() {
+    let mut g = Graph::new();
+    let x = g.add_input("x", vec![Dim::Batch, Dim::Fixed(4)]).unwrap();
+    let w = g.add_constant("w", Tensor::f32([3, 4], noise(12, 1)).unwrap()).unwrap();
+    let b = g.add_constant("b", Tensor::floats(vec![0.5, -0.25, 1.0])).unwrap();
+    let y = g.add("fc", Gemm::default(), &[x, w, b]).unwrap();
+    let factor = g.add_constant("factor", Tensor::f32([3, 2], vec![0.25, -0.5, 0.75, 0.0, 0.5, 1.0]).unwrap()).unwrap();
+    let t = g.add("t", Transpose { perm: None }, &[factor]).unwrap();
+    let t = g.add("tt", Transpose { perm: None }, &[t]).unwrap();
+    let z = g.add("z", MatMul, &[y, t]).unwrap();
+    g.set_outputs(vec![z, factor]);
+    let mut model = Model::new("m", g);
+    round_weights(&mut model, |_| Some(weight_spec(0, 4, true)));
+    let params = bitsmith_graph::QParams::signed(4, true, Granularity::PerTensor, vec![0.25]);
+    for (id, role) in [(b, bitsmith_graph::Role::Bias), (factor, bitsmith_graph::Role::Weight)] {
+        model.sites.insert(id, bitsmith_graph::Site { role, spec: params.spec, params: Some(params.clone()) });
+    }
+    let x = batch_of(&model, 3, 4);
+    let frozen = freeze(model.clone()).unwrap();
+    let session = Session::new(&frozen, FAST).unwrap();
+    let got = session.run_named(&[("x".to_owned(), x.clone())].into()).unwrap();
+    let expected = &simulate(&model, &[x], false)[&z];
+    assert_close("z", got["z"].as_f32().unwrap(), expected.as_f32().unwrap(), 1e-5);
+    assert_eq!(got["factor"].as_f32().unwrap(), [0.25, -0.5, 0.75, 0.0, 0.5, 1.0]);
+}
+
 #[test]
 fn integers_of_shapes_run() {
     let mut g = Graph::new();
