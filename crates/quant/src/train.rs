@@ -10,6 +10,8 @@ pub mod data;
 pub mod events;
 pub mod options;
 mod state;
+#[cfg(test)]
+mod tests;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
@@ -152,7 +154,7 @@ impl<M: Method> Run<'_, M> {
             self.position.samples += n;
             self.position.loss_sum += loss * n as f64;
             self.position.correct += correct as u64;
-            if steps_done % STEPS_PER_EVENT == 0 {
+            if steps_done.is_multiple_of(STEPS_PER_EVENT) {
                 let seconds = started.elapsed().as_secs_f64();
                 let all: u64 = self.phases.iter().map(|p| p.epochs as u64 * batches).sum();
                 let done = self.position.epoch as u64 * batches + self.position.batch as u64;
@@ -174,7 +176,7 @@ impl<M: Method> Run<'_, M> {
                 return Err(Error::new(Kind::Cancelled, format!("stopped in epoch {}{at}", self.position.epoch + 1)));
             }
             let every = self.options.checkpoint_steps;
-            if every > 0 && self.position.batch % every == 0 {
+            if every > 0 && self.position.batch.is_multiple_of(every) {
                 self.checkpoint(ctx)?;
             }
         }
@@ -188,7 +190,8 @@ impl<M: Method> Run<'_, M> {
         let n = self.position.samples.max(1) as f64;
         let (loss, accuracy) = (self.position.loss_sum / n, self.position.correct as f64 / n);
         let is_last = self.position.phase + 1 == self.phases.len() && self.position.phase_epoch + 1 == phase.epochs;
-        let due = self.options.evaluate_every > 0 && (self.position.epoch + 1) % self.options.evaluate_every == 0;
+        let due =
+            self.options.evaluate_every > 0 && (self.position.epoch + 1).is_multiple_of(self.options.evaluate_every);
         let (mut soft, mut hard) = (None, None);
         if let Some(test) = ctx.test.filter(|_| due && !is_last) {
             soft = Some(self.state.evaluate(test)?);

@@ -126,7 +126,7 @@ options! {
         /// Share of a phase after which the temperature stays at its end.
         pub reach: f64 = 0.9,
         /// Learning rate of bit logits, relative to that of float weights after allowing for how far a logit moves its weight.
-        pub bit_rate: f64 = 1.0,
+        pub bit_rate: f64 = 3.0,
         /// Learning rate of gates, relative to that of float weights.
         pub gate_rate: f64 = 1.0,
         /// Learning rate of scales, relative to that of float weights, over the square root of the weights that share one.
@@ -163,6 +163,9 @@ impl CsqOptions {
     }
 }
 
+/// Steps of a search for which the defaults of `gate_rate` and `lambda` are meant; shorter ones hurry.
+const SEARCH_STEPS: f64 = 2500.0;
+
 /// The method.
 #[derive(Debug)]
 pub struct Csq {
@@ -184,7 +187,9 @@ impl Csq {
     }
 
     /// Sets temperatures, and learning rates to match them.
-    fn set_temperature(&self, slots: &mut [Slot<CsqWeight>], temperature: f64) {
+    fn set_temperature(&self, slots: &mut [Slot<CsqWeight>], temperature: f64, steps: u64) {
+        // Gates must be able to cross from open to closed several times however short the search is.
+        let hurry = (SEARCH_STEPS / steps.max(1) as f64).clamp(1.0, 50.0);
         for slot in slots {
             let q = &mut slot.quantizer;
             q.temperature = temperature as f32;
@@ -206,9 +211,13 @@ impl Csq {
                 .collect();
             q.positive.rate.clone_from(&rates);
             q.negative.rate = rates;
-            q.masks.rate = vec![self.options.gate_rate as f32; 1];
+            q.masks.rate = vec![(self.options.gate_rate * hurry) as f32];
             let shared = q.len() / q.scale.value.len().max(1);
-            q.scale.rate = vec![(self.options.scale_rate / (shared.max(1) as f64).sqrt()) as f32];
+            let rate = self.options.scale_rate / (shared.max(1) as f64).sqrt();
+            // A hard tensor keeps its steps instead of its full scales: both the steps and what they gain from a gradient
+            // are smaller by the largest code.
+            let levels = if q.stage == Stage::Hard { f64::from((1u32 << planes) - 1).max(1.0) } else { 1.0 };
+            q.scale.rate = vec![(rate / (levels * levels)) as f32];
         }
     }
 
@@ -333,7 +342,7 @@ impl Method for Csq {
             Stage::Search => Temperature { start: o.search_start, end: o.search_end, reach: o.reach },
             _ => Temperature { start: o.finetune_start, end: o.finetune_end, reach: o.reach },
         };
-        self.set_temperature(slots, schedule.at(at.fraction));
+        self.set_temperature(slots, schedule.at(at.fraction), at.steps);
     }
 
     fn penalty(&mut self, slots: &mut [Slot<CsqWeight>]) -> f64 {
@@ -349,7 +358,11 @@ impl Method for Csq {
             let share = if self.budget.weighting == Weighting::Size { q.len() as f64 / mean } else { 1.0 };
             let pressed: Vec<usize> = match self.options.pressure {
                 Pressure::All => (0..q.planes()).collect(),
-                Pressure::Lowest => lowest(&q.masks.value, q.floor, excess > 0.0).into_iter().collect(),
+                // Planes below the lowest open one are pressed on, so that they do not stay half open.
+                Pressure::Lowest => match lowest(&q.masks.value, q.floor, excess > 0.0) {
+                    Some(b) if excess > 0.0 => (b..q.planes()).collect(),
+                    found => found.into_iter().collect(),
+                },
             };
             let share = if self.options.pressure == Pressure::All { 1.0 } else { share };
             let strength = self.options.lambda * excess * share;

@@ -179,7 +179,7 @@ mod tests {
                 assert_eq!(params.decode(params.encode(w[i], c), c), w[i]);
                 assert!((w[i] - init[i]).abs() <= params.scale[c] * 0.5 + 1e-6 || w[i].abs() >= params.scale[c] * 2.9);
             });
-            q.backward(&vec![1.0; 24]);
+            q.backward(&[1.0; 24]);
             assert!(q.latent.grad.iter().all(|&g| g == 0.0 || g == 1.0));
         }
     }

@@ -20,6 +20,9 @@ use crate::param::{Group, Param};
 use crate::passes::layers::weight_layers;
 use crate::quantizer::{Quantizer, Rows};
 
+/// Largest relative change of an activation's step in one update.
+const STEP_CHANGE: f32 = 0.02;
+
 /// Accuracy and mean loss on held-out data.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Evaluated {
@@ -90,7 +93,11 @@ impl<Q: Quantizer> State<Q> {
             others.push((parameter.id, Param::new(name, group, init.clone())));
         }
         let step = |(&id, &step): (&ValueId, &f32)| {
-            (id, Param { rate: vec![options.activation_rate], ..Param::new("step", Group::Scale, vec![step]) })
+            let mut param = Param::new("step", Group::Scale, vec![step]);
+            param.rate = vec![options.activation_rate];
+            // At 8 bits a calibrated step is as good as a learned one, and its gradient mostly noise.
+            param.frozen = model.sites.get(&id).is_none_or(|site| site.spec.bits >= 8);
+            (id, param)
         };
         let steps = params.steps.iter().map(step).collect();
         Ok(Self { model, engine, params, teacher, slots, biases, others, steps })
@@ -196,12 +203,15 @@ impl<Q: Quantizer> State<Q> {
     /// One update of everything that learns; gradients are cleared.
     pub fn update(&mut self, options: &TrainOptions, rate: f32) {
         let algorithm = options.algorithm();
+        let before: Vec<f32> = self.steps.iter().filter_map(|(_, p)| p.value.first().copied()).collect();
         self.visit(&mut |_, param| update(param, &algorithm, options, rate));
         for (_, bias) in &mut self.biases {
             bias.keep_steps_positive();
         }
-        for (_, step) in &mut self.steps {
-            step.value.iter_mut().for_each(|s| *s = s.max(SMALLEST_STEP));
+        for ((_, step), before) in self.steps.iter_mut().zip(before) {
+            // One unlucky batch must not move a grid far: its step changes by a few percent at most.
+            let most = before * STEP_CHANGE;
+            step.value.iter_mut().for_each(|s| *s = s.clamp(before - most, before + most).max(SMALLEST_STEP));
         }
     }
 

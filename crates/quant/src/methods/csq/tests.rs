@@ -363,7 +363,7 @@ fn hardening_contiguous_planes_moves_nothing() {
     q.show_hard = true;
     q.forward(&mut soft);
     q.show_hard = false;
-    assert_eq!(q.harden().unwrap(), false);
+    assert!(!q.harden().unwrap());
     q.forward(&mut hard);
     for (soft, hard) in soft.iter().zip(&hard) {
         assert!((soft - hard).abs() <= 2.0 * f32::EPSILON * soft.abs(), "{soft} {hard}");

@@ -1,0 +1,288 @@
+//! The conformance suite: what every method in the table must do, on the embedded digits. And what the loop itself promises.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use bitsmith_engine::data::{Augment, Loader, LoaderOptions, Options as DataOptions, open};
+use bitsmith_graph::zoo::{ZooOptions, build};
+use bitsmith_graph::{Model, freeze};
+use serde_json::{Value, json};
+
+use super::checkpoint::Store;
+use super::data::{Batches, Data, InMemory};
+use super::events::{Event, Silent};
+use super::options::TrainOptions;
+use super::{Context, Outcome};
+use crate::error::{Error, Kind};
+use crate::methods::{METHODS, MethodEntry};
+use crate::passes::calibrate::CalibrateActivations;
+use crate::passes::ptq::{Ptq, PtqOptions};
+use crate::passes::{Pass, PassContext};
+
+fn digits(limit: usize) -> (Loader, Loader) {
+    let set = |options| Arc::new(open("digits", &DataOptions { limit: Some(limit), ..options }).unwrap());
+    let training = LoaderOptions { workers: 0, ..LoaderOptions::training(32, 7, Augment::digits()) };
+    let testing = LoaderOptions { workers: 0, ..LoaderOptions::evaluation(100) };
+    let train = Loader::new(set(DataOptions::train()), training).unwrap();
+    (train, Loader::new(set(DataOptions::test()), testing).unwrap())
+}
+
+fn network() -> Model {
+    build("cnn", &ZooOptions { seed: 3, ..ZooOptions::default() }).unwrap()
+}
+
+/// A network that has learned the digits, with its accuracy: most methods start from one.
+fn float_model(train: &Loader, test: &Loader) -> (Model, f64) {
+    let float = crate::methods::find("float").unwrap();
+    let options = TrainOptions { epochs: 20, ..short(1) };
+    let outcome = run(float, network(), &options, train, Some(test), None, &GO).unwrap();
+    (outcome.model, outcome.accuracy.unwrap())
+}
+
+/// Method options under which the small network can be trained.
+fn options_for(method: &MethodEntry) -> Value {
+    match method.name {
+        "csq" => json!({"target_bits": 2.5, "search": 0.4}),
+        "lsq" => json!({"weight_bits": 3}),
+        _ => Value::Null,
+    }
+}
+
+fn short(epochs: usize) -> TrainOptions {
+    TrainOptions {
+        epochs,
+        learning_rate: 0.05,
+        warmup_steps: 5,
+        recalibrate_batches: 8,
+        trial_batches: 1,
+        ..Default::default()
+    }
+}
+
+fn run(
+    method: &MethodEntry,
+    model: Model,
+    options: &TrainOptions,
+    train: &dyn Data,
+    test: Option<&dyn Data>,
+    store: Option<&Store>,
+    cancel: &AtomicBool,
+) -> Result<Outcome, Error> {
+    let mut ctx = Context { train, test, sink: &mut Silent, store, resume: true, cancel };
+    (method.train)(model, &options_for(method), options, &mut ctx)
+}
+
+/// All numbers of a model that training touches, as bits.
+fn fingerprint(model: &Model) -> Vec<u32> {
+    let mut out: Vec<u32> = vec![];
+    for value in model.graph.values() {
+        out.extend(value.constant.iter().filter_map(|t| t.as_f32()).flatten().map(|x| x.to_bits()));
+    }
+    for site in model.sites.values() {
+        out.extend(site.params.iter().flat_map(|p| &p.scale).map(|x| x.to_bits()));
+    }
+    out
+}
+
+static GO: AtomicBool = AtomicBool::new(false);
+
+#[test]
+fn every_method_trains_and_ends_on_its_grid() {
+    let (train, test) = digits(2000);
+    let (model, float) = float_model(&train, &test);
+    assert!(float >= 0.97, "{float}");
+    for method in METHODS {
+        let options = TrainOptions { distill: 0.5, learning_rate: 0.02, ..short(16) };
+        let outcome = run(method, model.clone(), &options, &train, Some(&test), None, &GO).unwrap();
+        let accuracy = outcome.accuracy.unwrap();
+        assert!(accuracy >= float - 0.015, "{}: {accuracy} from {float}", method.name);
+        if method.name == "float" {
+            continue;
+        }
+        // `freeze` compares every weight with the decoding of its code, bit for bit.
+        let frozen = freeze(outcome.model.clone()).unwrap();
+        let stored: Vec<u8> = outcome.bits.iter().map(|b| b.stored).collect();
+        let layers = frozen.layers().unwrap();
+        let found: Vec<u8> = layers.iter().map(|l| frozen.params(l.weight).unwrap().spec.bits).collect();
+        assert_eq!(stored, found, "{}", method.name);
+        if method.name == "csq" {
+            assert!(frozen.mean_weight_bits().unwrap() <= 2.5, "{stored:?}");
+        }
+    }
+}
+
+#[test]
+fn the_same_seed_gives_the_same_bits() {
+    let (train, _) = digits(200);
+    for method in METHODS {
+        let once = run(method, network(), &short(3), &train, None, None, &GO).unwrap();
+        let again = run(method, network(), &short(3), &train, None, None, &GO).unwrap();
+        assert!(fingerprint(&once.model) == fingerprint(&again.model), "{}", method.name);
+    }
+}
+
+/// A source that fails or raises a flag after some batches in all.
+struct Interrupted<'a> {
+    inner: &'a Loader,
+    left: AtomicUsize,
+    flag: Option<&'a AtomicBool>,
+}
+
+impl Data for Interrupted<'_> {
+    fn batches(&self) -> usize {
+        Loader::batches(self.inner)
+    }
+
+    fn epoch(&self, epoch: u64, first: usize) -> Batches<'_> {
+        Box::new(Data::epoch(self.inner, epoch, first).map(|batch| {
+            if self.left.fetch_sub(1, Ordering::Relaxed) > 1 {
+                return batch;
+            }
+            match self.flag {
+                Some(flag) => {
+                    flag.store(true, Ordering::Relaxed);
+                    batch
+                }
+                None => Err(Error::new(Kind::Data, "pulled the plug")),
+            }
+        }))
+    }
+}
+
+#[test]
+fn a_resumed_run_ends_in_the_same_bits() {
+    let (train, test) = digits(160);
+    let options = TrainOptions { checkpoint_steps: 2, distill: 0.5, ..short(6) };
+    for method in METHODS {
+        let whole = run(method, network(), &options, &train, Some(&test), None, &GO).unwrap();
+        // Without notice (the last checkpoint may be two steps old) and by request, in every phase.
+        for (after, polite) in [(3, false), (9, true), (14, false), (21, true), (28, false)] {
+            let folder = tempfile::tempdir().unwrap();
+            let store = Store::open(folder.path()).unwrap();
+            let flag = AtomicBool::new(false);
+            let broken = Interrupted { inner: &train, left: AtomicUsize::new(after), flag: polite.then_some(&flag) };
+            let stopped = run(method, network(), &options, &broken, Some(&test), Some(&store), &flag);
+            let Err(error) = stopped else { panic!("{}: nothing happened after {after} batches", method.name) };
+            assert_eq!(error.kind, if polite { Kind::Cancelled } else { Kind::Data });
+            let resumed = run(method, network(), &options, &train, Some(&test), Some(&store), &GO).unwrap();
+            assert!(
+                fingerprint(&whole.model) == fingerprint(&resumed.model),
+                "{} interrupted after {after} batches",
+                method.name
+            );
+        }
+    }
+}
+
+#[test]
+fn a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_good_checkpoint() {
+    let (train, _) = digits(200);
+    let good = InMemory::take(&train, 6).unwrap();
+    let mut bad = good.clone();
+    bad.batches[4].x[0] = f32::NAN;
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::open(folder.path()).unwrap();
+    let options = TrainOptions { checkpoint_steps: 2, ..short(2) };
+    let error = run(&METHODS[1], network(), &options, &bad, None, Some(&store), &GO).unwrap_err();
+    assert_eq!(error.kind, Kind::Diverged);
+    assert!(error.to_string().contains("last.ckpt"), "{error}");
+    run(&METHODS[1], network(), &options, &good, None, Some(&store), &GO).unwrap();
+}
+
+#[test]
+fn checkpoints_that_do_not_fit_are_refused() {
+    let (train, _) = digits(100);
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::open(folder.path()).unwrap();
+    let float = &METHODS[1];
+    run(float, network(), &short(1), &train, None, Some(&store), &GO).unwrap();
+    let error = run(float, network(), &short(2), &train, None, Some(&store), &GO).unwrap_err();
+    assert!(error.to_string().contains("epochs was 1 and is 2"), "{error}");
+    let other = build("mlp", &ZooOptions::default()).unwrap();
+    let error = run(float, other, &short(1), &train, None, Some(&store), &GO).unwrap_err();
+    assert!(error.to_string().contains("belongs to another model"), "{error}");
+    // One flipped bit, and a file cut short.
+    let bytes = std::fs::read(store.last_path()).unwrap();
+    for broken in
+        [[&bytes[..bytes.len() - 1], &[bytes[bytes.len() - 1] ^ 1]].concat(), bytes[..bytes.len() / 2].to_vec()]
+    {
+        std::fs::write(store.last_path(), broken).unwrap();
+        let error = run(float, network(), &short(1), &train, None, Some(&store), &GO).unwrap_err();
+        assert!(error.kind == Kind::Checkpoint && error.to_string().contains("damaged"), "{error}");
+    }
+    // Where no file can be written the run stops and says so.
+    let blocked = tempfile::tempdir().unwrap();
+    std::fs::create_dir(blocked.path().join("last.ckpt")).unwrap();
+    let store = Store::open(blocked.path()).unwrap();
+    let mut ctx =
+        Context { train: &train, test: None, sink: &mut Silent, store: Some(&store), resume: false, cancel: &GO };
+    let error = (float.train)(network(), &Value::Null, &short(1), &mut ctx).unwrap_err();
+    assert_eq!(error.kind, Kind::Checkpoint);
+    assert!(Store::open(Path::new("/dev/null/x")).is_err());
+}
+
+#[test]
+fn calibrated_activations_learn_their_steps() {
+    let (train, test) = digits(2000);
+    let (model, float) = float_model(&train, &test);
+    let calibration = InMemory::take(&train, 2).unwrap();
+    let mut ctx = PassContext { calibration: &calibration, sink: &mut Silent };
+    let pass = CalibrateActivations { bits: 4, ..Default::default() };
+    let calibrated = pass.run(model, &mut ctx).unwrap();
+    let before: Vec<f32> = calibrated.sites.values().filter_map(|s| Some(s.params.as_ref()?.scale[0])).collect();
+    let input = calibrated.graph.inputs()[0].value;
+    assert_eq!(calibrated.sites[&input].spec.bits, 8);
+    let lsq = METHODS.iter().find(|m| m.name == "lsq").unwrap();
+    let outcome =
+        run(lsq, calibrated, &TrainOptions { learning_rate: 0.01, ..short(6) }, &train, Some(&test), None, &GO)
+            .unwrap();
+    assert!(outcome.accuracy.unwrap() > float - 0.03);
+    let roles =
+        |s: &&bitsmith_graph::Site| !matches!(s.role, bitsmith_graph::Role::Weight | bitsmith_graph::Role::Bias);
+    let after: Vec<f32> =
+        outcome.model.sites.values().filter(roles).filter_map(|s| Some(s.params.as_ref()?.scale[0])).collect();
+    assert_eq!(before.len(), after.len());
+    assert!(before != after && after.iter().all(|s| *s > 0.0));
+    freeze(outcome.model).unwrap();
+}
+
+#[test]
+fn quantizing_without_training_keeps_eight_bits_and_reads_anything() {
+    let (train, test) = digits(2000);
+    let (model, float) = float_model(&train, &test);
+    let calibration = InMemory::take(&train, 2).unwrap();
+    for options in [
+        PtqOptions::default(),
+        PtqOptions { symmetric: false, weight_range: crate::blocks::range::Range::MinMax, ..Default::default() },
+        PtqOptions { activation_bits: 32, weight_bits: 6, per_channel: false, ..Default::default() },
+    ] {
+        let mut ctx = PassContext { calibration: &calibration, sink: &mut Silent };
+        let quantized = Ptq { options: options.clone() }.run(model.clone(), &mut ctx).unwrap();
+        let frozen = freeze(quantized).unwrap();
+        let simulated = frozen.to_model().unwrap();
+        let engine = bitsmith_engine::Engine::new(&simulated, &Default::default()).unwrap();
+        let params = bitsmith_engine::Params::from_model(&simulated);
+        let accuracy = super::state::evaluate(&engine, &params, &test).unwrap().accuracy;
+        assert!(accuracy > float - 0.03, "{options:?}: {accuracy} {float}");
+    }
+    let random = InMemory::random(64, 16, 2, 1);
+    let mut ctx = PassContext { calibration: &random, sink: &mut Silent };
+    freeze(Ptq::default().run(model, &mut ctx).unwrap()).unwrap();
+}
+
+#[test]
+fn events_are_lines_of_json() {
+    let (train, test) = digits(100);
+    let mut lines = vec![];
+    let mut sink = |event: &Event| lines.push(serde_json::to_value(event).unwrap());
+    let mut ctx =
+        Context { train: &train, test: Some(&test), sink: &mut sink, store: None, resume: false, cancel: &GO };
+    let csq = crate::methods::find("csq").unwrap();
+    (csq.train)(network(), &options_for(csq), &short(4), &mut ctx).unwrap();
+    let kinds: Vec<&str> = lines.iter().filter_map(|l| l["event"].as_str()).collect();
+    assert_eq!((kinds[0], *kinds.last().unwrap()), ("started", "finished"));
+    assert_eq!(kinds.iter().filter(|k| **k == "epoch").count(), 4);
+    assert!(lines.iter().any(|l| l["phase"] == "search" && l["bits"][0]["stored"].is_number()));
+    assert!(crate::methods::find("cqs").unwrap_err().to_string().contains("there are csq, float, lsq"));
+}
