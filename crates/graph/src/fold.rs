@@ -6,6 +6,7 @@
 //!     inputs that must be attributes here (Operator::PARAMS) are looked up: constants, or shape arithmetic
 //!     everything it reads is constant  →  evaluate it; nothing of it stays in the graph
 //!     it passes its input through      →  its readers read the input instead
+//!     it rounds an activation (QDQ)    →  a quantization site
 //!     else                             →  keep it, and infer the shapes of what it writes
 //! ```
 //!
@@ -15,13 +16,14 @@
 
 mod evaluate;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use crate::attrs::{Attr, Attrs};
 use crate::error::{Error, Kind};
 use crate::graph::{Dim, Graph, ValueId, check_size};
 use crate::op::{InputShapes, Op, Operator};
 use crate::ops::{Identity, Reshape, Split, normalize_axis};
+use crate::quant::{QParams, Role, Site};
 use crate::tensor::{Data, Shape, Tensor};
 use evaluate::{Budget, evaluate, evaluate_named, passes_through, shape_of};
 
@@ -65,6 +67,8 @@ pub struct Folder {
     aliases: HashMap<String, (String, String)>,
     inputs: Vec<(String, Vec<Dim>)>,
     nodes: Vec<Pending>,
+    /// Constants that the file stores in fewer bits than their type here has.
+    narrow: HashMap<String, u8>,
 }
 
 /// What is known about a value before any input was seen.
@@ -75,6 +79,8 @@ enum Known {
     PerBatch([Tensor; 2]),
     /// Computed when the network runs: its shapes for [`BATCHES`].
     Computed([Shape; 2]),
+    /// A computed value in integers: the value that is rounded, and on which grid.
+    Codes(String, QParams),
     /// An output that exists only in training, of the node named.
     Dropped(String),
 }
@@ -85,13 +91,24 @@ struct Pending {
     op: Op,
     inputs: Vec<Option<String>>,
     outputs: Vec<String>,
+    /// For the node (an `Identity`) that stands for a rounding: its grid.
+    rounding: Option<QParams>,
 }
 
 impl Folder {
     /// An empty graph whose nodes mean what they mean in `opset`.
     pub fn new(opset: u32, batch: Batch) -> Self {
         let budget = Budget(1 << 26);
-        Self { batch, opset, budget, known: HashMap::new(), aliases: HashMap::new(), inputs: vec![], nodes: vec![] }
+        Self {
+            batch,
+            opset,
+            budget,
+            known: HashMap::new(),
+            aliases: HashMap::new(),
+            inputs: vec![],
+            nodes: vec![],
+            narrow: HashMap::new(),
+        }
     }
 
     /// Declares an input.
@@ -111,6 +128,12 @@ impl Folder {
         self.define(name, Known::Constant(tensor))
     }
 
+    /// Adds a constant of integers that the file stores in `bits` bits each, which is what rounding to it saturates at.
+    pub fn narrow_constant(&mut self, name: &str, tensor: Tensor, bits: u8) -> Result<(), Error> {
+        self.narrow.insert(name.to_owned(), bits);
+        self.constant(name, tensor)
+    }
+
     /// Adds a node. What it reads must have been added before.
     pub fn node(&mut self, node: &RawNode<'_>) -> Result<(), Error> {
         let place = match (node.name, node.outputs.iter().flatten().next()) {
@@ -120,19 +143,21 @@ impl Folder {
         self.add(node).map_err(|e| e.at(place))
     }
 
-    /// The graph that computes these values. Nodes that they do not need are left out.
-    pub fn finish(self, outputs: &[&str]) -> Result<Graph, Error> {
+    /// The graph that computes these values, and the sites where the file rounds. Nodes that the values do not need are
+    /// left out.
+    pub fn finish(mut self, outputs: &[&str]) -> Result<(Graph, BTreeMap<ValueId, Site>), Error> {
         let outputs: Vec<_> =
             outputs.iter().copied().filter(|o| !matches!(self.known.get(*o), Some(Known::Dropped(_)))).collect();
         if outputs.is_empty() {
             return Err(Error::new(Kind::Structure, "the graph has no outputs"));
         }
-        let live = self.live(&outputs);
+        self.keep_live(&outputs);
+        let sites = self.settle_roundings(&outputs);
         let mut emit = Emit { graph: Graph::new(), known: self.known, names: HashMap::new() };
         for (name, dims) in &self.inputs {
             emit.graph.add_input(name, dims.clone())?;
         }
-        for (node, _) in self.nodes.iter().zip(&live).filter(|(_, live)| **live) {
+        for node in &self.nodes {
             emit.node(node)?;
         }
         let mut ids = Vec::with_capacity(outputs.len());
@@ -150,7 +175,62 @@ impl Folder {
         if let Batch::Generalised(_) = self.batch {
             check_generalised(&emit.graph)?;
         }
-        Ok(emit.graph)
+        let mut by_value = BTreeMap::new();
+        for (name, params) in sites {
+            let id = emit.value(&name)?;
+            let is_input = emit.graph.inputs().iter().any(|i| i.value == id);
+            let role = if is_input { Role::Input } else { Role::Activation };
+            by_value.insert(id, Site { role, spec: params.spec, params: Some(params) });
+        }
+        Ok((emit.graph, by_value))
+    }
+
+    /// Moves each rounding to the value that it rounds, where nothing else reads that value; returns the grids by value.
+    ///
+    /// The rounded value keeps the name that its readers know, unless what is rounded is an input of the network.
+    fn settle_roundings(&mut self, outputs: &[&str]) -> Vec<(String, QParams)> {
+        let mut reads: HashMap<&str, usize> = HashMap::new();
+        let read = self.nodes.iter().flat_map(|n| n.inputs.iter().flatten()).map(String::as_str);
+        for name in read.chain(outputs.iter().map(|&o| self.aliases.get(o).map_or(o, |(source, _)| source))) {
+            *reads.entry(name).or_default() += 1;
+        }
+        let inputs: HashSet<&str> = self.inputs.iter().map(|(name, _)| name.as_str()).collect();
+        let (mut sites, mut renamed, mut gone) = (vec![], HashMap::new(), HashSet::new());
+        let mut moved: HashSet<&str> = HashSet::new();
+        for (index, node) in self.nodes.iter().enumerate() {
+            let (Some(params), Some(Some(source))) = (&node.rounding, node.inputs.first()) else { continue };
+            let rounded = &node.outputs[0];
+            let is_input = inputs.contains(source.as_str());
+            // Where one rounding follows another at once, the second keeps its node.
+            let kept = reads.get(source.as_str()) != Some(&1)
+                || moved.contains(source.as_str())
+                || is_input
+                    && (outputs.contains(&rounded.as_str()) || self.aliases.values().any(|(s, _)| s == rounded));
+            if kept {
+                sites.push((rounded.clone(), params.clone()));
+                continue;
+            }
+            gone.insert(index);
+            moved.insert(rounded);
+            let (from, to) = if is_input { (rounded, source) } else { (source, rounded) };
+            renamed.insert(from.clone(), to.clone());
+            sites.push((to.clone(), params.clone()));
+        }
+        let mut index = 0;
+        self.nodes.retain(|_| {
+            index += 1;
+            !gone.contains(&(index - 1))
+        });
+        let rename = |name: &mut String| {
+            if let Some(to) = renamed.get(name) {
+                name.clone_from(to);
+            }
+        };
+        for node in &mut self.nodes {
+            node.inputs.iter_mut().flatten().for_each(rename);
+            node.outputs.iter_mut().for_each(rename);
+        }
+        sites
     }
 
     fn define(&mut self, name: &str, known: Known) -> Result<(), Error> {
@@ -176,7 +256,10 @@ impl Folder {
             }
         }
         if FOLDED_ONLY.contains(&node.op_type) {
-            return self.fold_named(node, &names);
+            return match self.round(node, &names)? {
+                true => Ok(()),
+                false => self.fold_named(node, &names),
+            };
         }
         let attrs = self.with_params(node, &mut names)?;
         let [first, second] = attrs.map(|attrs| Op::from_attrs(node.op_type, &attrs, self.opset));
@@ -257,9 +340,69 @@ impl Folder {
     }
 
     fn fold_named(&mut self, node: &RawNode<'_>, names: &[Option<String>]) -> Result<(), Error> {
-        let mut one = |index: usize| evaluate_named(node.op_type, &values(&self.known, names, index), &mut self.budget);
-        let pair = [one(0)?, one(1)?];
-        self.define_values(node, vec![pair])
+        let mut one = |index: usize| {
+            let inputs = values(&self.known, names, index);
+            evaluate_named(node.op_type, &node.attrs, &inputs, &mut self.budget)
+        };
+        let first = one(0)?;
+        let varies = names.iter().flatten().any(|name| matches!(self.known[name], Known::PerBatch(_)));
+        let second = if varies { one(1)? } else { first.clone() };
+        self.define_values(node, vec![[first, second]])
+    }
+
+    /// Takes in the nodes that round a computed value to integers and back. Whether this is one.
+    fn round(&mut self, node: &RawNode<'_>, names: &[Option<String>]) -> Result<bool, Error> {
+        let Some(Some(source)) = names.first() else { return Ok(false) };
+        match (node.op_type, &self.known[source]) {
+            ("QuantizeLinear", Known::Computed(_)) => {
+                let params = self.grid(node, names)?;
+                if let Some(Some(output)) = node.outputs.first() {
+                    self.define(output, Known::Codes(source.clone(), params))?;
+                }
+                Ok(true)
+            }
+            ("DequantizeLinear", Known::Codes(before, params)) => {
+                let (before, params) = (before.clone(), params.clone());
+                if self.grid(node, names)? != params {
+                    return Err(Error::new(Kind::Quantization, "decodes with other numbers than it was encoded with"));
+                }
+                let shapes = self.shapes(&before)?;
+                let Some(Some(output)) = node.outputs.first() else { return Ok(true) };
+                self.define(output, Known::Computed(shapes))?;
+                self.nodes.push(Pending {
+                    name: node.name.to_owned(),
+                    op: Identity.into(),
+                    inputs: vec![Some(before)],
+                    outputs: vec![(*output).to_owned()],
+                    rounding: Some(params),
+                });
+                Ok(true)
+            }
+            _ => Ok(false),
+        }
+    }
+
+    /// The grid that a rounding node's scale and zero point describe.
+    fn grid(&self, node: &RawNode<'_>, names: &[Option<String>]) -> Result<QParams, Error> {
+        let given = values(&self.known, names, 0);
+        let given = |index: usize| given.get(index).copied().flatten();
+        let scale = given(1).and_then(Tensor::as_f32);
+        let Some(&[scale]) = scale else {
+            return Err(Error::new(Kind::Quantization, "an activation needs one constant scale for the whole tensor"));
+        };
+        let (signed, zero) = match given(2).map(Tensor::data) {
+            None if node.attrs.int("output_dtype", 0)? == 0 => (false, 0),
+            Some(Data::U8(v)) if v.len() == 1 => (false, v[0].into()),
+            Some(Data::I8(v)) if v.len() == 1 => (true, v[0].into()),
+            _ => {
+                let detail = "an activation needs one zero point of an integer type of at most 8 bits";
+                return Err(Error::new(Kind::Quantization, detail));
+            }
+        };
+        let bits = names.get(2).and_then(|n| self.narrow.get(n.as_ref()?)).copied().unwrap_or(8);
+        let params = QParams::per_tensor(bits, signed, scale, zero);
+        params.check(1)?;
+        Ok(params)
     }
 
     fn define_values(&mut self, node: &RawNode<'_>, values: Vec<[Tensor; 2]>) -> Result<(), Error> {
@@ -309,7 +452,7 @@ impl Folder {
         if written.is_empty() {
             return Err(Error::new(Kind::Structure, "a node needs an output"));
         }
-        self.nodes.push(Pending { name: node.name.to_owned(), op, inputs: names, outputs: written });
+        self.nodes.push(Pending { name: node.name.to_owned(), op, inputs: names, outputs: written, rounding: None });
         self.drop_outputs(&RawNode { name: node.name, outputs: node.outputs.clone(), ..RawNode::default() }, count)
     }
 
@@ -364,22 +507,27 @@ impl Folder {
             Known::Constant(t) => Ok([t.shape().to_vec(), t.shape().to_vec()]),
             Known::PerBatch([a, b]) => Ok([a.shape().to_vec(), b.shape().to_vec()]),
             Known::Computed(shapes) => Ok(shapes.clone()),
+            Known::Codes(..) => Err(Error::new(
+                Kind::Operator,
+                format!("reads `{name}`, which is in integers: only decoding may follow rounding"),
+            )),
             Known::Dropped(_) => Err(Error::new(Kind::Structure, format!("`{name}` exists only in training"))),
         }
     }
 
-    /// Which nodes the outputs need.
-    fn live(&self, outputs: &[&str]) -> Vec<bool> {
-        let mut needed: HashSet<&str> =
-            outputs.iter().map(|&o| self.aliases.get(o).map_or(o, |(source, _)| source)).collect();
-        let mut live = vec![false; self.nodes.len()];
-        for (index, node) in self.nodes.iter().enumerate().rev() {
-            live[index] = node.outputs.iter().any(|o| needed.contains(o.as_str()));
-            if live[index] {
-                needed.extend(node.inputs.iter().flatten().map(String::as_str));
+    /// Drops the nodes that the outputs do not need.
+    fn keep_live(&mut self, outputs: &[&str]) {
+        let mut needed: HashSet<String> = HashSet::new();
+        needed.extend(outputs.iter().map(|&o| self.aliases.get(o).map_or(o, |(source, _)| source).to_owned()));
+        let mut kept = Vec::with_capacity(self.nodes.len());
+        while let Some(node) = self.nodes.pop() {
+            if node.outputs.iter().any(|o| needed.contains(o)) {
+                needed.extend(node.inputs.iter().flatten().cloned());
+                kept.push(node);
             }
         }
-        live
+        kept.reverse();
+        self.nodes = kept;
     }
 }
 
@@ -531,7 +679,7 @@ mod tests {
     }
 
     fn only_op(f: Folder, output: &str) -> Op {
-        let graph = f.finish(&[output]).unwrap();
+        let graph = f.finish(&[output]).unwrap().0;
         assert_eq!(graph.nodes().len(), 1, "{:?}", graph.nodes());
         graph.nodes()[0].op.clone()
     }
@@ -594,7 +742,7 @@ mod tests {
         f.node(&raw("Relu", &["d"], &["y"])).unwrap();
         let error = f.node(&raw("Relu", &["mask"], &["z"])).unwrap_err().to_string();
         assert!(error.contains("writes only in training"), "{error}");
-        let graph = f.finish(&["y", "mean"]).unwrap();
+        let graph = f.finish(&["y", "mean"]).unwrap().0;
         let names: Vec<_> = graph.nodes().iter().map(|n| n.name.as_str()).collect();
         assert_eq!(names, ["bn", "relu_1"]);
         assert_eq!(graph.outputs().len(), 1);
@@ -610,7 +758,7 @@ mod tests {
         f.node(&raw("Sigmoid", &["x"], &["dead"])).unwrap();
         f.node(&raw("Add", &["a", "b"], &["sum"])).unwrap();
         f.node(&RawNode { name: "last", ..raw("Identity", &["sum"], &["y"]) }).unwrap();
-        let graph = f.finish(&["y"]).unwrap();
+        let graph = f.finish(&["y"]).unwrap().0;
         let names: Vec<_> = graph.nodes().iter().map(|n| n.name.as_str()).collect();
         assert_eq!(names, ["same", "same_2", "add_2", "last"]);
         assert!(graph.find("unused").is_none());

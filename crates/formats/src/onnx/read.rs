@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
 
 use bitsmith_graph::fold::{Batch, FOLDED_ONLY, Folder, RawNode};
-use bitsmith_graph::{Attr, Attrs, Dim, Graph, Model, Op, Tensor};
+use bitsmith_graph::{Attr, Attrs, Dim, Graph, Model, Op, Site, Tensor, ValueId};
 use prost::Message;
 use prost::bytes::Bytes;
 
@@ -18,7 +18,8 @@ use crate::sniff;
 ///
 /// Batch normalisation and dropout mean what they mean at inference, whatever mode the file was exported in. A batch
 /// size that the file fixes is freed where the network allows it. Layers are named after their weights where those have
-/// telling names (`layer1.0.conv1`), other nodes as in the file.
+/// telling names (`layer1.0.conv1`), other nodes as in the file. Weights stored as integers are decoded, and values that
+/// the file rounds and decodes again (QDQ) become sites.
 pub fn read(path: &Path) -> Result<Model, Error> {
     // Protobuf itself admits no more.
     let bytes = sniff::read_file(path, 1 << 31)?;
@@ -39,11 +40,11 @@ pub fn decode(bytes: Bytes, folder: &Path) -> Result<Model, Error> {
     let graph = file.graph.as_ref().ok_or_else(|| Error::malformed("is no ONNX file: there is no graph in it"))?;
     check_operators(&file, graph)?;
     let source = Source::new(graph, opset, folder)?;
-    let graph_read = source.build()?;
+    let (graph_read, sites) = source.build()?;
     let (preprocess, classes) = metadata::read(&file.metadata_props);
     let ours = file.producer_name.as_deref() == Some(super::PRODUCER);
     let name = if ours { graph.name.clone().unwrap_or_default() } else { String::new() };
-    Ok(Model { preprocess, classes, ..Model::new(name, graph_read) })
+    Ok(Model { preprocess, classes, sites, ..Model::new(name, graph_read) })
 }
 
 fn opset(file: &ModelProto) -> Result<u32, Error> {
@@ -95,7 +96,8 @@ fn check_operators(file: &ModelProto, graph: &GraphProto) -> Result<(), Error> {
 /// A graph of the file, tensors decoded, nodes in order.
 struct Source<'a> {
     opset: u32,
-    constants: Vec<(&'a str, Tensor)>,
+    /// Name, tensor, and bits per element where the file has fewer than the tensor's type.
+    constants: Vec<(&'a str, Tensor, Option<u8>)>,
     inputs: Vec<(&'a str, Vec<Dim>)>,
     nodes: Vec<RawNode<'a>>,
     outputs: Vec<&'a str>,
@@ -110,9 +112,9 @@ impl<'a> Source<'a> {
             let name = name.ok_or_else(|| Error::malformed("an initializer has no name"))?;
             let tensor =
                 tensor::decode(proto, &mut external).map_err(|e| within(&format!("initializer `{name}`"), e))?;
-            constants.push((name, tensor));
+            constants.push((name, tensor, tensor::narrow_bits(proto.data_type.unwrap_or(0))));
         }
-        let initialized: HashSet<&str> = constants.iter().map(|(name, _)| *name).collect();
+        let initialized: HashSet<&str> = constants.iter().map(|(name, ..)| *name).collect();
         // Old files list their initializers as inputs too.
         let inputs = graph.input.iter().filter(|i| i.name.as_deref().is_none_or(|n| !initialized.contains(n)));
         let inputs = inputs.map(input).collect::<Result<Vec<_>, _>>()?;
@@ -125,18 +127,18 @@ impl<'a> Source<'a> {
     }
 
     /// The graph for any batch size if that works, else for the one in the file.
-    fn build(&self) -> Result<Graph, Error> {
+    fn build(&self) -> Result<(Graph, BTreeMap<ValueId, Site>), Error> {
         let firsts: Vec<_> = self.inputs.iter().filter_map(|(_, dims)| dims.first().copied()).collect();
         if let Some(&Dim::Fixed(size)) = firsts.first()
             && firsts.iter().all(|&d| d == Dim::Fixed(size))
-            && let Ok(graph) = self.fold(Batch::Generalised(size))
+            && let Ok(folded) = self.fold(Batch::Generalised(size))
         {
-            return Ok(graph);
+            return Ok(folded);
         }
         self.fold(Batch::AsDeclared)
     }
 
-    fn fold(&self, batch: Batch) -> Result<Graph, Error> {
+    fn fold(&self, batch: Batch) -> Result<(Graph, BTreeMap<ValueId, Site>), Error> {
         let mut folder = Folder::new(self.opset, batch);
         for (name, dims) in &self.inputs {
             let mut dims = dims.clone();
@@ -145,8 +147,11 @@ impl<'a> Source<'a> {
             }
             folder.input(name, dims)?;
         }
-        for (name, tensor) in &self.constants {
-            folder.constant(name, tensor.clone())?;
+        for (name, tensor, bits) in &self.constants {
+            match bits {
+                Some(bits) => folder.narrow_constant(name, tensor.clone(), *bits)?,
+                None => folder.constant(name, tensor.clone())?,
+            }
         }
         for node in &self.nodes {
             folder.node(node)?;

@@ -1,6 +1,7 @@
 //! ONNX tensors to tensors: element types, where the elements are kept, and the conversion of other floats to f32.
 
 use bitsmith_graph::{Data, Tensor};
+use bitsmith_kernels::pack;
 
 use super::external::External;
 use super::proto::{TensorProto, data_type};
@@ -24,7 +25,7 @@ pub fn decode(proto: &TensorProto, external: &mut External<'_>) -> Result<Tensor
     let data = match (proto.data_location.unwrap_or(0), &proto.raw_data) {
         (1, _) => from_bytes(kind, &external.read(&proto.external_data)?, count)?,
         (0, Some(bytes)) => from_bytes(kind, bytes, count)?,
-        (0, None) => from_fields(kind, proto)?,
+        (0, None) => from_fields(kind, proto, count)?,
         (other, _) => return Err(Error::malformed(format!("data location {other} does not exist"))),
     };
     if data.len() != count {
@@ -37,8 +38,36 @@ fn unsupported(kind: i32) -> Error {
     Error::unsupported(format!("element type {} is not supported", data_type::name(kind)))
 }
 
+/// Bits per element of the types that share bytes.
+pub fn narrow_bits(kind: i32) -> Option<u8> {
+    match kind {
+        data_type::INT4 | data_type::UINT4 => Some(4),
+        data_type::INT2 | data_type::UINT2 => Some(2),
+        _ => None,
+    }
+}
+
+/// Elements of 2 or 4 bits, which fill bytes from the low end.
+fn from_fields_of(bits: u8, signed: bool, bytes: &[u8], count: usize) -> Result<Data, Error> {
+    let misfit = |e: pack::Error| Error::malformed(e.to_string());
+    if pack::fields_len(count, bits) != bytes.len() {
+        return Err(misfit(pack::Error::Length { expected: pack::fields_len(count, bits), found: bytes.len() }));
+    }
+    if signed {
+        let mut out = vec![0i8; count];
+        pack::unpack_fields(bytes, bits, count, 0, &mut out).map_err(misfit)?;
+        return Ok(Data::I8(out));
+    }
+    let mut out = vec![0u8; count];
+    pack::unpack_fields(bytes, bits, count, 0, &mut out).map_err(misfit)?;
+    Ok(Data::U8(out))
+}
+
 /// Elements from little-endian bytes.
 fn from_bytes(kind: i32, bytes: &[u8], count: usize) -> Result<Data, Error> {
+    if let Some(bits) = narrow_bits(kind) {
+        return from_fields_of(bits, matches!(kind, data_type::INT4 | data_type::INT2), bytes, count);
+    }
     let width = match kind {
         data_type::BOOL | data_type::UINT8 | data_type::INT8 => 1,
         data_type::FLOAT16 | data_type::BFLOAT16 | data_type::UINT16 | data_type::INT16 => 2,
@@ -76,7 +105,7 @@ fn from_bytes(kind: i32, bytes: &[u8], count: usize) -> Result<Data, Error> {
 }
 
 /// Elements from the fields for each type.
-fn from_fields(kind: i32, proto: &TensorProto) -> Result<Data, Error> {
+fn from_fields(kind: i32, proto: &TensorProto, count: usize) -> Result<Data, Error> {
     fn narrow<T: TryFrom<i32>>(values: &[i32]) -> Result<Vec<T>, Error> {
         let fits =
             |&v: &i32| T::try_from(v).map_err(|_| Error::malformed(format!("{v} does not fit the element type")));
@@ -95,6 +124,8 @@ fn from_fields(kind: i32, proto: &TensorProto) -> Result<Data, Error> {
         data_type::INT32 | data_type::INT16 | data_type::UINT16 => Data::I32(ints.clone()),
         data_type::INT8 => Data::I8(narrow(ints)?),
         data_type::UINT8 => Data::U8(narrow(ints)?),
+        // Each entry holds one byte.
+        _ if narrow_bits(kind).is_some() => from_bytes(kind, &narrow::<u8>(ints)?, count)?,
         data_type::BOOL => Data::Bool(ints.iter().map(|&v| v != 0).collect()),
         _ => return Err(unsupported(kind)),
     })
@@ -178,6 +209,20 @@ mod tests {
         assert_eq!(with(data_type::INT8, &|p| p.int32_data = vec![-1]), Data::I8(vec![-1]));
         assert_eq!(with(data_type::UINT8, &|p| p.int32_data = vec![255]), Data::U8(vec![255]));
         assert_eq!(with(data_type::BOOL, &|p| p.int32_data = vec![1]), Data::Bool(vec![true]));
+    }
+
+    #[test]
+    fn several_elements_in_a_byte() {
+        let cases = [
+            (data_type::INT4, &[0x8f_u8, 0x07][..], Data::I8(vec![-1, -8, 7])),
+            (data_type::UINT4, &[0x8f, 0x07], Data::U8(vec![15, 8, 7])),
+            (data_type::INT2, &[0b01_10_11], Data::I8(vec![-1, -2, 1])),
+            (data_type::UINT2, &[0b01_10_11], Data::U8(vec![3, 2, 1])),
+        ];
+        for (kind, bytes, data) in cases {
+            assert_eq!(read(&raw(kind, &[3], bytes)).unwrap().data(), &data, "{}", data_type::name(kind));
+            assert!(read(&raw(kind, &[9], bytes)).is_err());
+        }
     }
 
     #[test]

@@ -183,6 +183,33 @@ fn each_layer_gets_the_narrowest_type() {
     }
 }
 
+/// A quantized file read back: weights as they decode, roundings as sites, names as they were.
+#[test]
+fn what_is_quantized_is_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("q.onnx");
+    for (opset, bits) in [(13, 8), (21, 8), (25, 4)] {
+        let model = quantized(tiny(), affine(2, true), &[], Some(bits));
+        write_qdq(&model, &path, Target { opset }).unwrap();
+        let (found, wanted) = (read(&path).unwrap(), model.to_model().unwrap());
+        for value in wanted.graph.values().iter().filter(|v| v.constant.is_some()) {
+            let id = found.graph.find(&value.name).unwrap();
+            assert_eq!(found.graph.constant(id), value.constant.as_ref(), "{}", value.name);
+        }
+        let sites = |m: &Model| -> Vec<(String, Role, f32)> {
+            let rounded = m.sites.iter().filter(|(_, s)| matches!(s.role, Role::Input | Role::Activation));
+            rounded
+                .map(|(id, s)| (m.graph.value(*id).name.clone(), s.role, s.params.as_ref().unwrap().scale[0]))
+                .collect()
+        };
+        match bits {
+            8 => assert_eq!((sites(&found), found.graph.nodes().len()), (sites(&wanted), wanted.graph.nodes().len())),
+            // What saturates before its type does is clipped first.
+            _ => assert_eq!((sites(&found).len(), found.graph.nodes().len()), (2, wanted.graph.nodes().len() + 2)),
+        }
+    }
+}
+
 /// ONNX Runtime computes the same from integers as from the floats that they stand for.
 #[test]
 fn quantized_files_run_elsewhere() {

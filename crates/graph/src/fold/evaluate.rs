@@ -1,13 +1,16 @@
 //! Operators evaluated on tensors: those that shape arithmetic and prepared weights are made of.
 
+use crate::attrs::Attrs;
 use crate::error::{Error, Kind};
 use crate::graph::check_size;
 use crate::op::{InputShapes, Op, Operator};
 use crate::ops::{Gather, broadcast, normalize_axis};
+use crate::quant::{Granularity, channels, for_each_channel};
 use crate::tensor::{Data, Shape, Tensor, element_count};
 
-/// Operators that are known only where all they read is constant: they occur in shape arithmetic of exporters.
-pub const FOLDED_ONLY: &[&str] = &["CastLike", "Expand", "Range"];
+/// Operators that are known only where all they read is constant: shape arithmetic of exporters, and weights stored as
+/// integers. The pair that rounds an activation is known too: it becomes a site.
+pub const FOLDED_ONLY: &[&str] = &["CastLike", "DequantizeLinear", "Expand", "QuantizeLinear", "Range"];
 
 /// Elements that folding may still create; what keeps a small file from becoming a large allocation.
 #[derive(Debug)]
@@ -94,7 +97,12 @@ pub(super) fn evaluate(op: &Op, inputs: &[Option<&Tensor>], budget: &mut Budget)
 }
 
 /// The output of one of [`FOLDED_ONLY`]. `None` among the inputs is a computed value, of which only the type matters.
-pub(super) fn evaluate_named(name: &str, inputs: &[Option<&Tensor>], budget: &mut Budget) -> Result<Tensor, Error> {
+pub(super) fn evaluate_named(
+    name: &str,
+    attrs: &Attrs,
+    inputs: &[Option<&Tensor>],
+    budget: &mut Budget,
+) -> Result<Tensor, Error> {
     let input = |index: usize| {
         inputs.get(index).copied().flatten().ok_or_else(|| {
             let detail =
@@ -106,6 +114,11 @@ pub(super) fn evaluate_named(name: &str, inputs: &[Option<&Tensor>], budget: &mu
         "CastLike" => {
             let like = inputs.get(1).copied().flatten().map_or(1, |t| type_number(t.data()));
             cast(input(0)?, like)
+        }
+        "DequantizeLinear" => {
+            let (x, scale) = (input(0)?, input(1)?);
+            budget.spend(x.shape())?;
+            dequantize(attrs, x, scale, inputs.get(2).copied().flatten())
         }
         "Expand" => {
             let x = input(0)?;
@@ -136,6 +149,31 @@ pub(super) fn evaluate_named(name: &str, inputs: &[Option<&Tensor>], budget: &mu
         }
         _ => Err(Error::new(Kind::Operator, format!("operator `{name}` is not known here"))),
     }
+}
+
+/// `scale · (x − zero point)`, per tensor or along an axis.
+fn dequantize(attrs: &Attrs, x: &Tensor, scale: &Tensor, zero: Option<&Tensor>) -> Result<Tensor, Error> {
+    let scales = scale.as_f32().ok_or_else(|| Error::shape("its scale must be float"))?;
+    let zeros = zero.map_or_else(|| Ok(vec![0; scales.len()]), ints)?;
+    if attrs.int("block_size", 0)? != 0 {
+        return Err(Error::attribute("scales per block are not supported: only per tensor or along an axis"));
+    }
+    let per = match scales.len() {
+        1 => Granularity::PerTensor,
+        _ => Granularity::PerChannel { axis: normalize_axis(attrs.int("axis", 1)?, x.shape().len())? },
+    };
+    if channels(per, x.shape())? != scales.len() || zeros.len() != scales.len() {
+        return Err(Error::shape(format!(
+            "{} scales and {} zero points for a tensor of shape {:?}",
+            scales.len(),
+            zeros.len(),
+            x.shape()
+        )));
+    }
+    let codes = ints(x)?;
+    let mut out = vec![0.0; codes.len()];
+    for_each_channel(per, x.shape(), |i, c| out[i] = scales[c] * codes[i].saturating_sub(zeros[c]) as f32);
+    Tensor::f32(x.shape(), out)
 }
 
 /// The dimensions `range` of a shape, as the operator `Shape` gives them.
@@ -355,7 +393,6 @@ pub(super) fn passes_through(op: &Op, shapes: &[Shape; 2]) -> Result<bool, Error
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::attrs::Attrs;
     use crate::ops::{Cast, Concat, Div, Flatten, Slice, Split, Transpose};
 
     fn run(op: impl Into<Op>, inputs: &[&Tensor]) -> Result<Vec<Tensor>, String> {
@@ -397,9 +434,12 @@ mod tests {
         assert_eq!(run(Cast { to: 7 }, &[&Tensor::floats(vec![-1.9, 2.9])]).unwrap()[0].to_ints().unwrap(), [-1, 2]);
         let range = [Tensor::int(5), Tensor::int(0), Tensor::int(-2)];
         let range: Vec<_> = range.iter().map(Some).collect();
-        assert_eq!(evaluate_named("Range", &range, &mut Budget(9)).unwrap().to_ints().unwrap(), [5, 3, 1]);
+        assert_eq!(
+            evaluate_named("Range", &Attrs::new(), &range, &mut Budget(9)).unwrap().to_ints().unwrap(),
+            [5, 3, 1]
+        );
         let expand = [Some(&t), Some(&Tensor::ints(vec![2, 1, 1]))];
-        assert_eq!(evaluate_named("Expand", &expand, &mut Budget(99)).unwrap().shape(), [2, 2, 3]);
+        assert_eq!(evaluate_named("Expand", &Attrs::new(), &expand, &mut Budget(99)).unwrap().shape(), [2, 2, 3]);
     }
 
     #[test]
@@ -412,6 +452,9 @@ mod tests {
         let huge = Op::from_attrs("ConstantOfShape", &shape, 20).unwrap();
         assert!(run(huge, &[]).unwrap_err().contains("more memory"));
         let range = [Tensor::int(0), Tensor::int(i64::MAX), Tensor::int(1)];
-        assert!(evaluate_named("Range", &range.iter().map(Some).collect::<Vec<_>>(), &mut Budget(9)).is_err());
+        assert!(
+            evaluate_named("Range", &Attrs::new(), &range.iter().map(Some).collect::<Vec<_>>(), &mut Budget(9))
+                .is_err()
+        );
     }
 }
