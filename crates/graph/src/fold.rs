@@ -575,7 +575,8 @@ fn generalise(op: Reshape, size: usize, x: &[usize], y: &[usize]) -> Reshape {
         return op;
     }
     let declared: Shape = std::iter::once(size).chain(x[1..].iter().copied()).collect();
-    let Ok(out) = op.infer(InputShapes(&[Some(&declared)])) else { return op };
+    let out = check_size(&declared).and_then(|()| op.infer(InputShapes(&[Some(&declared)])));
+    let Ok(out) = out else { return op };
     let rest = out[0][1..].iter().map(|&d| i64::try_from(d).unwrap_or(i64::MAX));
     let shape: Vec<_> = std::iter::once(-1).chain(rest).collect();
     let general = Reshape { allow_zero: shape.contains(&0), shape };

@@ -41,10 +41,23 @@ pub fn decode(bytes: Bytes, folder: &Path) -> Result<Model, Error> {
     check_operators(&file, graph)?;
     let source = Source::new(graph, opset, folder)?;
     let (graph_read, sites) = source.build()?;
+    check_finite(&graph_read)?;
     let (preprocess, classes) = metadata::read(&file.metadata_props);
     let ours = file.producer_name.as_deref() == Some(super::PRODUCER);
     let name = if ours { graph.name.clone().unwrap_or_default() } else { String::new() };
     Ok(Model { preprocess, classes, sites, ..Model::new(name, graph_read) })
+}
+
+/// Refuses weights that are not numbers: whatever came next would only spread them.
+fn check_finite(graph: &Graph) -> Result<(), Error> {
+    for value in graph.values() {
+        let floats = value.constant.as_ref().and_then(Tensor::as_f32).unwrap_or(&[]);
+        if let Some((index, number)) = floats.iter().enumerate().find(|(_, v)| !v.is_finite()) {
+            let detail = format!("`{}`: element {index} is {number}: every weight must be finite", value.name);
+            return Err(Error::malformed(detail));
+        }
+    }
+    Ok(())
 }
 
 fn opset(file: &ModelProto) -> Result<u32, Error> {

@@ -377,6 +377,16 @@ fn each_mistake_has_its_message() {
         (dim.dim_value, dim.dim_param) = (None, Some("height".to_owned()));
     });
     assert!(open.starts_with("dimension 2 (`height`) of input `x` has no size"), "{open}");
+    let nan = refused(|file| {
+        let tensor = &mut file.graph.as_mut().unwrap().initializer[1];
+        tensor.raw_data = Some(f32::NAN.to_le_bytes().repeat(4).into());
+    });
+    assert_eq!(nan, "`conv.bias`: element 0 is NaN: every weight must be finite");
+    let huge = refused(|file| {
+        let kind = file.graph.as_mut().unwrap().input[0].r#type.as_mut().unwrap().tensor_type.as_mut().unwrap();
+        kind.shape.as_mut().unwrap().dim[2].dim_value = Some(1 << 62);
+    });
+    assert!(huge.contains("more than 1099511627776 elements"), "{huge}");
     let shape = refused(|file| file.graph.as_mut().unwrap().initializer[0].dims[1] = 3);
     assert_eq!(shape, "initializer `conv.weight`: 108 elements of float need 432 bytes but 288 are stored");
 }
@@ -433,8 +443,14 @@ fn truncated_files_are_refused_or_read() {
 proptest::proptest! {
     #![proptest_config(proptest::prelude::ProptestConfig::with_cases(2000))]
     #[test]
-    fn mutated_files_do_not_panic(changes in proptest::collection::vec((proptest::prelude::any::<u16>(), proptest::prelude::any::<u8>()), 1..6)) {
-        let mut bytes = bytes_of(&proto());
+    fn mutated_files_do_not_panic(quantize in proptest::prelude::any::<bool>(), changes in proptest::collection::vec((proptest::prelude::any::<u16>(), proptest::prelude::any::<u8>()), 1..6)) {
+        let mut bytes = match quantize {
+            false => bytes_of(&proto()),
+            true => {
+                let model = quantized(tiny(), affine(2, true), &[], Some(4));
+                bytes_of(&super::qdq::encode_qdq(&model, Target { opset: 25 }).unwrap().0)
+            }
+        };
         for (place, byte) in changes {
             let place = usize::from(place) % bytes.len();
             bytes[place] = byte;

@@ -215,11 +215,12 @@ fn strided(x: &Tensor, shape: &[usize], base: i64, steps: &[i64]) -> Result<Tens
         places.push(index.ok_or_else(|| Error::shape("a constant is read past its end"))?);
         for axis in (0..shape.len()).rev() {
             at[axis] += 1;
-            place += steps[axis];
+            // A step past the last element may be absurdly long; it is taken back before anything is read.
+            place = place.wrapping_add(steps[axis]);
             if at[axis] < shape[axis] {
                 break;
             }
-            place -= steps[axis] * at[axis] as i64;
+            place = place.wrapping_sub(steps[axis].wrapping_mul(at[axis] as i64));
             at[axis] = 0;
         }
     }
@@ -240,7 +241,8 @@ fn gather(op: &Gather, x: &Tensor, indices: &Tensor, shape: Shape) -> Result<Ten
     let axis = normalize_axis(op.axis, x.shape().len())?;
     let size = x.shape()[axis] as i64;
     let inner: usize = x.shape()[axis + 1..].iter().product();
-    let outer: usize = x.shape()[..axis].iter().product();
+    // Where nothing is picked, an outer size may still be huge.
+    let outer: usize = if shape.contains(&0) { 0 } else { x.shape()[..axis].iter().product() };
     let mut rows = Vec::with_capacity(indices.len());
     for index in ints(indices)? {
         let row = if index < 0 { index.saturating_add(size) } else { index };
@@ -260,7 +262,7 @@ fn gather(op: &Gather, x: &Tensor, indices: &Tensor, shape: Shape) -> Result<Ten
 }
 
 fn concat(parts: &[&Tensor], axis: usize, shape: Shape) -> Result<Tensor, Error> {
-    let outer: usize = shape[..axis].iter().product();
+    let outer: usize = if shape.contains(&0) { 0 } else { shape[..axis].iter().product() };
     // One run of every part in turn, for each outer index.
     macro_rules! joined {
         ($variant:ident) => {{
@@ -440,6 +442,16 @@ mod tests {
         );
         let expand = [Some(&t), Some(&Tensor::ints(vec![2, 1, 1]))];
         assert_eq!(evaluate_named("Expand", &Attrs::new(), &expand, &mut Budget(99)).unwrap().shape(), [2, 2, 3]);
+    }
+
+    #[test]
+    fn absurd_numbers_end_quickly() {
+        let t = matrix();
+        let far = Slice { starts: vec![1, 1], ends: vec![2, 3], axes: None, steps: Some(vec![i64::MAX, i64::MAX]) };
+        assert_eq!(run(far, &[&t]).unwrap()[0].to_ints().unwrap(), [5]);
+        let empty = Tensor::new([1 << 39, 0], Data::I64(vec![])).unwrap();
+        assert!(run(Concat { axis: 1 }, &[&empty, &empty]).unwrap()[0].is_empty());
+        assert!(run(Gather { axis: 1 }, &[&empty, &Tensor::ints(vec![])]).unwrap()[0].is_empty());
     }
 
     #[test]
