@@ -215,6 +215,7 @@ impl Engine {
         let statistics = if options.train_norm { Batch::Live } else { Batch::Frozen };
         let run = Run { plan: &self.plan, shapes, params, statistics };
         let track = |tensor: Tensor<O>| B::float_set_require_grad(tensor, true);
+        let time = profile::span("parameters and input");
         let mut leaves = leaves::<O>(&self.plan, params);
         for (id, role, shape) in &self.plan.constants {
             if role.is_trained(shape.iter().product())
@@ -224,10 +225,13 @@ impl Engine {
             }
         }
         leaves.steps = std::mem::take(&mut leaves.steps).into_iter().map(|(id, s)| (id, track(s))).collect();
-        let mut outputs =
-            execute::<O>(&run, upload::<O>(x, &shapes[self.graph.inputs()[0].value.index()]), &leaves, seen)?;
+        let x = upload::<O>(x, &shapes[self.graph.inputs()[0].value.index()]);
+        drop(time);
+        let time = profile::span("forward, all");
+        let mut outputs = execute::<O>(&run, x, &leaves, seen)?;
         let Some(output) = outputs.pop() else { return Err(Error::input("the plan has no output")) };
         let logits = read::<B::InnerBackend>(B::inner(output.clone()));
+        drop(time);
         let classes = shapes[self.output.index()].last().copied().unwrap_or(1);
         let evaluated = loss.evaluate(&logits, classes, labels);
         // The loss was computed on the host. Seen from the tape it is Σ logits · g with g = ∂loss/∂logits constant, which has
@@ -239,6 +243,7 @@ impl Engine {
             let _time = profile::span("backward, all");
             B::backward(surrogate)
         };
+        let _time = profile::span("gradients to the host");
         let mut gradient = |tensor: &Tensor<O>| B::grad_remove(tensor, &mut grads).map(read::<B::InnerBackend>);
         let mut out = StepOutput {
             loss: evaluated.loss,

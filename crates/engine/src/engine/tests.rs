@@ -85,6 +85,7 @@ fn architectures_agree_with_composed_operators() {
         ("resnet20", [3, 8, 8]),
         ("resnet8", [3, 16, 16]),
         ("mobilenetv2", [3, 16, 16]),
+        ("resnet18", [3, 16, 16]),
         ("squeezenet1_1", [3, 40, 40]),
         ("cnn", [1, 8, 8]),
         ("mlp", [1, 8, 8]),

@@ -14,6 +14,7 @@ use super::{Arg, Binary, Kind, Layout, NormStep, Plan, Step};
 use crate::error::{Error, Kind as ErrorKind};
 use crate::ops::{BatchStatistics, Norm, Statistics, Tensor, TrainOps};
 use crate::params::Params;
+use crate::profile;
 
 /// Where normalisations take their statistics from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -104,6 +105,15 @@ fn perform<O: TrainOps>(
     let missing = || Error::new(ErrorKind::Params, "", "an input is missing");
     let mut next = || inputs.next().ok_or_else(missing);
     let x = next()?;
+    // Fused operators time themselves; the rest is burn's.
+    let _time = match &step.kind {
+        Kind::Conv(_) | Kind::Norm(_) | Kind::Activation(_) | Kind::FakeQuant(..) | Kind::Linear { .. } => None,
+        Kind::Slice(..) => Some(profile::span("slice")),
+        Kind::Pad { .. } => Some(profile::span("pad")),
+        Kind::Binary(..) => Some(profile::span("elementwise")),
+        Kind::MaxPool(_) | Kind::AveragePool(_) | Kind::GlobalAveragePool | Kind::ToFirst | Kind::ToLast => None,
+        _ => Some(profile::span("other")),
+    };
     let one = match &step.kind {
         Kind::Conv(op) => {
             let w = next()?;
