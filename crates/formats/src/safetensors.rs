@@ -235,6 +235,7 @@ fn entry(value: &Value, start: u64, data: u64) -> Result<Entry, String> {
 mod tests {
     use super::*;
     use bitsmith_graph::ops::Gemm;
+    use bitsmith_graph::zoo::{self, ZooOptions};
     use bitsmith_graph::{Dim, Graph};
 
     fn model() -> Model {
@@ -303,6 +304,30 @@ mod tests {
         let m = load(&file(header, &data)).unwrap();
         let of = |name| m.graph.constant(m.graph.find(name).unwrap()).unwrap().as_f32().unwrap().to_vec();
         assert_eq!((of("fc.weight"), of("fc.bias")), (vec![1.0; 6], vec![-1.5; 3]));
+    }
+
+    /// The published weights fit the built-in networks, name for name.
+    #[test]
+    fn published_weights_fit() {
+        let data = std::env::var_os("BITSMITH_DATA").map_or_else(
+            || Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/data"),
+            std::path::PathBuf::from,
+        );
+        let files = [
+            ("resnet20", "cifar10_resnet20"),
+            ("resnet56", "cifar10_resnet56"),
+            ("resnet8", "cifar10_resnet8_mlperf_tiny"),
+            ("squeezenet1_1", "imagenet_squeezenet1_1"),
+        ];
+        for (name, file) in files {
+            let path = data.join("weights").join(file).with_extension("safetensors");
+            if !path.exists() {
+                eprintln!("skipped: {} is not there", path.display());
+                continue;
+            }
+            let mut model = zoo::build(name, &ZooOptions::default()).unwrap();
+            load_into(&mut model, &path).unwrap();
+        }
     }
 
     #[test]

@@ -38,7 +38,7 @@ pub fn decode(bytes: Bytes, folder: &Path) -> Result<Model, Error> {
         ModelProto::decode(bytes).map_err(|e| Error::malformed(format!("is no ONNX file, or a truncated one: {e}")))?;
     let opset = opset(&file)?;
     let graph = file.graph.as_ref().ok_or_else(|| Error::malformed("is no ONNX file: there is no graph in it"))?;
-    check_operators(&file, graph)?;
+    check_operators(&file, graph, opset)?;
     let source = Source::new(graph, opset, folder)?;
     let (graph_read, sites) = source.build()?;
     check_finite(&graph_read)?;
@@ -71,7 +71,7 @@ fn opset(file: &ModelProto) -> Result<u32, Error> {
 }
 
 /// Refuses operators that are not known, all of them in one message.
-fn check_operators(file: &ModelProto, graph: &GraphProto) -> Result<(), Error> {
+fn check_operators(file: &ModelProto, graph: &GraphProto, opset: u32) -> Result<(), Error> {
     let key = |domain: &Option<String>, name: &Option<String>| {
         let (domain, name) = (domain.as_deref().unwrap_or(""), name.as_deref().unwrap_or(""));
         if matches!(domain, "" | "ai.onnx") { name.to_owned() } else { format!("{domain}::{name}") }
@@ -92,7 +92,14 @@ fn check_operators(file: &ModelProto, graph: &GraphProto) -> Result<(), Error> {
     };
     let mut problems = vec![];
     if !unknown.is_empty() {
-        problems.push(format!("operators that are not supported: {}", list(unknown)));
+        let hint = match opset {
+            ..20 => format!(
+                " (opset 20 or later may have one supported operator for what several spell out in opset {opset}: try \
+                 exporting with that)"
+            ),
+            _ => String::new(),
+        };
+        problems.push(format!("operators that are not supported: {}{hint}", list(unknown)));
     }
     if !calls.is_empty() {
         problems.push(format!("functions of its own, which must be inlined when exporting: {}", list(calls)));
