@@ -1,7 +1,7 @@
 //! Prints GFLOP/s of each convolution kernel on the shapes of ResNet-20 at batch 128 and some of ResNet-18 and
 //! MobileNetV2, its share of this machine's peak, its ratio to the naive reference, and the speed of batch-norm: `cargo run --release -p bitsmith-kernels --example conv_speed [isa] [batch]`.
 
-use bitsmith_kernels::activation::Activation;
+use bitsmith_kernels::activation::{self, Activation};
 use bitsmith_kernels::conv::{self, ConvShape};
 use bitsmith_kernels::{isa, norm, reference, simd};
 use std::time::Instant;
@@ -59,6 +59,25 @@ fn main() {
     }
     println!("sum of the convolutions of a ResNet-20 step: {:.1} ms", total * 1e3);
     norms(batch);
+    let x: Vec<f32> = (0..1 << 16).map(|i| ((i * 7919) % 1009) as f32 / 150.0 - 3.0).collect();
+    let (mut y, mut dx) = (x.clone(), x.clone());
+    for act in [
+        Activation::Relu,
+        Activation::HardSwish,
+        Activation::Sigmoid,
+        Activation::Tanh,
+        Activation::GeluErf,
+        Activation::GeluTanh,
+    ] {
+        let forward = best(|| activation::forward(act, &x, &mut y));
+        let backward = best(|| activation::backward(act, &x, &y, &mut dx));
+        let per_element = |seconds: f64| seconds / x.len() as f64 * 1e9;
+        println!(
+            "{act:?}: {:.2} ns forward, {:.2} ns backward an element",
+            per_element(forward),
+            per_element(backward)
+        );
+    }
 }
 
 /// Prints what the passes of batch-norm + ReLU take on one activation, as bytes read and written per second.

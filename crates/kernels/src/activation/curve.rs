@@ -130,25 +130,36 @@ impl Curve for Any {
     unsafe fn apply<V: Vector>(self, x: V) -> V {
         let mut lanes = [0.0; 16];
         // SAFETY: see above; no vector has more than 16 lanes.
-        unsafe {
-            x.store(lanes.as_mut_ptr());
-            for lane in &mut lanes[..V::LANES] {
-                *lane = self.0.apply(*lane);
-            }
-            V::load(lanes.as_ptr())
+        unsafe { x.store(lanes.as_mut_ptr()) };
+        let used = &mut lanes[..V::LANES];
+        // One loop per function, so that the compiler makes vectors of each.
+        match self.0 {
+            Activation::Sigmoid => used.iter_mut().for_each(|x| *x = Activation::Sigmoid.apply(*x)),
+            Activation::Tanh => used.iter_mut().for_each(|x| *x = Activation::Tanh.apply(*x)),
+            Activation::GeluErf => used.iter_mut().for_each(|x| *x = Activation::GeluErf.apply(*x)),
+            Activation::GeluTanh => used.iter_mut().for_each(|x| *x = Activation::GeluTanh.apply(*x)),
+            Activation::HardSwish => used.iter_mut().for_each(|x| *x = Activation::HardSwish.apply(*x)),
+            act => used.iter_mut().for_each(|x| *x = act.apply(*x)),
         }
+        // SAFETY: see above.
+        unsafe { V::load(lanes.as_ptr()) }
     }
 
     #[inline(always)]
     unsafe fn gradient<V: Vector>(self, dy: V, saved: V) -> V {
         let mut lanes = [0.0; 16];
         // SAFETY: see above; no vector has more than 16 lanes.
-        unsafe {
-            saved.store(lanes.as_mut_ptr());
-            for lane in &mut lanes[..V::LANES] {
-                *lane = self.0.slope(*lane);
-            }
-            dy.mul(V::load(lanes.as_ptr()))
+        unsafe { saved.store(lanes.as_mut_ptr()) };
+        let used = &mut lanes[..V::LANES];
+        match self.0 {
+            Activation::Sigmoid => used.iter_mut().for_each(|s| *s = Activation::Sigmoid.slope(*s)),
+            Activation::Tanh => used.iter_mut().for_each(|s| *s = Activation::Tanh.slope(*s)),
+            Activation::GeluErf => used.iter_mut().for_each(|s| *s = Activation::GeluErf.slope(*s)),
+            Activation::GeluTanh => used.iter_mut().for_each(|s| *s = Activation::GeluTanh.slope(*s)),
+            Activation::HardSwish => used.iter_mut().for_each(|s| *s = Activation::HardSwish.slope(*s)),
+            act => used.iter_mut().for_each(|s| *s = act.slope(*s)),
         }
+        // SAFETY: see above.
+        unsafe { dy.mul(V::load(lanes.as_ptr())) }
     }
 }
