@@ -69,7 +69,7 @@ options! {
         /// Batches over which the statistics of batch normalisations are averaged at the end; 0 keeps the running ones.
         pub recalibrate_batches: usize = 60,
         /// Batches over which a method measures the loss of alternatives.
-        pub trial_batches: usize = 4,
+        pub trial_batches: usize = 2,
     }
 }
 

@@ -106,6 +106,13 @@ fn every_method_trains_and_ends_on_its_grid() {
         let layers = frozen.layers().unwrap();
         let found: Vec<u8> = layers.iter().map(|l| frozen.params(l.weight).unwrap().spec.bits).collect();
         assert_eq!(stored, found, "{}", method.name);
+        // And so the network of integers, decoded again, answers with the same bits.
+        let logits = |model: &Model| {
+            let engine = bitsmith_engine::Engine::new(model, &Default::default()).unwrap();
+            let batch = Data::epoch(&test, 0, 0).next().unwrap().unwrap();
+            engine.forward(&bitsmith_engine::Params::from_model(model), &batch.x, batch.labels.len()).unwrap()
+        };
+        assert_eq!(logits(&outcome.model), logits(&frozen.to_model().unwrap()), "{}", method.name);
         if method.name == "csq" {
             assert!(frozen.mean_weight_bits().unwrap() <= 2.5, "{stored:?}");
         }
