@@ -120,6 +120,35 @@ fn known_shapes() {
     check(&shape);
 }
 
+/// How much accuracy the transforms cost in practice: the root mean square error of each way, on a layer of ResNet-20.
+#[test]
+fn winograd_costs_little_accuracy() {
+    let shape = ConvShape::square(2, 16, 32, 32, 3, 1);
+    let (x, w, dy) = (values(shape.input_len(), 1), values(shape.weight_len(), 2), values(shape.output_len(), 3));
+    let error = |fast: &[f32], slow: &[f32]| {
+        let squares: f64 = fast.iter().zip(slow).map(|(f, s)| f64::from(f - s).powi(2)).sum();
+        (squares / fast.len() as f64).sqrt()
+    };
+    let isa = Isa::current();
+    let (mut slow, mut fast) = (dy.clone(), dy.clone());
+    naive::forward(&shape, &x, &w, None, &mut slow);
+    correlate_directly(isa, &shape, Direction::Forward, &x, &w, None, &mut fast);
+    let direct = error(&fast, &slow);
+    winograd::run(isa, (&shape, Direction::Forward), &x, &w, None, &mut fast);
+    let transformed = error(&fast, &slow);
+    println!("forward: direct {direct:e}, winograd {transformed:e}");
+    assert!(transformed <= 4.0 * direct, "{transformed:e} against {direct:e}");
+
+    let (mut slow, mut fast) = (w.clone(), w.clone());
+    naive::backward_weight(&shape, &x, &dy, &mut slow);
+    weight_gradient_directly(isa, &shape, &x, &dy, &mut fast);
+    let direct = error(&fast, &slow);
+    winograd::weight_gradient(isa, &shape, &x, &dy, &mut fast);
+    let transformed = error(&fast, &slow);
+    println!("weight gradient: direct {direct:e}, winograd {transformed:e}");
+    assert!(transformed <= 4.0 * direct, "{transformed:e} against {direct:e}");
+}
+
 fn shapes() -> impl Strategy<Value = ConvShape> {
     let channels = || prop::sample::select(vec![1, 3, 15, 16, 17, 33]);
     let kernel = prop::sample::select(vec![[1, 1], [3, 3], [5, 5], [7, 7], [1, 3], [1, 5], [2, 3]]);
