@@ -10,6 +10,7 @@
 mod composed;
 mod flex;
 mod rounding;
+mod shortcut;
 mod tape;
 #[cfg(test)]
 mod tests;
@@ -66,6 +67,16 @@ pub(crate) struct FakeQuant {
     pub grad_scale: f32,
 }
 
+/// Which pixels a shortcut takes, from a tensor `[batch, rows, columns, channels]`, and what it adds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Shortcut {
+    /// First index, step and count along height and width.
+    pub rows: (usize, usize, usize),
+    pub columns: (usize, usize, usize),
+    /// Channels of zeros before and after.
+    pub channels: (usize, usize),
+}
+
 /// A backend and the fused operators on its tensors.
 pub(crate) trait TrainOps: 'static {
     /// The backend.
@@ -106,6 +117,11 @@ pub(crate) trait TrainOps: 'static {
     /// Mean value under a window.
     fn average_pool(x: Tensor<Self>, shape: &PoolShape) -> Tensor<Self> {
         composed::average_pool::<Self::B>(x, shape)
+    }
+
+    /// Every so-many-th pixel, with channels of zeros around: the shortcut of a residual block that changes shape.
+    fn shortcut(x: Tensor<Self>, shape: &Shortcut) -> Tensor<Self> {
+        composed::shortcut::<Self::B>(x, shape)
     }
 
     /// Mean over height and width, kept as size 1.

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! BatchNormalization ─▶ Add ─▶ activation ─▶ fake-quant site      one step, as far as this chain reaches
+//! Slice ─▶ Pad            the shortcut of a residual block that changes shape: one step, if channels-last
 //! ```
 //!
 //! A chain is fused where each intermediate value has one reader, is neither an output nor a site, and (for the addition) both
@@ -20,7 +21,7 @@ use bitsmith_graph::ValueId;
 use bitsmith_graph::ops::{AveragePool, BatchNormalization, Conv, MaxPool};
 use bitsmith_kernels::activation::Activation;
 
-use crate::ops::FakeQuant;
+use crate::ops::{FakeQuant, Shortcut};
 
 /// How a value lies in memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -117,6 +118,8 @@ pub(crate) enum Kind {
         axis: usize,
         sizes: Vec<usize>,
     },
+    /// A slice over height and width, then zeros around the channels.
+    Shortcut(Shortcut),
     /// Indices along an axis.
     Gather {
         axis: usize,

@@ -5,9 +5,11 @@ use bitsmith_kernels::conv::ConvShape;
 use bitsmith_kernels::pool::{Padding, PoolShape};
 use burn_backend::ops::{ConvOptions, PadMode};
 use burn_backend::tensor::FloatTensor;
-use burn_backend::{Backend, Scalar, Shape, TensorData, TensorMetadata, get_or_init_device_settings, try_read_sync};
+use burn_backend::{
+    Backend, Scalar, Shape, Slice, TensorData, TensorMetadata, get_or_init_device_settings, try_read_sync,
+};
 
-use super::{BatchStatistics, FakeQuant, Norm, Statistics};
+use super::{BatchStatistics, FakeQuant, Norm, Shortcut, Statistics};
 
 type T<B> = FloatTensor<B>;
 
@@ -196,6 +198,14 @@ fn pool_input<B: Backend>(x: T<B>, shape: &PoolShape, fill: f32) -> T<B> {
         (shape.pads[1], end(shape.in_w, shape.out_w(), 1)),
     ];
     pad::<B>(permute::<B>(x, &[0, 3, 1, 2]), pads, fill)
+}
+
+pub(super) fn shortcut<B: Backend>(x: T<B>, shape: &Shortcut) -> T<B> {
+    let taken = |(first, step, count): (usize, usize, usize)| {
+        Slice::new(first as isize, Some((first + (count - 1) * step + 1) as isize), step as isize)
+    };
+    let x = B::float_slice(x, &[Slice::full(), taken(shape.rows), taken(shape.columns), Slice::full()]);
+    pad::<B>(x, [(0, 0), (0, 0), (0, 0), shape.channels], 0.0)
 }
 
 pub(super) fn global_average_pool<B: Backend>(x: T<B>) -> T<B> {

@@ -7,7 +7,7 @@ use bitsmith_kernels::{activation, conv, gemm, layout, norm, numerics, pool};
 use burn_backend::{Shape, TensorMetadata};
 use burn_flex::{Flex, FlexTensor};
 
-use super::{BatchStatistics, FakeQuant, Fused, Norm, Statistics, TrainOps, rounding};
+use super::{BatchStatistics, FakeQuant, Fused, Norm, Shortcut, Statistics, TrainOps, rounding, shortcut};
 use crate::memory::{dense, floats, recycle, take, tensor};
 use crate::profile;
 
@@ -65,6 +65,13 @@ impl TrainOps for Fused<Flex> {
     fn average_pool(x: FlexTensor, shape: &PoolShape) -> FlexTensor {
         let x = dense(x);
         let y = pooled(&x, shape, pool::average);
+        recycle(x);
+        y
+    }
+
+    fn shortcut(x: FlexTensor, shape: &Shortcut) -> FlexTensor {
+        let x = dense(x);
+        let y = shortcut::forward(&x, shape);
         recycle(x);
         y
     }

@@ -19,7 +19,7 @@ use burn_backend::{AutodiffBackend, Shape, TensorMetadata};
 use burn_flex::{Flex, FlexTensor};
 
 use super::flex::{self, Affine, scalar};
-use super::{BatchStatistics, FakeQuant, Fused, Norm, Statistics, TrainOps, rounding};
+use super::{BatchStatistics, FakeQuant, Fused, Norm, Shortcut, Statistics, TrainOps, rounding, shortcut};
 use crate::memory::{dense, floats, give, recycle, take, tensor};
 use crate::profile;
 
@@ -117,6 +117,12 @@ impl TrainOps for Fused<Cpu> {
     fn average_pool(x: Tracked, shape: &PoolShape) -> Tracked {
         let y = flex::pooled(&dense(x.primitive().clone()), shape, pool::average);
         record(AveragePool, [x], y, || *shape)
+    }
+
+    fn shortcut(x: Tracked, shape: &Shortcut) -> Tracked {
+        let size = x.shape();
+        let y = shortcut::forward(&dense(x.primitive().clone()), shape);
+        record(Subsample, [x], y, || (size, *shape))
     }
 
     fn global_average_pool(x: Tracked) -> Tracked {
@@ -369,6 +375,23 @@ impl Backward<Flex, 1> for GlobalAverage {
             let mut dx = take(ops.state.num_elements());
             pool::global_average_backward(batch, channels, floats(&dy), &mut dx);
             grads.register::<Flex>(node.id, tensor(dx, ops.state));
+        }
+        recycle(dy);
+    }
+}
+
+#[derive(Debug)]
+struct Subsample;
+
+impl Backward<Flex, 1> for Subsample {
+    type State = (Shape, Shortcut);
+
+    fn backward(self, ops: Ops<Self::State, 1>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let dy = dense(grads.consume::<Flex>(&ops.node));
+        let (size, shape) = ops.state;
+        let [node] = ops.parents;
+        if let Some(node) = node {
+            grads.register::<Flex>(node.id, shortcut::backward(&dy, &shape, size));
         }
         recycle(dy);
     }

@@ -11,7 +11,7 @@ use burn_flex::Flex;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use super::{Composed, FakeQuant, Fused, Norm, Statistics, TrainOps, read};
+use super::{Composed, FakeQuant, Fused, Norm, Shortcut, Statistics, TrainOps, read};
 
 type Cpu = Autodiff<Flex>;
 type T = FloatTensor<Cpu>;
@@ -258,6 +258,8 @@ fn pooling() {
             check(&case!(name, [&[2, 7, 6, 3]], false, (0.0, 1.0), O, [x] => O::max_pool(x, &shape)));
         }
     }
+    let taken = Shortcut { rows: (1, 2, 3), columns: (0, 3, 2), channels: (2, 1) };
+    check(&case!("shortcut", [&[2, 7, 6, 3]], true, (0.0, 1.0), O, [x] => O::shortcut(x, &taken)));
     check(&case!("global", [&[2, 4, 5, 3]], true, (0.0, 1.0), O, [x] => O::global_average_pool(x)));
 }
 

@@ -2,13 +2,13 @@
 
 use std::collections::BTreeMap;
 
-use bitsmith_graph::ops::normalize_axis;
+use bitsmith_graph::ops::{Pad, PadMode, normalize_axis};
 use bitsmith_graph::{Graph, Node, Op, Shape, ValueId};
 use bitsmith_kernels::activation::Activation;
 
 use super::{Arg, Binary, Kind, Layout, NormStep, Plan, Role, Slot, Step};
 use crate::error::{Error, Kind as ErrorKind};
-use crate::ops::FakeQuant;
+use crate::ops::{FakeQuant, Shortcut};
 
 /// What compiling needs to know about a model.
 pub(crate) struct Facts<'a> {
@@ -447,6 +447,7 @@ impl<'a> Compiler<'a> {
             }
             Op::Softmax(op) => self.softmax(node, x, op.axis, false)?,
             Op::LogSoftmax(op) => self.softmax(node, x, op.axis, true)?,
+            Op::Pad(op) if self.shortcut(node, op)?.is_some() => {}
             Op::Pad(op) => {
                 let layout = self.movable(x);
                 let pads = stored_order(layout, op.per_axis(self.rank(x))?);
@@ -457,6 +458,8 @@ impl<'a> Compiler<'a> {
                 let kind = Kind::Pad { pads, mode: op.mode, value: op.value };
                 self.emit(node, kind, inputs, layout);
             }
+            // Computed by the padding behind it.
+            Op::Slice(_) if self.is_shortcut_slice(node) => {}
             Op::Slice(op) => {
                 let layout = self.movable(x);
                 let inputs = vec![self.arg(x, layout)?];
@@ -520,6 +523,52 @@ impl<'a> Compiler<'a> {
             },
         }
         Ok(())
+    }
+
+    /// Whether a slice takes pixels of a channels-last value, and all that reads it is a padding of channels with zeros.
+    fn is_shortcut_slice(&self, slice: &Node) -> bool {
+        let reader = self.sole_reader(slice.output()).map(|index| &self.facts.graph.nodes()[index]);
+        match reader.map(|node| &node.op) {
+            Some(Op::Pad(pad)) => self.shortcut_of(slice, pad).is_some(),
+            _ => false,
+        }
+    }
+
+    fn shortcut_of(&self, slice: &Node, pad: &Pad) -> Option<(ValueId, Shortcut)> {
+        let (Op::Slice(op), Some(x)) = (&slice.op, slice.input(0)) else { return None };
+        if self.rank(x) != 4 || !self.is_last(x) || pad.mode != PadMode::Constant || pad.value != 0.0 {
+            return None;
+        }
+        // Asked for a batch of two: at one sample a slice of the batch axis could pass for the whole of it.
+        let mut shape = self.shape(x).to_vec();
+        shape[0] = 2;
+        let axes = op.per_axis(&shape).ok()?;
+        let pads = pad.per_axis(4).ok()?;
+        let whole = |axis: usize| axes[axis] == (0, 1, shape[axis]);
+        let taken = |axis: usize| {
+            let (first, step, count) = axes[axis];
+            usize::try_from(step).ok().filter(|&step| step > 0 && pads[axis] == (0, 0)).map(|step| (first, step, count))
+        };
+        if !whole(0) || !whole(1) || pads[0] != (0, 0) {
+            return None;
+        }
+        let channels = (usize::try_from(pads[1].0).ok()?, usize::try_from(pads[1].1).ok()?);
+        Some((x, Shortcut { rows: taken(2)?, columns: taken(3)?, channels }))
+    }
+
+    /// Emits a padding together with the slice before it, if the two make a shortcut.
+    fn shortcut(&mut self, node: &Node, pad: &Pad) -> Result<Option<()>, Error> {
+        let graph = self.facts.graph;
+        let before = self.input(node, 0)?;
+        let slice = graph.nodes().iter().find(|n| n.outputs.contains(&before));
+        let Some(slice) = slice.filter(|slice| self.is_shortcut_slice(slice)) else { return Ok(None) };
+        let Some((x, shape)) = self.shortcut_of(slice, pad) else { return Ok(None) };
+        let inputs = vec![self.arg(x, Layout::Last)?];
+        let y = node.output();
+        let out = self.define(y, Layout::Last);
+        self.push(&node.name, Kind::Shortcut(shape), inputs, vec![out], x, y);
+        self.round(y);
+        Ok(Some(()))
     }
 
     /// A step with one output, which is rounded if it is a site.

@@ -111,7 +111,8 @@ fn perform<O: TrainOps>(
         Kind::Slice(..) => Some(profile::span("slice")),
         Kind::Pad { .. } => Some(profile::span("pad")),
         Kind::Binary(..) => Some(profile::span("elementwise")),
-        Kind::MaxPool(_) | Kind::AveragePool(_) | Kind::GlobalAveragePool | Kind::ToFirst | Kind::ToLast => None,
+        Kind::MaxPool(_) | Kind::AveragePool(_) | Kind::GlobalAveragePool | Kind::Shortcut(_) => None,
+        Kind::ToFirst | Kind::ToLast => None,
         _ => Some(profile::span("other")),
     };
     let one = match &step.kind {
@@ -165,6 +166,7 @@ fn perform<O: TrainOps>(
         }
         Kind::Pad { pads, mode, value } => pad::<O>(x, pads, *mode, *value),
         Kind::Slice(op, layout) => slice::<O>(x, &stored_order(*layout, op.per_axis(x_shape)?)),
+        Kind::Shortcut(shape) => O::shortcut(x, shape),
         Kind::Concat { axis } => {
             let all = std::iter::once(x).chain(inputs).collect();
             O::B::float_cat(all, *axis)
