@@ -72,9 +72,11 @@ fn run(
     let mut base = trial(slots)?;
     let mut round = 0;
     while !budget.holds(&sizes(layers)) {
+        // Bits saved beyond what is asked for are worth nothing: a large layer must not vanish for a small excess.
+        let excess = excess_bits(layers, budget);
         let price = |layer: &Layer| {
             let increase = layer.closing.map_or(f64::NEG_INFINITY, |(increase, _)| increase);
-            increase / saved(layer, budget)
+            increase / saved(layer, budget).min(excess)
         };
         let cheapest = (0..layers.len())
             .filter(|&i| layers[i].planes > layers[i].floor)
@@ -151,6 +153,12 @@ fn sizes(layers: &[Layer]) -> Vec<(usize, usize)> {
 
 fn bits(layer: &Layer, planes: usize, count: Count) -> f64 {
     layer.target.len() as f64 * count.bits(planes)
+}
+
+/// Bits above the budget, by size.
+fn excess_bits(layers: &[Layer], budget: &Budget) -> f64 {
+    let total: usize = layers.iter().map(|l| l.target.len()).sum();
+    ((budget.mean(&sizes(layers)) - budget.target) * total as f64).max(1.0)
 }
 
 /// Bits that closing a plane saves. Closing the last stored one saves the sign as well.

@@ -391,6 +391,28 @@ fn a_search_that_ends_above_its_target_is_closed_to_it() {
 }
 
 #[test]
+fn a_large_layer_does_not_vanish_for_a_small_excess() {
+    let options = CsqOptions { target_bits: 1.95, floor_bits: 0, edge_bits: 0, ..Default::default() };
+    let mut csq = Csq::new(options).unwrap();
+    let mut slots = slots(&mut csq, &[64, 64, 4096]);
+    let mut planes = vec![1, 1, 1];
+    let targets: Vec<Vec<f32>> = slots.iter_mut().map(|s| s.quantizer.soft_weights()).collect();
+    // Closing any layer costs something, the large one most, though least per bit.
+    let mut trial = |slots: &mut [Slot<CsqWeight>]| {
+        let mut loss = 0.0;
+        for (slot, price) in slots.iter_mut().zip([1.0, 1.1, 8.0]) {
+            let mut w = vec![0.0; slot.quantizer.len()];
+            slot.quantizer.forward(&mut w);
+            loss += if w.iter().all(|w| *w == 0.0) { price } else { 0.0 };
+        }
+        Ok(loss)
+    };
+    let budget = csq.budget;
+    close::fit_budget(&mut slots, targets, &mut planes, 7, &budget, Range::Mse, &mut trial).unwrap();
+    assert_eq!(planes, [0, 0, 1]);
+}
+
+#[test]
 fn impossible_targets_are_refused() {
     for (target, word) in [(0.0, "target_bits = 0"), (40.0, "target_bits = 40"), (f64::NAN, "target_bits = NaN")] {
         let error = Csq::new(CsqOptions { target_bits: target, ..Default::default() }).unwrap_err().to_string();
