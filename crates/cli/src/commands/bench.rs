@@ -1,0 +1,164 @@
+//! `bitsmith bench MODEL` and `bitsmith bench train`: how long inference or a training step takes here.
+
+use std::time::{Duration, Instant};
+
+use bitsmith_engine::optim::{Algorithm, Optimizer, Rates, Sgd};
+use bitsmith_engine::{Engine, EngineOptions, Loss, Params, StepOptions};
+use bitsmith_graph::zoo::{self, ZooOptions};
+use serde_json::json;
+
+use super::{Context, Outcome};
+use crate::datasets::Wanted;
+use crate::engines::{self, Integers, Runner};
+use crate::failure::Failure;
+use crate::models::{self, Opened};
+use crate::suggest;
+use crate::system;
+
+/// Time inference of a model, or training steps
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  bitsmith bench model.bitsmith --batch 1
+  bitsmith bench resnet20 --batch 128 --json
+  bitsmith bench train --network resnet20 --batch 128
+
+JSON for a model: {median_ms, p99_ms, images_per_s, peak_rss_mb, threads, batch}; for training: {images_per_s, median_ms,
+peak_rss_mb, threads, batch}. Times are of one call with one batch of random input, after warming up. A training step is
+forward, backward and optimiser; data loading is not in it.")]
+pub struct Args {
+    /// A model (file or built-in name), or the word `train`
+    #[arg(value_name = "MODEL|train")]
+    what: String,
+    /// Samples in a call [default: 1 for a model, 128 for training]
+    #[arg(long, value_name = "N")]
+    batch: Option<usize>,
+    /// Measure for about this long
+    #[arg(long, value_name = "S", default_value_t = 5.0)]
+    seconds: f64,
+    /// The built-in network that `train` trains
+    #[arg(long, value_name = "NAME", default_value = "resnet20")]
+    network: String,
+    /// Use the runtime's plain reference kernels instead of the fast ones
+    #[arg(long)]
+    reference: bool,
+}
+
+pub fn run(args: &Args, context: &Context) -> Result<Outcome, Failure> {
+    if !(args.seconds > 0.0 && args.seconds <= 3600.0) {
+        return Err(
+            Failure::usage(format!("`--seconds {}` is not a time to measure", args.seconds)).remedy("1 to 60 will do")
+        );
+    }
+    let is_training = args.what == "train";
+    let batch = args.batch.unwrap_or(if is_training { 128 } else { 1 });
+    if batch == 0 || batch > 1 << 16 {
+        return Err(Failure::usage(format!("`--batch {batch}` cannot be computed")).remedy("1 to 65536"));
+    }
+    let times = match is_training {
+        true => training(args, context, batch)?,
+        false => inference(args, context, batch)?,
+    };
+    let (median, p99) = (quantile(&times, 0.5), quantile(&times, 0.99));
+    let images_per_s = batch as f64 * 1000.0 / median;
+    let peak_mb = system::peak_memory_bytes().map(|b| (b as f64 / 1e6 * 10.0).round() / 10.0);
+    let mut value = json!({
+        "images_per_s": images_per_s, "median_ms": median, "peak_rss_mb": peak_mb, "threads": context.threads, "batch": batch,
+    });
+    if !is_training {
+        value["p99_ms"] = p99.into();
+    }
+    context.out.result(&value, || {
+        let memory = peak_mb.map_or(String::new(), |mb| format!(", peak memory {mb} MB"));
+        format!(
+            "{} at batch {batch} on {} threads: median {median:.3} ms, p99 {p99:.3} ms, {images_per_s:.0} images/s{memory} ({} calls)\n",
+            if is_training { format!("training {}", args.network) } else { args.what.clone() },
+            context.threads,
+            times.len()
+        )
+    })?;
+    Ok(Outcome::Done)
+}
+
+fn inference(args: &Args, context: &Context, batch: usize) -> Result<Vec<f64>, Failure> {
+    let opened = models::open(&args.what, None, &ZooOptions::default())?;
+    let wanted: Wanted = super::eval::wanted(&opened)?;
+    let x = noise(batch.saturating_mul(wanted.sample));
+    let mut runner: Box<dyn Runner> = match &opened {
+        Opened::Packed(model) if args.reference => {
+            Box::new(Integers::new(model, bitsmith_runtime::Kernels::Reference)?)
+        }
+        opened => engines::of(opened)?,
+    };
+    measure(args, context, || runner.logits(&x, batch).map(drop))
+}
+
+fn training(args: &Args, context: &Context, batch: usize) -> Result<Vec<f64>, Failure> {
+    let names: Vec<&str> = zoo::names().collect();
+    if !names.contains(&args.network.as_str()) {
+        let message = format!("there is no built-in network `{}`", args.network);
+        return Err(Failure::usage(message).remedy(suggest::remedy(&args.network, &names)));
+    }
+    let model = zoo::build(&args.network, &ZooOptions { seed: context.seed.unwrap_or(1), ..ZooOptions::default() })?;
+    let engine = Engine::new(&model, &EngineOptions::default())?;
+    let mut params = Params::from_model(&model);
+    let mut optimizer = Optimizer::new(Algorithm::Sgd(Sgd { momentum: 0.9, nesterov: true }));
+    let x = noise(batch.saturating_mul(engine.sample_len()));
+    let classes = engine.classes().max(1) as u32;
+    let labels: Vec<u32> = (0..batch as u32).map(|i| i % classes).collect();
+    let rates = Rates { learning_rate: 0.01, weight_decay: 1e-4 };
+    measure(args, context, || {
+        let out = engine.step(&mut params, &x, &labels, &Loss::default(), StepOptions::default())?;
+        for (id, gradient) in &out.constants {
+            if let Some(values) = params.constants.get_mut(id) {
+                optimizer.update(&model.graph.value(*id).name, values, gradient, rates);
+            }
+        }
+        Ok(())
+    })
+}
+
+/// Milliseconds of each call: two calls to warm up, then at least five and as many as the time allows.
+fn measure(args: &Args, context: &Context, mut call: impl FnMut() -> Result<(), Failure>) -> Result<Vec<f64>, Failure> {
+    let limit = Duration::from_secs_f64(args.seconds);
+    let task = context.out.progress.task("measuring", 100);
+    call()?;
+    call()?;
+    let began = Instant::now();
+    let mut times = Vec::new();
+    while times.len() < 5 || began.elapsed() < limit {
+        let start = Instant::now();
+        call()?;
+        times.push(start.elapsed().as_secs_f64() * 1e3);
+        task.set((100.0 * began.elapsed().as_secs_f64() / args.seconds).min(100.0) as u64, "");
+    }
+    times.sort_by(f64::total_cmp);
+    Ok(times)
+}
+
+/// The smallest time that this share of the calls did not exceed.
+fn quantile(sorted: &[f64], share: f64) -> f64 {
+    let index = (share * sorted.len() as f64).ceil() as usize;
+    sorted.get(index.clamp(1, sorted.len().max(1)) - 1).copied().unwrap_or(0.0)
+}
+
+/// Numbers in (-1, 1) that no kernel could find easy.
+fn noise(n: usize) -> Vec<f32> {
+    let mut state = 0x9e37_79b9u32;
+    let mut next = || {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (state >> 8) as f32 / (1u32 << 23) as f32 - 1.0
+    };
+    (0..n).map(|_| next()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::quantile;
+
+    #[test]
+    fn quantiles() {
+        let times: Vec<f64> = (1..=100).map(f64::from).collect();
+        assert_eq!((quantile(&times, 0.5), quantile(&times, 0.99), quantile(&times, 1.0)), (50.0, 99.0, 100.0));
+        assert_eq!((quantile(&[7.0], 0.5), quantile(&[], 0.5)), (7.0, 0.0));
+    }
+}

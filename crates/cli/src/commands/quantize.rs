@@ -1,0 +1,259 @@
+//! `bitsmith quantize MODEL`: a packed model from a float one, by training or without.
+
+use std::path::PathBuf;
+use std::time::Instant;
+
+use bitsmith_engine::data::Split;
+use bitsmith_quant::blocks::range::Range;
+use bitsmith_quant::methods;
+use bitsmith_quant::passes::ptq::PtqOptions;
+use clap::ValueEnum;
+use serde_json::json;
+use toml::Value;
+
+use super::train::{Mode, execute};
+use super::{Context, Outcome, run_folder};
+use crate::datasets::{DataArgs, Wanted};
+use crate::events::{Event, Start, Variant};
+use crate::failure::Failure;
+use crate::forge::{self, Finish, Run};
+use crate::models::ModelArgs;
+use crate::recipe::{DataSection, ModelSection, Recipe};
+use crate::suggest;
+use crate::table::{bytes, percent, seconds};
+use crate::training;
+
+/// Make a packed model from a float one
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  bitsmith quantize model.onnx --data photos --method csq --target-bits 3
+  bitsmith quantize resnet20 --weights w.safetensors --data cifar-10-batches-bin --method ptq --weight-bits 4 --activation-bits 8
+  bitsmith quantize mobilenetv2 --method ptq --data random --weight-bits 8       (no data: for benchmarks only)
+  bitsmith quantize model.onnx --data photos --method csq --set train.epochs=10 --set train.distill=0.5
+
+Methods: csq learns how many bits each layer needs; lsq trains a fixed width; ptq calibrates without training. Training methods
+are a recipe in short form: the folder keeps it as recipe.toml, and `--set` reaches every key of it.
+
+JSON: {accuracy, mean_weight_bits, packed_bytes, float_bytes, verified, seconds, run}; accuracy is null without labels.")]
+pub struct Args {
+    #[command(flatten)]
+    model: ModelArgs,
+    #[command(flatten)]
+    data: DataArgs,
+    /// How: csq, lsq or ptq
+    #[arg(long, value_name = "METHOD", default_value = "csq")]
+    method: String,
+    /// Mean stored bits per weight that csq learns to meet, sign included
+    #[arg(long, value_name = "BITS")]
+    target_bits: Option<f64>,
+    /// Bits of each weight for ptq and lsq
+    #[arg(long, value_name = "BITS")]
+    weight_bits: Option<u8>,
+    /// Bits of activations; 32 leaves them in float [default: 8 for ptq, 32 for training]
+    #[arg(long, value_name = "BITS")]
+    activation_bits: Option<u8>,
+    /// Bits of the first and last layer; 0 treats them like the others
+    #[arg(long, value_name = "BITS")]
+    edge_bits: Option<u8>,
+    /// How ptq chooses the range of activations
+    #[arg(long, value_enum, default_value_t = RangeName::Mse)]
+    range: RangeName,
+    /// The share of values that the range `percentile` covers
+    #[arg(long, value_name = "SHARE", default_value_t = 0.999)]
+    percentile: f64,
+    /// Samples that ptq calibrates with
+    #[arg(long, value_name = "N", default_value_t = 512)]
+    calibration: usize,
+    /// Epochs of training
+    #[arg(long, value_name = "N")]
+    epochs: Option<usize>,
+    /// Any other value of the recipe of a training method
+    #[arg(long, value_name = "KEY=VALUE")]
+    set: Vec<String>,
+    /// Where to put everything [default: runs/MODEL-METHOD]
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+    /// Go on with the training in that folder
+    #[arg(long, conflicts_with = "force")]
+    resume: bool,
+    /// Replace what that folder holds
+    #[arg(long)]
+    force: bool,
+}
+
+/// How a range is chosen from calibration values.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum RangeName {
+    /// Everything seen fits
+    MinMax,
+    /// A share of the values fits
+    Percentile,
+    /// The least squared error
+    Mse,
+}
+
+pub fn run(args: &Args, context: &Context) -> Result<Outcome, Failure> {
+    let trained = methods::METHODS.iter().map(|m| m.name).filter(|&n| n != "float");
+    let known: Vec<&str> = trained.chain(["ptq"]).collect();
+    if !known.contains(&args.method.as_str()) {
+        let message = format!("there is no method `{}`", args.method);
+        return Err(Failure::usage(message).remedy(suggest::remedy(&args.method, &known)));
+    }
+    if let Some(target) = args.target_bits
+        && !(target > 0.0 && target <= 8.0)
+    {
+        return Err(Failure::usage(format!("`--target-bits {target}` cannot be stored"))
+            .remedy("choose more than 0 and at most 8"));
+    }
+    for (flag, bits) in [("--weight-bits", args.weight_bits), ("--activation-bits", args.activation_bits)] {
+        match bits {
+            None | Some(1..=8) => {}
+            Some(32) if flag == "--activation-bits" => {}
+            Some(bits) => {
+                let also = if flag == "--activation-bits" { ", or 32 for float" } else { "" };
+                return Err(
+                    Failure::usage(format!("`{flag} {bits}` cannot be stored")).remedy(format!("choose 1 to 8{also}"))
+                );
+            }
+        }
+    }
+    let stem = std::path::Path::new(&args.model.model).file_stem().and_then(|s| s.to_str()).unwrap_or("model");
+    let name: String = format!("{stem}-{}", args.method)
+        .chars()
+        .map(|c| if c.is_alphanumeric() || "-_.".contains(c) { c } else { '-' })
+        .collect();
+    let folder = run_folder(args.out.as_ref(), name.trim_start_matches('.'));
+    match args.method.as_str() {
+        "ptq" => without_training(args, &folder, context),
+        _ => {
+            let mode = match (args.resume, args.force) {
+                (true, _) => Mode::Resume,
+                (_, true) => Mode::Force,
+                _ => Mode::Fresh,
+            };
+            execute(recipe(args, &name, context)?, &folder, mode, context)
+        }
+    }
+}
+
+/// The recipe that the flags are short for.
+fn recipe(args: &Args, name: &str, context: &Context) -> Result<Recipe, Failure> {
+    let mut recipe = Recipe {
+        name: name.trim_start_matches('.').to_owned(),
+        seed: context.seed.unwrap_or(1),
+        model: ModelSection {
+            from: args.model.model.clone(),
+            weights: args.model.weights.clone(),
+            classes: args.model.classes,
+        },
+        data: DataSection {
+            path: args.data.data.clone(),
+            limit: args.data.data_limit,
+            hold_out: args.data.hold_out,
+            skip_broken: args.data.skip_broken,
+            ..DataSection::default()
+        },
+        ..Recipe::default()
+    };
+    recipe.activations.bits = args.activation_bits.unwrap_or(32);
+    if let Some(epochs) = args.epochs {
+        recipe.train.epochs = epochs;
+    }
+    let mut set = |key: &str, value: Option<Value>| {
+        if let Some(value) = value {
+            recipe.method.insert(key.to_owned(), value);
+        }
+    };
+    set("name", Some(Value::String(args.method.clone())));
+    set("target_bits", args.target_bits.map(Value::Float));
+    set("weight_bits", args.weight_bits.map(|b| Value::Integer(b.into())));
+    set("edge_bits", args.edge_bits.map(|b| Value::Integer(b.into())));
+    Recipe::parse(&recipe.resolved()?, &args.set)
+}
+
+fn without_training(args: &Args, folder: &std::path::Path, context: &Context) -> Result<Outcome, Failure> {
+    let began = Instant::now();
+    let seed = context.seed.unwrap_or(1);
+    if !args.set.is_empty() || args.epochs.is_some() || args.target_bits.is_some() || args.resume {
+        return Err(Failure::usage(
+            "ptq does not train: --set, --epochs, --target-bits and --resume mean nothing to it",
+        )
+        .remedy("choose --weight-bits, or --method csq"));
+    }
+    let model = args.model.open(seed)?.into_float("quantizing")?;
+    let wanted = Wanted::of(&model.graph, model.preprocess.as_ref())?;
+    let is_random = args.data.data.to_str().is_some_and(|d| d == "random" || d.starts_with("random:"));
+    let train = args.data.open(&wanted, Split::Train, false, seed)?;
+    let test = args.data.open(&wanted, Split::Test, false, seed)?;
+    if folder.join(forge::PACKED).exists() && !args.force {
+        return Err(Failure::new(format!("`{}` holds a run already", folder.display()))
+            .remedy("replace it with --force, or choose another folder with --out"));
+    }
+    let bits = args.weight_bits.unwrap_or(8);
+    let options = PtqOptions {
+        weight_bits: bits,
+        edge_bits: args.edge_bits.unwrap_or(0),
+        activation_bits: args.activation_bits.unwrap_or(8),
+        activation_range: match args.range {
+            RangeName::MinMax => Range::MinMax,
+            RangeName::Percentile => Range::Percentile(args.percentile),
+            RangeName::Mse => Range::Mse,
+        },
+        batches: usize::MAX,
+        ..PtqOptions::default()
+    };
+    let calibration = training::calibration(&train, args.calibration, context)?;
+    let quantized = training::ptq(&model, &calibration, options)?;
+    let layers = model.layers()?;
+    let start = Start {
+        name: format!("{} at {bits} bits", model.name),
+        model: model.name.clone(),
+        method: "ptq (no training)".to_owned(),
+        data: train.label().to_owned(),
+        samples: (calibration_len(&train, args.calibration), test.len()),
+        seed,
+        threads: context.threads,
+        weights: layers.iter().map(|l| l.weights as u64).sum(),
+        macs: model.graph.macs()?.iter().sum(),
+        recipe: std::env::args().collect::<Vec<_>>().join(" "),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        ..Start::default()
+    };
+    let mut run = Run::begin(folder, vec![Event::Start(start)])?;
+    let float_bytes = forge::float_bytes(&model);
+    // Random data have random labels: an accuracy on them would only look like one.
+    let test = if is_random { test.subset(&test.spread(256))? } else { test };
+    let labelled = test.is_labelled() && !is_random;
+    if labelled {
+        let accuracy = forge::of_float(&model, &test, context)?.accuracy;
+        run.push(Event::Variant(Variant { name: "float".to_owned(), accuracy, bytes: float_bytes, mean_bits: 32.0 }))?;
+    }
+    let name = format!("uniform {bits} bits");
+    let finish = Finish { test: &test, verify_samples: 1000, onnx: true, name: &name };
+    let forged = forge::forge(quantized, &finish, &mut run, context)?;
+    let took = began.elapsed().as_secs_f64();
+    run.push(Event::Finish { seconds: took })?;
+    let report = run.write_report()?;
+    let accuracy = forged.accuracy.filter(|_| labelled);
+    let value = json!({
+        "accuracy": accuracy, "mean_weight_bits": forged.mean_bits, "packed_bytes": forged.bytes,
+        "float_bytes": float_bytes, "verified": forged.verify.agree, "seconds": took, "run": folder,
+    });
+    context.out.result(&value, || {
+        format!(
+            "{}{:.2} bits per weight in {} (float: {}) after {}; {}\n{}\n",
+            accuracy.map_or(String::new(), |a| format!("accuracy {} with ", percent(a))),
+            forged.mean_bits,
+            bytes(forged.bytes),
+            bytes(float_bytes),
+            seconds(took),
+            if forged.verify.agree { "verified" } else { "NOT verified" },
+            report.display()
+        )
+    })?;
+    Ok(if forged.verify.agree { Outcome::Done } else { Outcome::Disagree })
+}
+
+fn calibration_len(train: &bitsmith_engine::data::Dataset, wanted: usize) -> usize {
+    train.len().min(wanted)
+}

@@ -1,0 +1,155 @@
+//! `bitsmith verify A [B …] --data PATH`: simulator, integer reference, fast kernels and ONNX Runtime on the same inputs.
+
+use std::path::{Path, PathBuf};
+
+use bitsmith_engine::data::{Dataset, Split};
+use bitsmith_graph::QuantModel;
+use bitsmith_graph::zoo::ZooOptions;
+use bitsmith_runtime::Kernels;
+use serde_json::{Map, json};
+
+use super::{Context, Outcome};
+use crate::datasets::{self, DataArgs, Wanted};
+use crate::engines::{self, Integers, Runner, Simulator};
+use crate::failure::Failure;
+use crate::models::{self, Opened};
+use crate::onnxruntime::{OnnxRuntime, dims};
+use crate::progress::Progress;
+use crate::table::{Table, count, percent};
+use crate::verify::{Promise, TOP1_AGREEMENT, Verdict, compare};
+
+/// Prove that simulator, integers and exported files agree
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  bitsmith verify runs/demo/model.bitsmith --data digits
+  bitsmith verify model.bitsmith --data cifar-10-batches-bin --onnx model.onnx
+  bitsmith verify a.bitsmith b.bitsmith --data random
+
+A packed model is computed three times: as training simulated it (floats on their grids), by the plain integer reference and
+by the fast kernels. Reference and fast kernels must return the same bits. Simulator and integers must choose the same class
+on 99.9 % of the samples with accuracies at most 0.05 points apart (one sample in small sets), because a float sum is rounded
+in another order; with float activations, logits must also be within a thousandth of the largest. The same holds for further
+models and for --onnx, which needs python3 with onnxruntime. Exit code 1 where something disagrees.
+
+JSON: {agree, max_abs_diff, top1_agreement, accuracies: {ENGINE: accuracy}, n, engines}; accuracies are null without labels.")]
+pub struct Args {
+    /// The model that the others are compared with, and more models
+    #[arg(value_name = "MODEL", required = true)]
+    models: Vec<String>,
+    #[command(flatten)]
+    data: DataArgs,
+    /// Which samples: test, train or all
+    #[arg(long, value_name = "SPLIT", default_value = "test", value_parser = super::split)]
+    split: Split,
+    /// Also compute this ONNX file with ONNX Runtime; without FILE, an export of the first model
+    #[arg(long, value_name = "FILE", num_args = 0..=1)]
+    onnx: Option<Option<PathBuf>>,
+    /// Samples computed at once
+    #[arg(long, value_name = "N", default_value_t = 128)]
+    batch: usize,
+}
+
+pub fn run(args: &Args, context: &Context) -> Result<Outcome, Failure> {
+    let seed = context.seed.unwrap_or(1);
+    let options = ZooOptions { seed, ..ZooOptions::default() };
+    let opened: Vec<Opened> = args.models.iter().map(|m| models::open(m, None, &options)).collect::<Result<_, _>>()?;
+    let Some((first, others)) = opened.split_first() else {
+        return Err(Failure::usage("there is no model to verify"));
+    };
+    let wanted: Wanted = super::eval::wanted(first)?;
+    let set = args.data.open(&wanted, args.split, false, seed)?;
+    let mut engines: Vec<(Box<dyn Runner>, Promise)> = match first {
+        Opened::Packed(model) => of_packed(model)?,
+        Opened::Float(model) => vec![(Box::new(Simulator::new("float", model)?), Promise::Bits)],
+    };
+    for (model, name) in others.iter().zip(&args.models[1..]) {
+        let other = super::eval::wanted(model)?;
+        if other.sample != wanted.sample {
+            let message = format!("`{name}` takes {:?} but `{}` takes {:?}", other.shape, args.models[0], wanted.shape);
+            return Err(Failure::new(message).remedy("compare models of the same task"));
+        }
+        engines.push((Box::new(Named { name: name.clone(), inner: engines::of(model)? }), Promise::Classes));
+    }
+    let export = match (&args.onnx, first) {
+        (None, _) => None,
+        (Some(Some(file)), Opened::Packed(model)) => Some(OnnxRuntime::of_file(file, &dims(model.graph())?)?),
+        (Some(Some(file)), Opened::Float(model)) => Some(OnnxRuntime::of_file(file, &dims(&model.graph)?)?),
+        (Some(None), Opened::Packed(model)) => Some(OnnxRuntime::of_model(model)?),
+        (Some(None), Opened::Float(model)) => Some(OnnxRuntime::of_float(model)?),
+    };
+    if let Some(onnx) = export {
+        engines.push((Box::new(onnx), Promise::Classes));
+    }
+    let loader = datasets::in_order(set, args.batch, context.threads)?;
+    let verdict = compare(&mut engines, &loader, &context.out.progress)?;
+    datasets::report_broken(loader.dataset(), &context.out.progress);
+    let accuracies: Map<String, _> = verdict.engines.iter().map(|e| (e.name.clone(), json!(e.accuracy))).collect();
+    let value = json!({
+        "agree": verdict.agrees(), "max_abs_diff": verdict.max_abs_diff(), "top1_agreement": verdict.top1_agreement(),
+        "accuracies": accuracies, "n": verdict.n, "engines": verdict.engines,
+    });
+    context.out.result(&value, || text(&verdict))?;
+    Ok(if verdict.agrees() { Outcome::Done } else { Outcome::Disagree })
+}
+
+/// The three ways to compute a packed model, the integer reference first: it is what the numbers mean.
+pub fn of_packed(model: &QuantModel) -> Result<Vec<(Box<dyn Runner>, Promise)>, Failure> {
+    let float_activations = !model.sites().values().any(|(role, _)| *role == bitsmith_graph::Role::Activation);
+    let simulated = if float_activations { Promise::Rounding } else { Promise::Classes };
+    Ok(vec![
+        (Box::new(Integers::new(model, Kernels::Reference)?), Promise::Bits),
+        (Box::new(Integers::new(model, Kernels::Fast)?), Promise::Bits),
+        (Box::new(Simulator::new("simulator", &model.to_model()?)?), simulated),
+    ])
+}
+
+/// Verifies a packed model on some samples; what commands do that make one.
+pub fn packed(model: &QuantModel, set: Dataset, threads: usize, progress: &Progress) -> Result<Verdict, Failure> {
+    let loader = datasets::in_order(set, 100, threads)?;
+    compare(&mut of_packed(model)?, &loader, progress)
+}
+
+/// The comparison as a table with its verdict.
+pub fn text(verdict: &Verdict) -> String {
+    let mut table = Table::new(&["engine", ">accuracy", ">same class", ">largest difference", ""]);
+    for (i, e) in verdict.engines.iter().enumerate() {
+        table.row([
+            e.name.clone(),
+            e.accuracy.map_or_else(|| "-".to_owned(), percent),
+            if i == 0 { String::new() } else { percent(e.top1_agreement) },
+            if i == 0 { String::new() } else { format!("{:.2e}", e.max_abs_diff) },
+            if i == 0 {
+                String::new()
+            } else if e.agrees {
+                "agrees".to_owned()
+            } else {
+                "DISAGREES".to_owned()
+            },
+        ]);
+    }
+    let samples = count(verdict.n as u64);
+    let closing = match verdict.agrees() {
+        true => format!("verified on {samples} samples\n"),
+        false => format!(
+            "NOT verified: on {samples} samples something disagrees beyond the tolerance ({} same classes; see docs/numerics.md)\n",
+            percent(TOP1_AGREEMENT)
+        ),
+    };
+    table.render() + &closing
+}
+
+/// A runner under the name the user gave it.
+struct Named {
+    name: String,
+    inner: Box<dyn Runner>,
+}
+
+impl Runner for Named {
+    fn name(&self) -> &str {
+        Path::new(&self.name).file_name().and_then(|n| n.to_str()).unwrap_or(&self.name)
+    }
+
+    fn logits(&mut self, x: &[f32], batch: usize) -> Result<Vec<f32>, Failure> {
+        self.inner.logits(x, batch)
+    }
+}

@@ -1,0 +1,120 @@
+//! What a MODEL argument means: a file of any known format, or the name of a built-in architecture.
+
+use std::path::{Path, PathBuf};
+
+use bitsmith_graph::zoo::{self, ZooOptions};
+use bitsmith_graph::{Model, QuantModel};
+
+use crate::failure::{Explain, Failure};
+use crate::suggest;
+
+/// MODEL and what goes with it, as several commands take it.
+#[derive(Debug, Clone, clap::Args)]
+pub struct ModelArgs {
+    /// A model file (.bitsmith, .onnx) or a built-in name (resnet20, squeezenet1_1, cnn, …)
+    pub model: String,
+    /// Weights of a built-in model, as safetensors; random ones without
+    #[arg(long, value_name = "FILE")]
+    pub weights: Option<PathBuf>,
+    /// Classes of a built-in model [default: the architecture's own]
+    #[arg(long, value_name = "N")]
+    pub classes: Option<usize>,
+}
+
+/// An opened model.
+#[derive(Debug, Clone)]
+pub enum Opened {
+    /// Float weights, on their way to integers or back.
+    Float(Model),
+    /// Integers.
+    Packed(QuantModel),
+}
+
+impl ModelArgs {
+    /// Opens the model. `seed` draws the weights of a built-in one that gets none.
+    pub fn open(&self, seed: u64) -> Result<Opened, Failure> {
+        let options = ZooOptions { classes: self.classes, seed, ..ZooOptions::default() };
+        open(&self.model, self.weights.as_deref(), &options)
+    }
+
+    /// Whether this is a built-in architecture with random weights.
+    pub fn is_random(&self) -> bool {
+        self.weights.is_none() && zoo::names().any(|n| n == self.model)
+    }
+}
+
+impl Opened {
+    /// The float model, or why there is none.
+    pub fn into_float(self, what_for: &str) -> Result<Model, Failure> {
+        match self {
+            Opened::Float(model) => Ok(model),
+            Opened::Packed(_) => Err(Failure::new(format!("{what_for} needs a float model, but this one is packed"))
+                .remedy("give the ONNX file or built-in model that it was made from")),
+        }
+    }
+
+    /// The name inside the file.
+    pub fn name(&self) -> &str {
+        match self {
+            Opened::Float(model) => &model.name,
+            Opened::Packed(model) => model.name(),
+        }
+    }
+}
+
+/// Opens a file or builds an architecture.
+pub fn open(model: &str, weights: Option<&Path>, options: &ZooOptions) -> Result<Opened, Failure> {
+    let path = Path::new(model);
+    let is_built_in = zoo::names().any(|name| name == model);
+    if is_built_in && !path.is_file() {
+        let mut built = zoo::build(model, options)?;
+        if let Some(weights) = weights {
+            check_file(weights)?;
+            bitsmith_formats::safetensors::load_into(&mut built, weights)
+                .context(|| format!("cannot load `{}` into {model}", weights.display()))?;
+        }
+        return Ok(Opened::Float(built));
+    }
+    if !path.exists() {
+        let names: Vec<&str> = zoo::names().collect();
+        let looks_like_a_file = model.contains(['/', '\\']) || path.extension().is_some();
+        return Err(match looks_like_a_file {
+            true => Failure::new(format!("there is no file `{model}`")).remedy("check the path"),
+            false => Failure::new(format!("`{model}` is neither a file nor a built-in model"))
+                .remedy(suggest::remedy(model, &names)),
+        });
+    }
+    check_file(path)?;
+    if weights.is_some() {
+        return Err(Failure::usage(format!("`{model}` is a file and brings its own weights"))
+            .remedy("leave out --weights, or give the name of a built-in model"));
+    }
+    if is_packed(path)? {
+        return Ok(Opened::Packed(bitsmith_runtime::packed::read(path).context(|| format!("cannot read `{model}`"))?));
+    }
+    let opened = bitsmith_formats::open(path).context(|| format!("cannot read `{model}`"))?;
+    Ok(Opened::Float(opened))
+}
+
+/// Refuses folders and files that are not there, by name.
+fn check_file(path: &Path) -> Result<(), Failure> {
+    let found =
+        std::fs::metadata(path).context(|| format!("cannot read `{}`", path.display())).remedy("check the path")?;
+    match found.is_dir() {
+        true => Err(Failure::new(format!("`{}` is a folder, but a model is one file", path.display()))
+            .remedy("name the file inside it")),
+        false => Ok(()),
+    }
+}
+
+/// Whether a file is packed: by its extension, or by its first bytes where it has another.
+fn is_packed(path: &Path) -> Result<bool, Failure> {
+    use std::io::Read;
+    if path.extension().is_some_and(|e| e == "bitsmith") {
+        return Ok(true);
+    }
+    let mut start = Vec::new();
+    let file = std::fs::File::open(path).context(|| format!("cannot read `{}`", path.display()))?;
+    file.take(4096).read_to_end(&mut start)?;
+    Ok(bitsmith_runtime::packed::is_packed(&start))
+}

@@ -1,0 +1,28 @@
+//! What the machine says about this process: threads, peak memory, processor.
+
+/// The most memory this process has held so far, in bytes: `VmHWM` of `/proc/self/status`. `None` where the system does
+/// not tell.
+pub fn peak_memory_bytes() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"))?;
+    let kibibytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kibibytes * 1024)
+}
+
+/// Sizes the pool that kernels, loaders and burn share. 0 means one thread per core.
+pub fn set_threads(threads: usize) -> Result<usize, crate::failure::Failure> {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let threads = if threads == 0 { cores } else { threads };
+    rayon::ThreadPoolBuilder::new().num_threads(threads).build_global()?;
+    Ok(threads)
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn peak_memory_is_known_on_linux() {
+        if cfg!(target_os = "linux") {
+            assert!(super::peak_memory_bytes().is_some_and(|b| b > 1 << 16));
+        }
+    }
+}

@@ -1,0 +1,94 @@
+//! Journeys that go well.
+
+use crate::{bitsmith, json, keys, listing, ok, small_recipe};
+
+#[test]
+fn help_names_every_command_with_examples() {
+    let folder = tempfile::tempdir().unwrap();
+    let help = ok(folder.path(), "--help").stdout;
+    for command in ["demo", "train", "quantize", "eval", "run", "inspect", "export", "verify", "bench", "report"] {
+        assert!(help.contains(command), "{command} is missing from the help");
+        let own = ok(folder.path(), &format!("{command} --help")).stdout;
+        assert!(own.contains("Examples:") && own.contains("bitsmith"), "{command} --help has no examples");
+    }
+    let wrong = bitsmith(folder.path(), "inspct");
+    assert_eq!(wrong.code, 2);
+    assert!(wrong.stderr.starts_with("error: ") && wrong.stderr.contains("inspect"), "{}", wrong.stderr);
+}
+
+#[test]
+fn a_built_in_model_can_be_inspected_without_files() {
+    let folder = tempfile::tempdir().unwrap();
+    let value = json(folder.path(), "inspect resnet20");
+    assert_eq!(value["mean_weight_bits"], 32.0);
+    assert_eq!(value["layers"].as_array().unwrap().len(), 20);
+    let layer = keys(&value["layers"][0]);
+    for key in ["name", "op", "weight_bits", "stored_bits", "activation_bits", "bytes", "macs", "arithmetic"] {
+        assert!(layer.contains(&key), "{key} is missing");
+    }
+    assert!(ok(folder.path(), "inspect cnn").stdout.contains("multiply-accumulates"));
+}
+
+#[test]
+fn a_recipe_becomes_a_packed_model_that_everything_else_reads() {
+    let temporary = tempfile::tempdir().unwrap();
+    let folder = temporary.path();
+    small_recipe(folder);
+    let trained = json(folder, "train small.toml --set train.epochs=5 --out run");
+    assert!(trained["mean_weight_bits"].as_f64().unwrap() <= 3.0, "{trained}");
+    assert_eq!(trained["verified"], true);
+    let files = listing(&folder.join("run"));
+    for file in ["events.jsonl", "model.bitsmith", "model.onnx", "recipe.toml", "report.html"] {
+        assert!(files.iter().any(|f| f == file), "{file} is missing among {files:?}");
+    }
+    assert!(std::fs::read_to_string(folder.join("run/recipe.toml")).unwrap().contains("epochs = 5"));
+
+    let eval = json(folder, "eval run/model.bitsmith --data digits");
+    assert_eq!(eval["accuracy"], trained["accuracy"]);
+    for key in ["accuracy", "loss", "n"] {
+        assert!(keys(&eval).contains(&key));
+    }
+    let inspect = json(folder, "inspect run/model.bitsmith");
+    assert_eq!(inspect["bytes"].as_u64().unwrap(), std::fs::metadata(folder.join("run/model.bitsmith")).unwrap().len());
+    assert!(
+        (inspect["mean_weight_bits"].as_f64().unwrap() - trained["mean_weight_bits"].as_f64().unwrap()).abs() < 1e-9
+    );
+
+    let verify = json(folder, "verify run/model.bitsmith --data digits");
+    assert_eq!((&verify["agree"], verify["n"].as_u64()), (&true.into(), Some(355)), "{verify}");
+    assert_eq!(keys(&verify["accuracies"]), ["reference", "runtime", "simulator"]);
+
+    let exported = json(folder, "export run/model.bitsmith --to onnx --target opset25 --out e.onnx");
+    assert_eq!(exported["layers"].as_array().unwrap().len(), inspect["layers"].as_array().unwrap().len());
+    ok(folder, "export run/model.bitsmith --to safetensors --out e.safetensors");
+    ok(folder, "export run/model.bitsmith --to packed --out e.bitsmith");
+    assert_eq!(
+        std::fs::read(folder.join("e.bitsmith")).unwrap(),
+        std::fs::read(folder.join("run/model.bitsmith")).unwrap()
+    );
+
+    let bench = json(folder, "bench run/model.bitsmith --seconds 0.05 --batch 4");
+    assert_eq!(keys(&bench), ["batch", "images_per_s", "median_ms", "p99_ms", "peak_rss_mb", "threads"]);
+    let report = json(folder, "report run --out page.html");
+    assert_eq!(report["epochs"], 5);
+    assert!(std::fs::read_to_string(folder.join("page.html")).unwrap().contains("Bits per layer"));
+}
+
+#[test]
+fn quantizing_without_training_works_without_data() {
+    let temporary = tempfile::tempdir().unwrap();
+    let folder = temporary.path();
+    let made = json(folder, "quantize cnn --method ptq --data random --weight-bits 4 --activation-bits 8 --out q");
+    assert_eq!(made["verified"], true);
+    let inspect = json(folder, "inspect q/model.bitsmith");
+    assert_eq!(inspect["mean_weight_bits"], 4.0);
+    assert!(inspect["layers"].as_array().unwrap().iter().all(|l| l["activation_bits"] == 8.0), "{inspect}");
+}
+
+#[test]
+fn training_steps_are_timed() {
+    let folder = tempfile::tempdir().unwrap();
+    let bench = json(folder.path(), "bench train --network cnn --batch 8 --seconds 0.05");
+    assert_eq!(keys(&bench), ["batch", "images_per_s", "median_ms", "peak_rss_mb", "threads"]);
+    assert!(bench["images_per_s"].as_f64().unwrap() > 0.0);
+}
