@@ -18,7 +18,7 @@ pub fn closest<'a>(wrong: &str, known: impl IntoIterator<Item = &'a str>) -> Opt
 }
 
 /// A remedy: the closest name, or all of them where none is close.
-pub fn remedy<'a>(wrong: &str, known: &[&'a str]) -> String {
+pub fn remedy(wrong: &str, known: &[&str]) -> String {
     match closest(wrong, known.iter().copied()) {
         Some(name) => format!("did you mean `{name}`?"),
         None => format!("one of {}", known.join(", ")),

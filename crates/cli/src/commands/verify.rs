@@ -92,8 +92,11 @@ pub fn run(args: &Args, context: &Context) -> Result<Outcome, Failure> {
     Ok(if verdict.agrees() { Outcome::Done } else { Outcome::Disagree })
 }
 
+/// A way to compute a model, and how closely it must follow the first.
+pub type Way = (Box<dyn Runner>, Promise);
+
 /// The three ways to compute a packed model, the integer reference first: it is what the numbers mean.
-pub fn of_packed(model: &QuantModel) -> Result<Vec<(Box<dyn Runner>, Promise)>, Failure> {
+pub fn of_packed(model: &QuantModel) -> Result<Vec<Way>, Failure> {
     let float_activations = !model.sites().values().any(|(role, _)| *role == bitsmith_graph::Role::Activation);
     let simulated = if float_activations { Promise::Rounding } else { Promise::Classes };
     Ok(vec![
