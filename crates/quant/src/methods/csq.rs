@@ -425,12 +425,13 @@ impl Method for Csq {
 
     fn state(&self, slots: &[Slot<CsqWeight>]) -> serde_json::Value {
         let layers = slots.iter().map(|s| (s.quantizer.stage, s.quantizer.planes())).collect();
-        serde_json::to_value(State { stage: self.stage, layers }).unwrap_or_default()
+        let temperature = slots.first().map_or(1.0, |s| s.quantizer.temperature);
+        serde_json::to_value(State { stage: self.stage, temperature, layers }).unwrap_or_default()
     }
 
     fn restore(&mut self, slots: &mut [Slot<CsqWeight>], state: &serde_json::Value) -> Result<(), Error> {
         let unreadable = |e| Error::new(Kind::Checkpoint, "the checkpoint's state of csq cannot be read").caused_by(e);
-        let State { stage, layers } = State::deserialize(state).map_err(unreadable)?;
+        let State { stage, temperature, layers } = State::deserialize(state).map_err(unreadable)?;
         if layers.len() != slots.len() || layers.iter().any(|(_, planes)| *planes > self.options.planes) {
             return Err(Error::new(
                 Kind::Checkpoint,
@@ -440,6 +441,8 @@ impl Method for Csq {
         self.stage = stage;
         for (slot, (stage, planes)) in slots.iter_mut().zip(layers) {
             slot.quantizer.resize(stage, planes);
+            // A checkpoint may lie between the last step of a phase and its end, which reads the temperature.
+            slot.quantizer.temperature = temperature;
         }
         Ok(())
     }
@@ -449,6 +452,7 @@ impl Method for Csq {
 #[derive(Debug, Serialize, Deserialize)]
 struct State {
     stage: Stage,
+    temperature: f32,
     /// Stage and number of planes of every layer.
     layers: Vec<(Stage, usize)>,
 }
