@@ -5,6 +5,8 @@
 //! `Reshape`, the bounds of a `Slice`) are attributes here: [`Operator::PARAMS`] says which, so that importers fold them
 //! in and exporters spell them out without knowing any operator by name.
 
+use bitsmith_kernels::activation::Activation;
+
 use crate::attrs::Attrs;
 use crate::error::{Error, Kind};
 use crate::ops::*;
@@ -122,4 +124,24 @@ ops! {
     MaxPool, AveragePool, GlobalAveragePool, ReduceMean,
     Flatten, Reshape, Transpose, Squeeze, Unsqueeze, Pad, Slice, Concat, Split,
     Constant, ConstantOfShape, ShapeOf, Gather, Cast, Identity, Dropout,
+}
+
+impl Op {
+    /// The element-wise function of one input that this operator is, if it is one the kernels fuse.
+    pub fn activation(&self) -> Option<Activation> {
+        Some(match self {
+            Op::Relu(_) => Activation::Relu,
+            Op::LeakyRelu(op) => Activation::LeakyRelu { alpha: op.alpha },
+            Op::Clip(op) => {
+                Activation::Clip { min: op.min.unwrap_or(f32::NEG_INFINITY), max: op.max.unwrap_or(f32::INFINITY) }
+            }
+            Op::HardSwish(_) => Activation::HardSwish,
+            Op::HardSigmoid(op) => Activation::HardSigmoid { alpha: op.alpha, beta: op.beta },
+            Op::Sigmoid(_) => Activation::Sigmoid,
+            Op::Tanh(_) => Activation::Tanh,
+            Op::Gelu(op) if op.tanh => Activation::GeluTanh,
+            Op::Gelu(_) => Activation::GeluErf,
+            _ => return None,
+        })
+    }
 }

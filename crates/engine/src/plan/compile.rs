@@ -136,7 +136,7 @@ impl<'a> Compiler<'a> {
                 (last, add) = (next, Some(other));
             }
             if let Some(next) = self.sole_reader(nodes[last].output())
-                && let Some(act) = activation_of(&nodes[next].op)
+                && let Some(act) = nodes[next].op.activation()
             {
                 (last, activation) = (next, act);
             }
@@ -508,7 +508,7 @@ impl<'a> Compiler<'a> {
                 let inputs = vec![self.arg(x, Layout::First)?];
                 self.emit(node, Kind::Gather { axis, indices }, inputs, Layout::First);
             }
-            op => match activation_of(op) {
+            op => match op.activation() {
                 Some(activation) => {
                     let layout = if self.is_last(x) { Layout::Last } else { Layout::First };
                     let inputs = vec![self.arg(x, layout)?];
@@ -669,26 +669,4 @@ pub(super) fn stored_order<T: Copy>(layout: Layout, values: Vec<T>) -> Vec<T> {
         (Layout::Last, &[n, c, h, w]) => vec![n, h, w, c],
         _ => values,
     }
-}
-
-fn activation_of(op: &Op) -> Option<Activation> {
-    Some(match op {
-        Op::Relu(_) => Activation::Relu,
-        Op::LeakyRelu(op) => Activation::LeakyRelu { alpha: op.alpha },
-        Op::Clip(op) => {
-            Activation::Clip { min: op.min.unwrap_or(f32::NEG_INFINITY), max: op.max.unwrap_or(f32::INFINITY) }
-        }
-        Op::HardSwish(_) => Activation::HardSwish,
-        Op::HardSigmoid(op) => Activation::HardSigmoid { alpha: op.alpha, beta: op.beta },
-        Op::Sigmoid(_) => Activation::Sigmoid,
-        Op::Tanh(_) => Activation::Tanh,
-        Op::Gelu(op) => {
-            if op.tanh {
-                Activation::GeluTanh
-            } else {
-                Activation::GeluErf
-            }
-        }
-        _ => return None,
-    })
 }

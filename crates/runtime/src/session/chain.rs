@@ -247,24 +247,6 @@ fn activate(act: Activation, x: &mut [f32]) {
     }
 }
 
-/// The activation function of a node, if it is one.
-pub(super) fn activation_of(op: &Op) -> Option<Activation> {
-    Some(match op {
-        Op::Relu(_) => Activation::Relu,
-        Op::LeakyRelu(op) => Activation::LeakyRelu { alpha: op.alpha },
-        Op::Clip(op) => {
-            Activation::Clip { min: op.min.unwrap_or(f32::NEG_INFINITY), max: op.max.unwrap_or(f32::INFINITY) }
-        }
-        Op::HardSwish(_) => Activation::HardSwish,
-        Op::HardSigmoid(op) => Activation::HardSigmoid { alpha: op.alpha, beta: op.beta },
-        Op::Sigmoid(_) => Activation::Sigmoid,
-        Op::Tanh(_) => Activation::Tanh,
-        Op::Gelu(op) if op.tanh => Activation::GeluTanh,
-        Op::Gelu(_) => Activation::GeluErf,
-        _ => return None,
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -7,7 +7,7 @@ use bitsmith_graph::ops::{PadMode, Window};
 use bitsmith_graph::{Model, Op, QParams, Tensor, ValueId};
 use bitsmith_kernels::numerics::{batch_norm_affine, scale_from_range};
 
-use super::chain::{Binary, activation_of};
+use super::chain::Binary;
 
 type Values = BTreeMap<ValueId, Tensor>;
 
@@ -107,7 +107,7 @@ fn apply(op: &Op, inputs: &[Option<&Tensor>], shapes: &[Vec<usize>]) -> Vec<Tens
     let get = |i: usize| inputs[i].unwrap();
     let x = inputs.first().copied().flatten();
     let xs = x.map_or(&[][..], Tensor::shape);
-    if let Some(act) = activation_of(op) {
+    if let Some(act) = op.activation() {
         return vec![build(y, |i| act.apply(at(get(0), i)))];
     }
     if let Some(binary) = Binary::of(op) {

@@ -5,7 +5,7 @@ use bitsmith_graph::{Granularity, Grid, Node, Op, ValueId};
 use bitsmith_kernels::gemm::Order;
 use bitsmith_kernels::numerics::batch_norm_affine;
 
-use super::super::chain::{Binary, Side, activation_of};
+use super::super::chain::{Binary, Side};
 use super::super::geometry;
 use super::super::product::{Geometry, IntegerWeight};
 use super::super::report::Arithmetic;
@@ -104,7 +104,7 @@ impl Planner<'_> {
             // Inside a chain there is nothing to do; alone it is a move.
             return self.natural[x.index()].is_none().then_some(None);
         }
-        if let Some(act) = activation_of(&node.op) {
+        if let Some(act) = node.op.activation() {
             return Some(Some(Link::Activation(act)));
         }
         if let Op::BatchNormalization(op) = &node.op {
