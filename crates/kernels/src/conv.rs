@@ -5,8 +5,9 @@
 //! its output completely and adds to nothing.
 //!
 //! Four families of loops, chosen by shape: `winograd` for 3x3 of stride 1 over whole vectors of channels, `depthwise`,
-//! and direct register tiles for everything else (`dense` forward and for the input, `weight_grad`). The first has a
-//! larger rounding error than a plain dot product, bounded in its header; [`forward_direct`] never uses it. All are
+//! and direct register tiles for everything else (`dense` forward and for the input, `weight_grad`). The first has
+//! other rounding errors than a plain dot product, bounded in its header: small tiles about the same ([`forward`]), large
+//! ones a few times larger (gradients, and [`forward_training`]); [`forward_direct`] never uses it. All are
 //! deterministic; only the weight gradient depends on the number of threads, in the order of its partial sums.
 
 mod dense;
@@ -197,7 +198,17 @@ impl ConvShape {
 pub fn forward(shape: &ConvShape, x: &[f32], w: &[f32], bias: Option<&[f32]>, y: &mut [f32]) {
     shape.assert_lengths(x.len(), w.len(), y.len());
     assert!(bias.is_none_or(|b| b.len() == shape.c_out), "one bias per output channel");
-    correlate(Isa::current(), shape, Direction::Forward, x, w, bias, y);
+    correlate(Isa::current(), shape, Direction::Forward, winograd::Size::Two, x, w, bias, y);
+}
+
+/// [`forward`] where a few more units in the last place do not matter: steps of training, whose gradients are noisy.
+///
+/// # Panics
+/// As [`forward`].
+pub fn forward_training(shape: &ConvShape, x: &[f32], w: &[f32], bias: Option<&[f32]>, y: &mut [f32]) {
+    shape.assert_lengths(x.len(), w.len(), y.len());
+    assert!(bias.is_none_or(|b| b.len() == shape.c_out), "one bias per output channel");
+    correlate(Isa::current(), shape, Direction::Forward, winograd::coarse(shape), x, w, bias, y);
 }
 
 /// `dx = ∂L/∂x` from `dy = ∂L/∂y`.
@@ -206,7 +217,7 @@ pub fn forward(shape: &ConvShape, x: &[f32], w: &[f32], bias: Option<&[f32]>, y:
 /// As [`forward`].
 pub fn backward_input(shape: &ConvShape, dy: &[f32], w: &[f32], dx: &mut [f32]) {
     shape.assert_lengths(dx.len(), w.len(), dy.len());
-    correlate(Isa::current(), shape, Direction::InputGradient, dy, w, None, dx);
+    correlate(Isa::current(), shape, Direction::InputGradient, winograd::coarse(shape), dy, w, None, dx);
 }
 
 /// `dw = ∂L/∂w` (OIHW) from the input and `dy = ∂L/∂y`, summed over batch and pixels.
@@ -230,17 +241,19 @@ pub fn forward_direct(shape: &ConvShape, x: &[f32], w: &[f32], bias: Option<&[f3
 }
 
 /// Forward or input gradient with the vectors of `isa`; lengths already checked.
+#[allow(clippy::too_many_arguments)]
 fn correlate(
     isa: Isa,
     shape: &ConvShape,
     direction: Direction,
+    size: winograd::Size,
     source: &[f32],
     w: &[f32],
     bias: Option<&[f32]>,
     out: &mut [f32],
 ) {
     if winograd::applies(shape) {
-        winograd::run(isa, (shape, direction), source, w, bias, out);
+        winograd::run(isa, size, (shape, direction), source, w, bias, out);
     } else {
         correlate_directly(isa, shape, direction, source, w, bias, out);
     }
@@ -265,7 +278,7 @@ fn correlate_directly(
 /// [`backward_weight`] with the vectors of `isa`; lengths already checked.
 fn weight_gradient(isa: Isa, shape: &ConvShape, x: &[f32], dy: &[f32], dw: &mut [f32]) {
     if winograd::applies(shape) {
-        winograd::weight_gradient(isa, shape, x, dy, dw);
+        winograd::weight_gradient(isa, winograd::coarse(shape), shape, x, dy, dw);
     } else {
         weight_gradient_directly(isa, shape, x, dy, dw);
     }

@@ -1,6 +1,7 @@
 //! The fast convolutions against the reference, on every instruction set of this machine.
 
-use super::{ConvShape, Direction, correlate_directly, weight_gradient_directly, winograd};
+use super::winograd::{self, Size};
+use super::{ConvShape, Direction, correlate_directly, weight_gradient_directly};
 use crate::isa::Isa;
 use crate::reference::conv as naive;
 use proptest::prelude::*;
@@ -60,22 +61,24 @@ fn check(shape: &ConvShape) {
         assert_close("weight gradient", shape, isa, pixels, &fast, &dw, &dw_bound);
         if winograd::applies(shape) {
             // The bounds of the file's header with max|x| = max|w| = max|dy| = 1, and a bias of at most 1; the weight
-            // gradient sums over tiles with row sums 2² of Bᵀ, A and Gᵀ each.
-            let worst = |growth: usize, n: usize| (growth * n * (n + 12)) as f64 * UNIT;
+            // gradient sums over tiles, by the same matrices.
             let near = |what: &str, fast: &[f32], slow: &[f32], limit: f64| {
                 for (f, s) in fast.iter().zip(slow) {
                     assert!(f64::from((f - s).abs()) <= limit, "winograd {what} {isa:?} {shape:?}: {f} not {s}");
                 }
             };
-            let mut fast = vec![f32::NAN; y.len()];
-            winograd::run(isa, (shape, Direction::Forward), &x, &w, Some(&bias), &mut fast);
-            near("forward", &fast, &y, worst(81, shape.c_in));
-            let mut fast = vec![f32::NAN; dx.len()];
-            winograd::run(isa, (shape, Direction::InputGradient), &dy, &w, None, &mut fast);
-            near("input gradient", &fast, &dx, worst(81, shape.c_out));
-            let mut fast = vec![f32::NAN; dw.len()];
-            winograd::weight_gradient(isa, shape, &x, &dy, &mut fast);
-            near("weight gradient", &fast, &dw, worst(64, pixels.div_ceil(4) + shape.in_h * shape.in_w));
+            for (size, k, roundings, square) in [(Size::Two, 81, 12, 4), (Size::Four, 3100, 24, 16)] {
+                let worst = |growth: usize, n: usize| (growth * n * (n + roundings)) as f64 * UNIT;
+                let mut fast = vec![f32::NAN; y.len()];
+                winograd::run(isa, size, (shape, Direction::Forward), &x, &w, Some(&bias), &mut fast);
+                near("forward", &fast, &y, worst(k, shape.c_in));
+                let mut fast = vec![f32::NAN; dx.len()];
+                winograd::run(isa, size, (shape, Direction::InputGradient), &dy, &w, None, &mut fast);
+                near("input gradient", &fast, &dx, worst(k, shape.c_out));
+                let mut fast = vec![f32::NAN; dw.len()];
+                winograd::weight_gradient(isa, size, shape, &x, &dy, &mut fast);
+                near("weight gradient", &fast, &dw, worst(k, pixels.div_ceil(square) + shape.in_h * shape.in_w));
+            }
         }
     }
 }
@@ -130,23 +133,21 @@ fn winograd_costs_little_accuracy() {
         (squares / fast.len() as f64).sqrt()
     };
     let isa = Isa::current();
-    let (mut slow, mut fast) = (dy.clone(), dy.clone());
-    naive::forward(&shape, &x, &w, None, &mut slow);
-    correlate_directly(isa, &shape, Direction::Forward, &x, &w, None, &mut fast);
-    let direct = error(&fast, &slow);
-    winograd::run(isa, (&shape, Direction::Forward), &x, &w, None, &mut fast);
-    let transformed = error(&fast, &slow);
-    println!("forward: direct {direct:e}, winograd {transformed:e}");
-    assert!(transformed <= 4.0 * direct, "{transformed:e} against {direct:e}");
-
-    let (mut slow, mut fast) = (w.clone(), w.clone());
-    naive::backward_weight(&shape, &x, &dy, &mut slow);
-    weight_gradient_directly(isa, &shape, &x, &dy, &mut fast);
-    let direct = error(&fast, &slow);
-    winograd::weight_gradient(isa, &shape, &x, &dy, &mut fast);
-    let transformed = error(&fast, &slow);
-    println!("weight gradient: direct {direct:e}, winograd {transformed:e}");
-    assert!(transformed <= 4.0 * direct, "{transformed:e} against {direct:e}");
+    let (mut y, mut dw, mut fast_y, mut fast_dw) = (dy.clone(), w.clone(), dy.clone(), w.clone());
+    naive::forward(&shape, &x, &w, None, &mut y);
+    naive::backward_weight(&shape, &x, &dy, &mut dw);
+    correlate_directly(isa, &shape, Direction::Forward, &x, &w, None, &mut fast_y);
+    weight_gradient_directly(isa, &shape, &x, &dy, &mut fast_dw);
+    let direct = [error(&fast_y, &y), error(&fast_dw, &dw)];
+    for (size, most) in [(Size::Two, 4.0), (Size::Four, 8.0)] {
+        winograd::run(isa, size, (&shape, Direction::Forward), &x, &w, None, &mut fast_y);
+        winograd::weight_gradient(isa, size, &shape, &x, &dy, &mut fast_dw);
+        let transformed = [error(&fast_y, &y), error(&fast_dw, &dw)];
+        println!("{size:?}: forward and weight gradient {transformed:?}, direct {direct:?}");
+        for (transformed, direct) in transformed.iter().zip(direct) {
+            assert!(*transformed <= most * direct, "{size:?}: {transformed:e} against {direct:e}");
+        }
+    }
 }
 
 fn shapes() -> impl Strategy<Value = ConvShape> {

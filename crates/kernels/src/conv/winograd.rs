@@ -1,29 +1,27 @@
-//! 3x3 convolutions of stride 1 with 2.25 times fewer multiplications (Winograd's F(2x2, 3x3); Lavin and Gray, arXiv
+//! 3x3 convolutions of stride 1 with fewer multiplications (Winograd's minimal filtering; Lavin and Gray, arXiv
 //! 1509.09308), forward, input gradient and weight gradient.
 //!
-//! A tile is 2x2 outputs `y` and the 4x4 inputs `d` under them. With
+//! A tile is m x m outputs `y` and the (m + 2) x (m + 2) inputs `d` under them; `scheme` has the matrices for m = 2 (2.25 times
+//! fewer multiplications) and m = 4 (4 times fewer).
 //!
 //! ```text
-//!        | 1  0 -1  0 |        | 1    0    0  |
-//!   Bᵀ = | 0  1  1  0 |    G = | 1/2  1/2 1/2 |    Aᵀ = | 1  1  1  0 |
-//!        | 0 -1  1  0 |        | 1/2 -1/2 1/2 |         | 0  1 -1 -1 |
-//!        | 0  1  0 -1 |        | 0    0    1  |
-//!
 //!   v = Bᵀ d B      u = G w Gᵀ      m = Σ over channels of v ⊙ u      y = Aᵀ m A
 //!   gradient of w:                  dm = A dy Aᵀ,  du = Σ over tiles of v ⊙ dm,  dw = Gᵀ du G
 //! ```
 //!
-//! each of the 16 positions is a matrix product, done by the register tiles of the direct loops: tiles take the place of
+//! Each position of a tile is a matrix product, done by the register tiles of the direct loops: tiles take the place of
 //! pixels. The input gradient is a forward convolution of `dy` with the weight turned by 180 degrees.
 //!
-//! Rounding: the transforms add and subtract neighbours, which costs up to two bits against the direct sum in the worst
-//! case; the error stays below `81 c (c + 12) u max|x| max|w|` for `c` summed channels (3² from Aᵀ, 2² from Bᵀ, 1.5² from
-//! G, as products of the row sums), which is also the worst case of a direct sum of `9 c` products.
-//! Measured on 32 channels of 16x16, root mean square: forward 0.7 times the error of the direct sum (it is shorter), weight
-//! gradient 1.8 times.
+//! Rounding: the transforms add and subtract neighbours. The error stays below `k c (c + r) u max|x| max|w|` for `c` summed
+//! channels, with `k` the product of the squared largest row sums of Aᵀ, Bᵀ and G, and `r` the roundings of the transforms:
+//! k = 81 = 3²·2²·1.5² and r = 12 for m = 2, which is also the worst case of a direct sum of `9 c` products; k = 3100 and r = 24
+//! for m = 4. Measured on 32 channels of 16x16, root mean square: forward 0.7 (m = 2) and 2.6 (m = 4) times the error of the direct
+//! sum, weight gradient 2.8 and 2.1 times.
 //!
 //! A block of tiles is transformed, multiplied and transformed back while it is in the second-level cache.
 //! Layouts: `v [position][tile][channel]`, `m [position][tile][channel]`, `u [position][block][channel][Q * lanes]`.
+
+mod scheme;
 
 use super::ConvShape;
 use super::dense::{Direction, Init, Tile, row_of_tiles};
@@ -32,16 +30,24 @@ use crate::buffer::{Purpose, with_scratch};
 use crate::isa::Isa;
 use crate::simd::{Kernel, Vector, dispatch};
 use crate::threads;
+use scheme::{F2, F4, Line, Scheme};
+use std::marker::PhantomData;
 use std::ops::Range;
 
-/// Positions of a tile.
-const POSITIONS: usize = 16;
+/// How large the tiles are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Size {
+    /// 2x2 outputs: as accurate as direct sums.
+    Two,
+    /// 4x4 outputs: a few times less accurate, and fastest.
+    Four,
+}
 
 /// Vectors of output channels per register tile, as in the direct loops.
 const BLOCK: usize = 2;
 
 /// Elements of `v` and `m` together that a block of tiles may take.
-const BLOCK_ELEMENTS: usize = 32 * 1024;
+const BLOCK_ELEMENTS: usize = 64 * 1024;
 
 /// Products of input and output channels from which the transformed weight leaves the second-level cache.
 const MANY: usize = 1 << 16;
@@ -53,6 +59,13 @@ pub(super) fn applies(s: &ConvShape) -> bool {
     let channels = s.c_in.is_multiple_of(16) && s.c_out.is_multiple_of(16);
     let tiles = s.batch * s.out_h().div_ceil(2) * s.out_w().div_ceil(2);
     geometry && channels && s.pads.iter().all(|&p| p <= 2) && tiles >= (s.c_in * s.c_out / 1024).max(16)
+}
+
+/// The size of tiles for work that need not be as accurate as direct sums: the larger one, unless images are so small that it
+/// mostly computes what lies outside them.
+pub(super) fn coarse(s: &ConvShape) -> Size {
+    let tiles = |m: usize| s.out_h().div_ceil(m) * s.out_w().div_ceil(m) * (m + 2) * (m + 2);
+    if 5 * tiles(4) <= 4 * tiles(2) { Size::Four } else { Size::Two }
 }
 
 /// Source and output of one direction, and where its tiles lie.
@@ -68,21 +81,23 @@ struct Geometry {
     tiles: [usize; 2],
     /// Tiles that are done together.
     block: usize,
+    /// Rows and columns of a tile's outputs.
+    size: usize,
 }
 
 impl Geometry {
-    fn new(s: &ConvShape, direction: Direction) -> Geometry {
+    fn new<S: Scheme>(s: &ConvShape, direction: Direction) -> Geometry {
         let input = [s.in_h, s.in_w, s.c_in];
         let output = [s.out_h(), s.out_w(), s.c_out];
         let (source, out, top, left) = match direction {
             Direction::Forward => (input, output, s.pads[0], s.pads[1]),
             Direction::InputGradient => (output, input, 2 - s.pads[0], 2 - s.pads[1]),
         };
-        let tiles = [out[0].div_ceil(2), out[1].div_ceil(2)];
+        let tiles = [out[0].div_ceil(S::OUT), out[1].div_ceil(S::OUT)];
         // Many channels: the weight of a position streams from afar, and more tiles must share it.
         let fewest = if s.c_in * s.c_out >= MANY { 64 } else { 16 };
-        let block = (BLOCK_ELEMENTS / (POSITIONS * (source[2] + out[2]))).clamp(fewest, 64).next_multiple_of(8);
-        Geometry { batch: s.batch, source, out, top, left, tiles, block }
+        let block = (BLOCK_ELEMENTS / (S::POSITIONS * (source[2] + out[2]))).clamp(fewest, 64).next_multiple_of(8);
+        Geometry { batch: s.batch, source, out, top, left, tiles, block, size: S::OUT }
     }
 
     /// Rows of tiles in the batch: the unit that threads share.
@@ -93,7 +108,7 @@ impl Geometry {
     /// Where the outputs of a row of tiles begin.
     fn out_offset(&self, row: usize) -> usize {
         let [height, width, channels] = self.out;
-        (row / self.tiles[0] * height + (row % self.tiles[0] * 2).min(height)) * width * channels
+        (row / self.tiles[0] * height + (row % self.tiles[0] * self.size).min(height)) * width * channels
     }
 
     /// Image, and tile row and column in it, of a tile of the batch.
@@ -112,26 +127,42 @@ impl Geometry {
 /// Forward or input gradient; writes all of `out`.
 pub(super) fn run(
     isa: Isa,
+    size: Size,
+    of: (&ConvShape, Direction),
+    source: &[f32],
+    w: &[f32],
+    bias: Option<&[f32]>,
+    out: &mut [f32],
+) {
+    match size {
+        Size::Two => correlate::<F2>(isa, of, source, w, bias, out),
+        Size::Four => correlate::<F4>(isa, of, source, w, bias, out),
+    }
+}
+
+fn correlate<S: Scheme>(
+    isa: Isa,
     (shape, direction): (&ConvShape, Direction),
     source: &[f32],
     w: &[f32],
     bias: Option<&[f32]>,
     out: &mut [f32],
 ) {
-    let geometry = &Geometry::new(shape, direction);
+    let geometry = &Geometry::new::<S>(shape, direction);
     let (c_in, c_out) = (geometry.source[2], geometry.out[2]);
     let cuts: Vec<_> = threads::ranges(geometry.rows(), rayon::current_num_threads()).collect();
-    with_scratch(Purpose::Weights, POSITIONS * c_in * c_out, |u| {
-        dispatch(isa, TransformWeight { shape, direction, w, u });
+    with_scratch(Purpose::Weights, S::POSITIONS * c_in * c_out, |u| {
+        dispatch(isa, TransformWeight::<S> { shape, direction, w, u, scheme: PhantomData });
         let u = &*u;
         threads::for_each_cut(
             out,
             &cuts,
             |row| geometry.out_offset(row),
             |rows, out| {
-                with_scratch(Purpose::Source, POSITIONS * geometry.position(c_in) + c_in, |v| {
-                    with_scratch(Purpose::Gradient, POSITIONS * geometry.position(c_out), |m| {
-                        dispatch(isa, Correlate { geometry, source, u, bias, rows, out, v, m });
+                with_scratch(Purpose::Source, S::POSITIONS * geometry.position(c_in) + c_in, |v| {
+                    with_scratch(Purpose::Gradient, S::POSITIONS * geometry.position(c_out), |m| {
+                        let scheme = PhantomData;
+                        dispatch(isa, Correlate::<S> { geometry, source, u, bias, rows, out, v, m, scheme });
                     });
                 });
             },
@@ -140,14 +171,15 @@ pub(super) fn run(
 }
 
 /// `u = G w Gᵀ` for all pairs of channels, in the layout of the direct loops' packed weights.
-struct TransformWeight<'a> {
+struct TransformWeight<'a, S> {
     shape: &'a ConvShape,
     direction: Direction,
     w: &'a [f32],
     u: &'a mut [f32],
+    scheme: PhantomData<S>,
 }
 
-impl Kernel for TransformWeight<'_> {
+impl<S: Scheme> Kernel for TransformWeight<'_, S> {
     type Output = ();
 
     #[inline(always)]
@@ -159,7 +191,7 @@ impl Kernel for TransformWeight<'_> {
             Direction::InputGradient => (c_out, c_in, c_in * 9, 9),
         };
         let turned = self.direction == Direction::InputGradient;
-        assert!(self.w.len() == 9 * c_in * c_out && self.u.len() == POSITIONS * c_in * c_out);
+        assert!(self.w.len() == 9 * c_in * c_out && self.u.len() == S::POSITIONS * c_in * c_out);
         for first in (0..produced).step_by(V::LANES) {
             let block = first / (BLOCK * V::LANES);
             let width = (produced - block * BLOCK * V::LANES).min(BLOCK * V::LANES);
@@ -175,17 +207,17 @@ impl Kernel for TransformWeight<'_> {
                 // SAFETY: each row of `taps` holds a vector; `at` plus a vector lies inside each position of `u`, which
                 // has `summed * produced` elements. The caller promises the instruction set.
                 unsafe {
-                    let mut rows = [[V::zero(); 3]; 4];
+                    let mut rows = [[V::zero(); 3]; 6];
                     for column in 0..3 {
                         let g = |row: usize| V::load(taps[row * 3 + column].as_ptr());
-                        let transformed = weight_1d(g(0), g(1), g(2));
+                        let transformed = S::weight([g(0), g(1), g(2)]);
                         for (row, value) in rows.iter_mut().zip(&transformed) {
                             row[column] = *value;
                         }
                     }
-                    for (i, row) in rows.iter().enumerate() {
-                        for (j, value) in weight_1d(row[0], row[1], row[2]).iter().enumerate() {
-                            value.store(self.u[(i * 4 + j) * summed * produced + at..].as_mut_ptr());
+                    for (i, row) in rows.iter().enumerate().take(S::IN) {
+                        for (j, value) in S::weight(*row).iter().enumerate().take(S::IN) {
+                            value.store(self.u[(i * S::IN + j) * summed * produced + at..].as_mut_ptr());
                         }
                     }
                 }
@@ -194,22 +226,8 @@ impl Kernel for TransformWeight<'_> {
     }
 }
 
-/// `G g`
-///
-/// # Safety
-/// The CPU has the instruction set of `V`.
-#[inline(always)]
-unsafe fn weight_1d<V: Vector>(a: V, b: V, c: V) -> [V; 4] {
-    // SAFETY: register arithmetic; the function's contract.
-    unsafe {
-        let half = V::splat(0.5);
-        let outer = a.add(c);
-        [a, outer.add(b).mul(half), outer.sub(b).mul(half), c]
-    }
-}
-
 /// The outputs of some rows of tiles.
-struct Correlate<'a> {
+struct Correlate<'a, S> {
     geometry: &'a Geometry,
     source: &'a [f32],
     u: &'a [f32],
@@ -219,9 +237,10 @@ struct Correlate<'a> {
     /// Room for `v`, and one pixel of zeros behind it.
     v: &'a mut [f32],
     m: &'a mut [f32],
+    scheme: PhantomData<S>,
 }
 
-impl Kernel for Correlate<'_> {
+impl<S: Scheme> Kernel for Correlate<'_, S> {
     type Output = ();
 
     #[inline(always)]
@@ -230,15 +249,15 @@ impl Kernel for Correlate<'_> {
         let (c_in, c_out) = (g.source[2], g.out[2]);
         let start = g.out_offset(self.rows.start);
         let all = self.rows.start * g.tiles[1]..self.rows.end * g.tiles[1];
-        let (v, zeros) = self.v.split_at_mut(POSITIONS * g.position(c_in));
+        let (v, zeros) = self.v.split_at_mut(S::POSITIONS * g.position(c_in));
         zeros.fill(0.0);
         for first in all.clone().step_by(g.block) {
             let tiles = first..(first + g.block).min(all.end);
             // SAFETY: the caller promises the instruction set; `v` and `m` hold `block` tiles at every position, `u` is
             // packed as `row_of_tiles` expects, and the assertions of the callees bound the rest.
             unsafe {
-                transform_source::<V>(g, self.source, zeros, &tiles, v);
-                for position in 0..POSITIONS {
+                transform_source::<S, V>(g, self.source, zeros, &tiles, v);
+                for position in 0..S::POSITIONS {
                     let from = v[position * g.position(c_in)..].as_ptr();
                     for channel in (0..c_out).step_by(BLOCK * V::LANES) {
                         let vectors = ((c_out - channel) / V::LANES).min(BLOCK);
@@ -259,7 +278,7 @@ impl Kernel for Correlate<'_> {
                         }
                     }
                 }
-                transform_back::<V>(g, self.m, self.bias, &tiles, &mut self.out[..], start);
+                transform_back::<S, V>(g, self.m, self.bias, &tiles, &mut self.out[..], start);
             }
         }
     }
@@ -271,7 +290,7 @@ impl Kernel for Correlate<'_> {
 /// The CPU has the instruction set of `V`; the channels of the source are whole vectors, `zeros` is one pixel, and `v`
 /// holds `tiles` at each position.
 #[inline(always)]
-unsafe fn transform_source<V: Vector>(
+unsafe fn transform_source<S: Scheme, V: Vector>(
     g: &Geometry,
     source: &[f32],
     zeros: &[f32],
@@ -281,47 +300,69 @@ unsafe fn transform_source<V: Vector>(
     let [height, width, channels] = g.source;
     let position = g.position(channels);
     assert!(source.len() == g.batch * height * width * channels && zeros.len() == channels);
-    assert!(v.len() >= POSITIONS * position && tiles.len() <= g.block);
+    assert!(v.len() >= S::POSITIONS * position && tiles.len() <= g.block);
+    let (pixel, line) = (channels, width * channels);
     for (number, tile) in tiles.clone().enumerate() {
         let [image, row, column] = g.tile(tile);
-        // The pixels under the tile; those outside the source are the pixel of zeros.
-        let mut pixels = [[zeros.as_ptr(); 4]; 4];
-        for (i, pixels) in pixels.iter_mut().enumerate() {
-            let Some(y) = (row * 2 + i).checked_sub(g.top).filter(|&y| y < height) else { continue };
-            for (j, pixel) in pixels.iter_mut().enumerate() {
-                let Some(x) = (column * 2 + j).checked_sub(g.left).filter(|&x| x < width) else { continue };
-                *pixel = source[((image * height + y) * width + x) * channels..].as_ptr();
+        let to = v[number * channels..].as_mut_ptr();
+        let (top, left) = ((row * S::OUT).checked_sub(g.top), (column * S::OUT).checked_sub(g.left));
+        match (top, left) {
+            (Some(y), Some(x)) if y + S::IN <= height && x + S::IN <= width => {
+                let corner = source[((image * height + y) * width + x) * channels..].as_ptr();
+                // SAFETY: all pixels of the tile lie inside the image, as just tested; `v` has room as asserted. The
+                // function's contract.
+                unsafe { transform_tile::<S, V>(channels, position, to, |i, j| corner.add(i * line + j * pixel)) };
             }
-        }
-        for channel in (0..channels).step_by(V::LANES) {
-            // SAFETY: every pixel has `channels` elements; `v` has room as asserted. The function's contract.
-            unsafe {
-                let mut rows = [[V::zero(); 4]; 4];
-                for (row, pixels) in rows.iter_mut().zip(&pixels) {
-                    let d = |j: usize| V::load(pixels[j].add(channel));
-                    *row = source_1d(d(0), d(1), d(2), d(3));
-                }
-                let to = v.as_mut_ptr().add(number * channels + channel);
-                // Column by column; the compiler keeps all of it in registers.
-                for (j, to) in (0..4).map(|j| (j, to.add(j * position))) {
-                    let done = source_1d(rows[0][j], rows[1][j], rows[2][j], rows[3][j]);
-                    for (i, value) in done.iter().enumerate() {
-                        value.store(to.add(i * 4 * position));
+            _ => {
+                // Pixels outside the source are the pixel of zeros.
+                let mut pixels = [[zeros.as_ptr(); 6]; 6];
+                for (i, pixels) in pixels.iter_mut().enumerate().take(S::IN) {
+                    let Some(y) = (row * S::OUT + i).checked_sub(g.top).filter(|&y| y < height) else { continue };
+                    for (j, pixel) in pixels.iter_mut().enumerate().take(S::IN) {
+                        let Some(x) = (column * S::OUT + j).checked_sub(g.left).filter(|&x| x < width) else {
+                            continue;
+                        };
+                        *pixel = source[((image * height + y) * width + x) * channels..].as_ptr();
                     }
                 }
+                // SAFETY: every pixel has `channels` elements; `v` has room as asserted. The function's contract.
+                unsafe { transform_tile::<S, V>(channels, position, to, |i, j| pixels[i][j]) };
             }
         }
     }
 }
 
-/// `Bᵀ d`
+/// `v = Bᵀ d B` of all channels of one tile whose pixels lie where `pixel` says.
 ///
 /// # Safety
-/// The CPU has the instruction set of `V`.
+/// The CPU has the instruction set of `V`; `channels` elements are readable at every pixel and writable at `to` and every
+/// `position` elements on.
 #[inline(always)]
-unsafe fn source_1d<V: Vector>(a: V, b: V, c: V, d: V) -> [V; 4] {
-    // SAFETY: register arithmetic; the function's contract.
-    unsafe { [a.sub(c), b.add(c), c.sub(b), b.sub(d)] }
+unsafe fn transform_tile<S: Scheme, V: Vector>(
+    channels: usize,
+    position: usize,
+    to: *mut f32,
+    pixel: impl Fn(usize, usize) -> *const f32,
+) {
+    for channel in (0..channels).step_by(V::LANES) {
+        // SAFETY: the function's contract.
+        unsafe {
+            let mut rows = [[V::zero(); 6]; 6];
+            for (i, row) in rows.iter_mut().enumerate().take(S::IN) {
+                let mut line = [V::zero(); 6];
+                for (j, value) in line.iter_mut().enumerate().take(S::IN) {
+                    *value = V::load(pixel(i, j).add(channel));
+                }
+                *row = S::source(line);
+            }
+            for j in 0..S::IN {
+                let done = S::source(column_of(&rows, j));
+                for (i, value) in done.iter().enumerate().take(S::IN) {
+                    value.store(to.add((i * S::IN + j) * position + channel));
+                }
+            }
+        }
+    }
 }
 
 /// `y = Aᵀ m A + bias` of all channels of some tiles; `out` begins at element `start` of the whole output.
@@ -329,7 +370,7 @@ unsafe fn source_1d<V: Vector>(a: V, b: V, c: V, d: V) -> [V; 4] {
 /// # Safety
 /// The CPU has the instruction set of `V`; the channels of the output are whole vectors.
 #[inline(always)]
-unsafe fn transform_back<V: Vector>(
+unsafe fn transform_back<S: Scheme, V: Vector>(
     g: &Geometry,
     m: &[f32],
     bias: Option<&[f32]>,
@@ -339,33 +380,63 @@ unsafe fn transform_back<V: Vector>(
 ) {
     let [height, width, channels] = g.out;
     let position = g.position(channels);
-    assert!(m.len() >= POSITIONS * position && bias.is_none_or(|b| b.len() == channels));
+    assert!(m.len() >= S::POSITIONS * position && bias.is_none_or(|b| b.len() == channels));
     for (number, tile) in tiles.clone().enumerate() {
         let [image, row, column] = g.tile(tile);
-        let corner = ((image * height + row * 2) * width + column * 2) * channels - start;
-        // The second row or column of a last tile may lie outside.
-        let rows = (height - row * 2).min(2);
-        let columns = (width - column * 2).min(2);
+        let corner = ((image * height + row * S::OUT) * width + column * S::OUT) * channels - start;
+        // Rows or columns of a last tile may lie outside.
+        let rows = (height - row * S::OUT).min(S::OUT);
+        let columns = (width - column * S::OUT).min(S::OUT);
         let out = &mut out[corner..];
         assert!(((rows - 1) * width + columns) * channels <= out.len());
-        for channel in (0..channels).step_by(V::LANES) {
-            // SAFETY: the assertions above; the function's contract.
-            unsafe {
-                let from = m.as_ptr().add(number * channels + channel);
-                let start = match bias {
-                    Some(bias) => V::load(bias.as_ptr().add(channel)),
-                    None => V::zero(),
-                };
-                let mut half = [[V::zero(); 2]; 4];
-                for (i, half) in half.iter_mut().enumerate() {
-                    let m = |j: usize| V::load(from.add((i * 4 + j) * position));
-                    *half = out_1d(m(0), m(1), m(2), m(3));
+        let from = m[number * channels..].as_ptr();
+        let line = width * channels;
+        // SAFETY: the assertions above; the function's contract. Whole tiles have a loop of known length.
+        unsafe {
+            if (rows, columns) == (S::OUT, S::OUT) {
+                transform_tile_back::<S, V>(channels, position, from, bias, out.as_mut_ptr(), line, (S::OUT, S::OUT));
+            } else {
+                transform_tile_back::<S, V>(channels, position, from, bias, out.as_mut_ptr(), line, (rows, columns));
+            }
+        }
+    }
+}
+
+/// `y = Aᵀ m A + bias` of all channels of one tile, of which the first rows and columns are written.
+///
+/// # Safety
+/// The CPU has the instruction set of `V`; `channels` elements are readable at `from` and every `position` elements on, and
+/// writable at `to` for each row (`line` elements apart) and column that is written.
+#[inline(always)]
+unsafe fn transform_tile_back<S: Scheme, V: Vector>(
+    channels: usize,
+    position: usize,
+    from: *const f32,
+    bias: Option<&[f32]>,
+    to: *mut f32,
+    line: usize,
+    (rows, columns): (usize, usize),
+) {
+    for channel in (0..channels).step_by(V::LANES) {
+        // SAFETY: the function's contract.
+        unsafe {
+            let start = match bias {
+                Some(bias) => V::load(bias.as_ptr().add(channel)),
+                None => V::zero(),
+            };
+            let mut half = [[V::zero(); 6]; 6];
+            for (i, half) in half.iter_mut().enumerate().take(S::IN) {
+                let mut m = [V::zero(); 6];
+                for (j, m) in m.iter_mut().enumerate().take(S::IN) {
+                    *m = V::load(from.add((i * S::IN + j) * position + channel));
                 }
-                let to = out.as_mut_ptr().add(channel);
-                for (j, to) in (0..columns).map(|j| (j, to.add(j * channels))) {
-                    let done = out_1d(half[0][j], half[1][j], half[2][j], half[3][j]);
-                    for (i, value) in done.iter().enumerate().take(rows) {
-                        value.add(start).store(to.add(i * width * channels));
+                *half = S::out(m);
+            }
+            for j in 0..S::OUT {
+                let done = S::out(column_of(&half, j));
+                for (i, value) in done.iter().enumerate().take(S::OUT) {
+                    if i < rows && j < columns {
+                        value.add(start).store(to.add(i * line + j * channels + channel));
                     }
                 }
             }
@@ -373,21 +444,18 @@ unsafe fn transform_back<V: Vector>(
     }
 }
 
-/// `Aᵀ m`
-///
-/// # Safety
-/// The CPU has the instruction set of `V`.
-#[inline(always)]
-unsafe fn out_1d<V: Vector>(a: V, b: V, c: V, d: V) -> [V; 2] {
-    // SAFETY: register arithmetic; the function's contract.
-    unsafe { [a.add(b).add(c), b.sub(c).sub(d)] }
+/// The weight gradient; writes all of `dw`.
+pub(super) fn weight_gradient(isa: Isa, size: Size, shape: &ConvShape, x: &[f32], dy: &[f32], dw: &mut [f32]) {
+    match size {
+        Size::Two => gradient::<F2>(isa, shape, x, dy, dw),
+        Size::Four => gradient::<F4>(isa, shape, x, dy, dw),
+    }
 }
 
-/// The weight gradient; writes all of `dw`.
-pub(super) fn weight_gradient(isa: Isa, shape: &ConvShape, x: &[f32], dy: &[f32], dw: &mut [f32]) {
-    let geometry = &Geometry::new(shape, Direction::Forward);
+fn gradient<S: Scheme>(isa: Isa, shape: &ConvShape, x: &[f32], dy: &[f32], dw: &mut [f32]) {
+    let geometry = &Geometry::new::<S>(shape, Direction::Forward);
     let (c_in, c_out) = (shape.c_in, shape.c_out);
-    let len = POSITIONS * c_in * c_out;
+    let len = S::POSITIONS * c_in * c_out;
     let cuts: Vec<_> = threads::ranges(geometry.rows(), rayon::current_num_threads()).collect();
     with_scratch(Purpose::Sums, len * cuts.len(), |sums| {
         sums.fill(0.0);
@@ -396,9 +464,10 @@ pub(super) fn weight_gradient(isa: Isa, shape: &ConvShape, x: &[f32], dy: &[f32]
             &cuts,
             |row| threads::part_of(&cuts, row) * len,
             |rows, sums| {
-                with_scratch(Purpose::Source, POSITIONS * geometry.position(c_in) + c_in, |v| {
-                    with_scratch(Purpose::Gradient, POSITIONS * geometry.position(c_out), |m| {
-                        dispatch(isa, Gradient { geometry, x, dy, rows, sums, v, m });
+                with_scratch(Purpose::Source, S::POSITIONS * geometry.position(c_in) + c_in, |v| {
+                    with_scratch(Purpose::Gradient, S::POSITIONS * geometry.position(c_out), |m| {
+                        let scheme = PhantomData;
+                        dispatch(isa, Gradient::<S> { geometry, x, dy, rows, sums, v, m, scheme });
                     });
                 });
             },
@@ -407,23 +476,8 @@ pub(super) fn weight_gradient(isa: Isa, shape: &ConvShape, x: &[f32], dy: &[f32]
         for other in others.chunks_exact(len) {
             total.iter_mut().zip(other).for_each(|(t, &o)| *t += o);
         }
-        // dw = Gᵀ du G, position by position of the sums' layout, into taps of the direct layout in the first 9 positions.
+        dispatch(isa, TransformSums::<S> { sums: total, pairs: c_in * c_out, scheme: PhantomData });
         let pairs = c_in * c_out;
-        for i in 0..pairs {
-            let du = |row: usize, column: usize| total[(row * 4 + column) * pairs + i];
-            let mut half = [[0.0_f32; 4]; 3];
-            for column in 0..4 {
-                let done = gradient_1d(du(0, column), du(1, column), du(2, column), du(3, column));
-                for (half, value) in half.iter_mut().zip(done) {
-                    half[column] = value;
-                }
-            }
-            for (row, half) in half.iter().enumerate() {
-                for (column, value) in gradient_1d(half[0], half[1], half[2], half[3]).into_iter().enumerate() {
-                    total[(row * 3 + column) * pairs + i] = value;
-                }
-            }
-        }
         let lanes = isa.lanes();
         for (co, dw) in dw.chunks_exact_mut(c_in * 9).enumerate() {
             let first = co - co % (BLOCK * lanes);
@@ -436,14 +490,47 @@ pub(super) fn weight_gradient(isa: Isa, shape: &ConvShape, x: &[f32], dy: &[f32]
     });
 }
 
-/// `Gᵀ u`
-fn gradient_1d(a: f32, b: f32, c: f32, d: f32) -> [f32; 3] {
-    let (sum, difference) = (0.5 * (b + c), 0.5 * (b - c));
-    [a + sum, difference, sum + d]
+/// `dw = Gᵀ du G` of all pairs of channels, position by position of the sums' layout, into taps of the direct layout in the
+/// first 9 positions.
+struct TransformSums<'a, S> {
+    sums: &'a mut [f32],
+    pairs: usize,
+    scheme: PhantomData<S>,
+}
+
+impl<S: Scheme> Kernel for TransformSums<'_, S> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<V: Vector>(self) {
+        let pairs = self.pairs;
+        assert!(self.sums.len() == S::POSITIONS * pairs && pairs.is_multiple_of(V::LANES));
+        for first in (0..pairs).step_by(V::LANES) {
+            // SAFETY: a vector of pairs lies inside each position, as asserted; the caller promises the instruction set.
+            unsafe {
+                let at = self.sums.as_mut_ptr().add(first);
+                let mut half = [[V::zero(); 6]; 3];
+                for column in 0..S::IN {
+                    let mut line = [V::zero(); 6];
+                    for (row, du) in line.iter_mut().enumerate().take(S::IN) {
+                        *du = V::load(at.add((row * S::IN + column) * pairs));
+                    }
+                    for (half, value) in half.iter_mut().zip(S::gradient(line)) {
+                        half[column] = value;
+                    }
+                }
+                for (row, half) in half.iter().enumerate() {
+                    for (column, value) in S::gradient(*half).into_iter().enumerate() {
+                        value.store(at.add((row * 3 + column) * pairs));
+                    }
+                }
+            }
+        }
+    }
 }
 
 /// `du` of some rows of tiles, added to `sums` in the layout of `u`.
-struct Gradient<'a> {
+struct Gradient<'a, S> {
     geometry: &'a Geometry,
     x: &'a [f32],
     dy: &'a [f32],
@@ -451,9 +538,10 @@ struct Gradient<'a> {
     sums: &'a mut [f32],
     v: &'a mut [f32],
     m: &'a mut [f32],
+    scheme: PhantomData<S>,
 }
 
-impl Kernel for Gradient<'_> {
+impl<S: Scheme> Kernel for Gradient<'_, S> {
     type Output = ();
 
     #[inline(always)]
@@ -461,18 +549,18 @@ impl Kernel for Gradient<'_> {
         let g = self.geometry;
         let (c_in, c_out) = (g.source[2], g.out[2]);
         let all = self.rows.start * g.tiles[1]..self.rows.end * g.tiles[1];
-        let (v, zeros) = self.v.split_at_mut(POSITIONS * g.position(c_in));
+        let (v, zeros) = self.v.split_at_mut(S::POSITIONS * g.position(c_in));
         zeros.fill(0.0);
-        assert!(self.sums.len() == POSITIONS * c_in * c_out);
+        assert!(self.sums.len() == S::POSITIONS * c_in * c_out);
         for first in all.clone().step_by(g.block) {
             let tiles = first..(first + g.block).min(all.end);
             let pixels = Pixels { rows: 1, columns: tiles.len(), x_row: 0, x_step: c_in, dy_step: c_out };
             // SAFETY: the caller promises the instruction set; `v` and `m` hold `block` tiles at every position, and the
             // sums of a block of vectors are `c_in` rows of its width.
             unsafe {
-                transform_source::<V>(g, self.x, zeros, &tiles, v);
-                transform_gradient::<V>(g, self.dy, &tiles, self.m);
-                for position in 0..POSITIONS {
+                transform_source::<S, V>(g, self.x, zeros, &tiles, v);
+                transform_gradient::<S, V>(g, self.dy, &tiles, self.m);
+                for position in 0..S::POSITIONS {
                     let v = v[position * g.position(c_in)..].as_ptr();
                     for channel in (0..c_out).step_by(BLOCK * V::LANES) {
                         let m = self.m[position * g.position(c_out) + channel..].as_ptr();
@@ -494,45 +582,69 @@ impl Kernel for Gradient<'_> {
 /// # Safety
 /// The CPU has the instruction set of `V`; the channels of the output are whole vectors.
 #[inline(always)]
-unsafe fn transform_gradient<V: Vector>(g: &Geometry, dy: &[f32], tiles: &Range<usize>, m: &mut [f32]) {
+unsafe fn transform_gradient<S: Scheme, V: Vector>(g: &Geometry, dy: &[f32], tiles: &Range<usize>, m: &mut [f32]) {
     let [height, width, channels] = g.out;
     let position = g.position(channels);
     assert!(dy.len() == g.batch * height * width * channels);
-    assert!(m.len() >= POSITIONS * position && tiles.len() <= g.block);
+    assert!(m.len() >= S::POSITIONS * position && tiles.len() <= g.block);
     for (number, tile) in tiles.clone().enumerate() {
         let [image, row, column] = g.tile(tile);
-        let corner = &dy[((image * height + row * 2) * width + column * 2) * channels..];
-        let rows = (height - row * 2).min(2);
-        let columns = (width - column * 2).min(2);
+        let corner = &dy[((image * height + row * S::OUT) * width + column * S::OUT) * channels..];
+        let rows = (height - row * S::OUT).min(S::OUT);
+        let columns = (width - column * S::OUT).min(S::OUT);
         assert!(((rows - 1) * width + columns) * channels <= corner.len());
-        for channel in (0..channels).step_by(V::LANES) {
-            // SAFETY: the assertions above; the function's contract.
-            unsafe {
-                // Outputs outside the image have no gradient.
-                let mut d = [[V::zero(); 2]; 2];
-                for (i, d) in d.iter_mut().enumerate().take(rows) {
-                    for (j, d) in d.iter_mut().enumerate().take(columns) {
-                        *d = V::load(corner.as_ptr().add((i * width + j) * channels + channel));
+        let to = m[number * channels..].as_mut_ptr();
+        let line = width * channels;
+        // SAFETY: the assertions above; the function's contract. Whole tiles have a loop of known length.
+        unsafe {
+            if (rows, columns) == (S::OUT, S::OUT) {
+                spread_tile::<S, V>(channels, position, corner.as_ptr(), line, (S::OUT, S::OUT), to);
+            } else {
+                spread_tile::<S, V>(channels, position, corner.as_ptr(), line, (rows, columns), to);
+            }
+        }
+    }
+}
+
+/// `dm = A dy Aᵀ` of all channels of one tile, of which the first rows and columns exist: outputs outside the image have
+/// no gradient.
+///
+/// # Safety
+/// The CPU has the instruction set of `V`; `channels` elements are readable at `from` for each row (`line` elements apart)
+/// and column that exists, and writable at `to` and every `position` elements on.
+#[inline(always)]
+unsafe fn spread_tile<S: Scheme, V: Vector>(
+    channels: usize,
+    position: usize,
+    from: *const f32,
+    line: usize,
+    (rows, columns): (usize, usize),
+    to: *mut f32,
+) {
+    for channel in (0..channels).step_by(V::LANES) {
+        // SAFETY: the function's contract.
+        unsafe {
+            let mut lines = [[V::zero(); 6]; 6];
+            for (i, done) in lines.iter_mut().enumerate().take(S::OUT) {
+                let mut d = [V::zero(); 6];
+                for (j, d) in d.iter_mut().enumerate().take(S::OUT) {
+                    if i < rows && j < columns {
+                        *d = V::load(from.add(i * line + j * channels + channel));
                     }
                 }
-                let halves = [spread_1d(d[0][0], d[1][0]), spread_1d(d[0][1], d[1][1])];
-                let to = m.as_mut_ptr().add(number * channels + channel);
-                for (i, (&a, &b)) in halves[0].iter().zip(&halves[1]).enumerate() {
-                    for (j, value) in spread_1d(a, b).iter().enumerate() {
-                        value.store(to.add((i * 4 + j) * position));
-                    }
+                *done = S::spread(d);
+            }
+            for j in 0..S::IN {
+                for (i, value) in S::spread(column_of(&lines, j)).iter().enumerate().take(S::IN) {
+                    value.store(to.add((i * S::IN + j) * position + channel));
                 }
             }
         }
     }
 }
 
-/// `A y`
-///
-/// # Safety
-/// The CPU has the instruction set of `V`.
+/// Column `j` of a tile.
 #[inline(always)]
-unsafe fn spread_1d<V: Vector>(a: V, b: V) -> [V; 4] {
-    // SAFETY: register arithmetic; the function's contract.
-    unsafe { [a, a.add(b), a.sub(b), V::zero().sub(b)] }
+fn column_of<V: Copy>(rows: &[Line<V>; 6], j: usize) -> Line<V> {
+    rows.map(|row| row[j])
 }
