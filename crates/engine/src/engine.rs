@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use bitsmith_graph::{Graph, Grid, Model, Role as SiteRole, Shape, ValueId};
+use bitsmith_kernels::threads::team;
 use burn_autodiff::Autodiff;
 use burn_backend::ops::FloatTensorOps;
 use burn_backend::{AutodiffBackend, Shape as BurnShape, TensorData, TensorMetadata};
@@ -50,7 +51,7 @@ impl Default for StepOptions {
 }
 
 /// What a training step found.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Default)]
 pub struct StepOutput {
     /// Mean over the batch.
     pub loss: f32,
@@ -141,7 +142,13 @@ impl Engine {
 
     /// The output in inference mode, row-major, for `batch` samples in the graph's layout.
     pub fn forward(&self, params: &Params, x: &[f32], batch: usize) -> Result<Vec<f32>, Error> {
-        let mut out = self.infer(&self.plan, params, x, batch)?;
+        let mut out = self.infer(&self.plan, params, x, batch, Batch::Frozen)?;
+        Ok(out.pop().unwrap_or_default())
+    }
+
+    /// The output as a training step computes it, normalised by the batch's own statistics, without gradients.
+    pub fn forward_live(&self, params: &Params, x: &[f32], batch: usize) -> Result<Vec<f32>, Error> {
+        let mut out = self.infer(&self.plan, params, x, batch, Batch::Live)?;
         Ok(out.pop().unwrap_or_default())
     }
 
@@ -159,7 +166,7 @@ impl Engine {
         }
         let shapes = self.graph.shapes(1)?;
         let plan = compile(&Facts { graph: &self.graph, shapes: &shapes, sites: &self.sites }, values)?;
-        self.infer(&plan, params, x, batch)
+        self.infer(&plan, params, x, batch, Batch::Frozen)
     }
 
     /// One pass forward and backward: loss and gradients. Batch-norm statistics in `params` are updated as `options` say.
@@ -180,9 +187,8 @@ impl Engine {
             return Err(unsupported(name, format!("the output is {shape:?}: training needs [batch, classes]")));
         };
         loss.check(batch, classes, labels)?;
-        // Inside the pool, so that each kernel's hand-over to the other threads is short.
         let mut seen = Vec::new();
-        let out = rayon::scope(|_| match self.options.operators {
+        let out = team(|| match self.options.operators {
             Operators::Fused => {
                 self.train::<Fused<Autodiff<Flex>>, _>(params, &shapes, x, labels, loss, options, &mut seen)
             }
@@ -265,11 +271,18 @@ impl Engine {
         Ok(out)
     }
 
-    fn infer(&self, plan: &Plan, params: &Params, x: &[f32], batch: usize) -> Result<Vec<Vec<f32>>, Error> {
+    fn infer(
+        &self,
+        plan: &Plan,
+        params: &Params,
+        x: &[f32],
+        batch: usize,
+        statistics: Batch,
+    ) -> Result<Vec<Vec<f32>>, Error> {
         let shapes = self.check_input(plan, params, x, Some(batch))?;
-        let run = Run { plan, shapes: &shapes, params, statistics: Batch::Frozen };
+        let run = Run { plan, shapes: &shapes, params, statistics };
         let input = &shapes[self.graph.inputs()[0].value.index()];
-        let out = rayon::scope(|_| match self.options.operators {
+        let out = team(|| match self.options.operators {
             Operators::Fused => outputs::<Fused<Flex>>(&run, x, input),
             Operators::Composed => outputs::<Composed<Flex>>(&run, x, input),
         });

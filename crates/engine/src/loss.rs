@@ -37,6 +37,8 @@ pub struct Distill {
 pub(crate) struct Evaluated {
     /// Mean over the batch.
     pub loss: f32,
+    /// Of each sample.
+    pub losses: Vec<f64>,
     /// Samples whose largest logit is the label's; 0 without labels.
     pub correct: usize,
     /// `∂loss/∂logits`, row-major.
@@ -80,13 +82,14 @@ impl Loss {
     /// Loss and gradient; the arguments were checked.
     pub(crate) fn evaluate(&self, logits: &[f32], classes: usize, labels: &[u32]) -> Evaluated {
         let batch = logits.len() / classes.max(1);
-        let (mut total, mut correct) = (0.0_f64, 0);
+        let mut correct = 0;
+        let mut losses = vec![0.0_f64; batch];
         let mut gradient = vec![0.0_f32; logits.len()];
         let imitation = self.distill.as_ref().map_or(0.0, |d| f64::from(d.weight));
         let smoothing = f64::from(self.label_smoothing);
         let (spread, peak) = (smoothing / classes as f64, 1.0 - smoothing);
         let mut row = vec![0.0_f64; classes];
-        for sample in 0..batch {
+        for (sample, total) in losses.iter_mut().enumerate() {
             let range = sample * classes..(sample + 1) * classes;
             let z = &logits[range.clone()];
             if let Some(&label) = labels.get(sample) {
@@ -96,7 +99,7 @@ impl Loss {
                 for (c, (g, &log_p)) in gradient[range.clone()].iter_mut().zip(&row).enumerate() {
                     let target = spread + if c == label { peak } else { 0.0 };
                     if target > 0.0 {
-                        total -= (1.0 - imitation) * target * log_p;
+                        *total -= (1.0 - imitation) * target * log_p;
                     }
                     *g = ((1.0 - imitation) * (log_p.exp() - target) / batch as f64) as f32;
                 }
@@ -109,13 +112,19 @@ impl Loss {
                 for ((g, &log_p), &log_q) in gradient[range].iter_mut().zip(&row).zip(&teacher) {
                     let q = log_q.exp();
                     if q > 0.0 {
-                        total += imitation * temperature * temperature * q * (log_q - log_p);
+                        *total += imitation * temperature * temperature * q * (log_q - log_p);
                     }
                     *g += (imitation * temperature * (log_p.exp() - q) / batch as f64) as f32;
                 }
             }
         }
-        Evaluated { loss: (total / batch.max(1) as f64) as f32, correct, gradient }
+        let total: f64 = losses.iter().sum();
+        Evaluated { loss: (total / batch.max(1) as f64) as f32, losses, correct, gradient }
+    }
+
+    /// The loss of each sample for these logits, `[batch, classes]`; labels and teacher must belong to them.
+    pub fn per_sample(&self, logits: &[f32], classes: usize, labels: &[u32]) -> Vec<f64> {
+        self.evaluate(logits, classes, labels).losses
     }
 }
 

@@ -94,7 +94,7 @@ pub(crate) fn recycle(x: FlexTensor) {
 }
 
 /// The buffer of a tensor that nobody else holds.
-fn into_buffer(x: FlexTensor) -> Option<Vec<f32>> {
+pub(crate) fn into_buffer(x: FlexTensor) -> Option<Vec<f32>> {
     if TensorMetadata::dtype(&x) != DType::F32 || !x.is_unique() || !x.is_contiguous() {
         return None;
     }

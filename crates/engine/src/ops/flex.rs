@@ -16,7 +16,7 @@ impl TrainOps for Fused<Flex> {
 
     fn conv(x: FlexTensor, w: FlexTensor, bias: Option<FlexTensor>, shape: &ConvShape) -> FlexTensor {
         let x = dense(x);
-        let y = convolve(&x, &dense(w), bias.map(dense).as_ref(), shape);
+        let y = convolve(conv::forward, &x, &dense(w), bias.map(dense).as_ref(), shape);
         recycle(x);
         y
     }
@@ -114,10 +114,19 @@ pub(super) fn scalar(x: &FlexTensor) -> f32 {
     floats(x).first().copied().unwrap_or(f32::NAN)
 }
 
-pub(super) fn convolve(x: &FlexTensor, w: &FlexTensor, bias: Option<&FlexTensor>, shape: &ConvShape) -> FlexTensor {
+/// [`conv::forward`] or one of its kin.
+pub(super) type Forward = fn(&ConvShape, &[f32], &[f32], Option<&[f32]>, &mut [f32]);
+
+pub(super) fn convolve(
+    forward: Forward,
+    x: &FlexTensor,
+    w: &FlexTensor,
+    bias: Option<&FlexTensor>,
+    shape: &ConvShape,
+) -> FlexTensor {
     let _time = profile::span("conv");
     let mut y = take(shape.output_len());
-    conv::forward(shape, floats(x), floats(w), bias.map(floats), &mut y);
+    forward(shape, floats(x), floats(w), bias.map(floats), &mut y);
     tensor(y, Shape::new([shape.batch, shape.out_h(), shape.out_w(), shape.c_out]))
 }
 

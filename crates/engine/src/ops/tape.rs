@@ -4,10 +4,14 @@
 //! normalisation before it saved for its mask. Gradients and saved tensors whose last reader is a backward go back to
 //! the pool there.
 
+use std::cell::RefCell;
+use std::collections::HashSet;
+
 use bitsmith_kernels::activation::{Activation, Saved};
 use bitsmith_kernels::conv::ConvShape;
 use bitsmith_kernels::norm;
 use bitsmith_kernels::pool::PoolShape;
+use bitsmith_kernels::threads::for_each_part;
 use bitsmith_kernels::{activation, conv, gemm, pool};
 use burn_autodiff::Autodiff;
 use burn_autodiff::checkpoint::base::Checkpointer;
@@ -20,7 +24,7 @@ use burn_flex::{Flex, FlexTensor};
 
 use super::flex::{self, Affine, scalar};
 use super::{BatchStatistics, FakeQuant, Fused, Norm, Shortcut, Statistics, TrainOps, rounding, shortcut};
-use crate::memory::{dense, floats, give, recycle, take, tensor};
+use crate::memory::{dense, floats, give, into_buffer, recycle, take, tensor};
 use crate::profile;
 
 type Cpu = Autodiff<Flex>;
@@ -52,7 +56,7 @@ impl TrainOps for Fused<Cpu> {
     fn conv(x: Tracked, w: Tracked, bias: Option<Tracked>, shape: &ConvShape) -> Tracked {
         let (x_data, w_data) = (dense(x.primitive().clone()), dense(w.primitive().clone()));
         let bias_data = bias.as_ref().map(|b| dense(b.primitive().clone()));
-        let y = flex::convolve(&x_data, &w_data, bias_data.as_ref(), shape);
+        let y = flex::convolve(conv::forward_training, &x_data, &w_data, bias_data.as_ref(), shape);
         let state =
             ConvState { shape: *shape, x: w.is_tracked().then_some(x_data), w: x.is_tracked().then_some(w_data) };
         record(Conv, [x, w, bias.unwrap_or_else(absent)], y, || state)
@@ -153,6 +157,50 @@ impl TrainOps for Fused<Cpu> {
     }
 }
 
+thread_local! {
+    /// Nodes that have a gradient from one of our operators in the present backward pass.
+    static REGISTERED: RefCell<HashSet<u64>> = RefCell::new(HashSet::new());
+}
+
+/// Registers the gradient of an activation: `grads.register`, but where there is one already (both ways around a residual
+/// block meet), the sum is made in place and the other buffer goes back to the pool, where burn would drop it.
+macro_rules! register {
+    ($grads:expr, $node:expr, $value:expr) => {{
+        let (node, mut value) = ($node, $value);
+        let is_new = REGISTERED.with_borrow_mut(|nodes| {
+            // Numbers are never used twice: what earlier passes left can only lie around.
+            if nodes.len() > 1 << 14 {
+                nodes.clear();
+            }
+            nodes.insert(node.id.value)
+        });
+        if !is_new {
+            // Fails for a leaf, whose gradient stays registered; then burn adds.
+            value = match add_in_place($grads.consume::<Flex>(&node), value) {
+                Ok(sum) => sum,
+                Err(value) => value,
+            };
+        }
+        $grads.register::<Flex>(node.id, value);
+    }};
+}
+
+/// `a + b` in the buffer of `a`, if nobody else holds that; else gives `b` back.
+fn add_in_place(a: FlexTensor, b: FlexTensor) -> Result<FlexTensor, FlexTensor> {
+    let shape = a.shape();
+    match into_buffer(a) {
+        Some(mut sum) if sum.len() == floats(&b).len() => {
+            let _time = profile::span("gradients added");
+            for_each_part(&mut sum, 1, |start, part| {
+                part.iter_mut().zip(&floats(&b)[start..]).for_each(|(a, b)| *a += b)
+            });
+            recycle(b);
+            Ok(tensor(sum, shape))
+        }
+        _ => Err(b),
+    }
+}
+
 #[derive(Debug)]
 struct Conv;
 
@@ -189,7 +237,7 @@ impl Backward<Flex, 3> for Conv {
             let _time = profile::span("conv input gradient");
             let mut dx = take(shape.input_len());
             conv::backward_input(&shape, floats(&dy), floats(&w), &mut dx);
-            grads.register::<Flex>(node.id, tensor(dx, Shape::new([shape.batch, shape.in_h, shape.in_w, shape.c_in])));
+            register!(grads, node, tensor(dx, Shape::new([shape.batch, shape.in_h, shape.in_w, shape.c_in])));
         }
         recycle(dy);
     }
@@ -261,12 +309,15 @@ impl Backward<Flex, 5> for Normalise {
             }
         }
         match x_node {
-            Some(node) => grads.register::<Flex>(node.id, tensor(dx, shape.clone())),
+            Some(node) => register!(grads, node, tensor(dx, shape.clone())),
             None => give(dx),
         }
         match (add_node, dadd) {
-            (Some(node), Some(dadd)) => grads.register::<Flex>(node.id, tensor(dadd, shape)),
-            (Some(node), None) => return grads.register::<Flex>(node.id, dy),
+            (Some(node), Some(dadd)) => register!(grads, node, tensor(dadd, shape)),
+            (Some(node), None) => {
+                register!(grads, node, dy);
+                return;
+            }
             _ => {}
         }
         recycle(dy);
@@ -287,7 +338,7 @@ impl Backward<Flex, 1> for Activate {
             let _time = profile::span("activation backward");
             let mut dx = take(floats(&dy).len());
             activation::backward(act, floats(&saved), floats(&dy), &mut dx);
-            grads.register::<Flex>(node.id, tensor(dx, saved.shape()));
+            register!(grads, node, tensor(dx, saved.shape()));
         }
         recycle(saved);
         recycle(dy);
@@ -307,7 +358,7 @@ impl Backward<Flex, 2> for Round {
         let mut dx = take(floats(&dy).len());
         let dstep = rounding::backward(floats(&x), floats(&dy), &mut dx, step, &quant);
         match x_node {
-            Some(node) => grads.register::<Flex>(node.id, tensor(dx, x.shape())),
+            Some(node) => register!(grads, node, tensor(dx, x.shape())),
             None => give(dx),
         }
         if let Some(node) = step_node {
@@ -332,7 +383,7 @@ impl Backward<Flex, 1> for MaxPool {
             let _time = profile::span("pool backward");
             let mut dx = take(shape.input_len());
             pool::max_backward(&shape, floats(&x), floats(&dy), &mut dx);
-            grads.register::<Flex>(node.id, tensor(dx, x.shape()));
+            register!(grads, node, tensor(dx, x.shape()));
         }
         recycle(x);
         recycle(dy);
@@ -354,7 +405,7 @@ impl Backward<Flex, 1> for AveragePool {
             let mut dx = take(shape.input_len());
             pool::average_backward(&shape, floats(&dy), &mut dx);
             let dims = Shape::new([shape.batch, shape.in_h, shape.in_w, shape.channels]);
-            grads.register::<Flex>(node.id, tensor(dx, dims));
+            register!(grads, node, tensor(dx, dims));
         }
         recycle(dy);
     }
@@ -374,7 +425,7 @@ impl Backward<Flex, 1> for GlobalAverage {
             let [batch, _, _, channels] = ops.state.dims();
             let mut dx = take(ops.state.num_elements());
             pool::global_average_backward(batch, channels, floats(&dy), &mut dx);
-            grads.register::<Flex>(node.id, tensor(dx, ops.state));
+            register!(grads, node, tensor(dx, ops.state));
         }
         recycle(dy);
     }
@@ -391,7 +442,7 @@ impl Backward<Flex, 1> for Subsample {
         let (size, shape) = ops.state;
         let [node] = ops.parents;
         if let Some(node) = node {
-            grads.register::<Flex>(node.id, shortcut::backward(&dy, &shape, size));
+            register!(grads, node, shortcut::backward(&dy, &shape, size));
         }
         recycle(dy);
     }
@@ -460,7 +511,7 @@ impl Backward<Flex, 1> for Relayout {
                 Direction::Last => flex::channels_first(&dy),
                 Direction::First => flex::channels_last(&dy),
             };
-            grads.register::<Flex>(node.id, dx);
+            register!(grads, node, dx);
         }
         recycle(dy);
     }
