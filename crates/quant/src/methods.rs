@@ -9,11 +9,15 @@ use bitsmith_graph::Model;
 use crate::error::Error;
 use crate::method::Method;
 use crate::options::{OptionDoc, Options};
+use crate::train::data::Batch;
 use crate::train::options::TrainOptions;
-use crate::train::{Context, Outcome, train_json};
+use crate::train::{Context, Outcome, Timed, steps_json, train_json};
 
 /// Trains a model by a method whose options are JSON (null: defaults).
 pub type Train = fn(Model, &serde_json::Value, &TrainOptions, &mut Context<'_>) -> Result<Outcome, Error>;
+
+/// Gives steps on one batch, in the middle of a phase, to whoever times them.
+pub type Steps = fn(Model, &serde_json::Value, &TrainOptions, &Batch, usize, &mut Timed<'_>) -> Result<(), Error>;
 
 /// A method as the command line and the documentation see it.
 #[derive(Debug, Clone, Copy)]
@@ -28,6 +32,8 @@ pub struct MethodEntry {
     pub check: fn(&serde_json::Value) -> Result<(), Error>,
     /// Runs it.
     pub train: Train,
+    /// Runs single steps of it, for benchmarks.
+    pub steps: Steps,
 }
 
 const fn entry<M: Method>() -> MethodEntry {
@@ -37,6 +43,7 @@ const fn entry<M: Method>() -> MethodEntry {
         options: M::Options::docs,
         check: |options| M::new(M::Options::from_json(options)?).map(|_| ()),
         train: train_json::<M>,
+        steps: steps_json::<M>,
     }
 }
 

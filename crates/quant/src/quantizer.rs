@@ -14,6 +14,10 @@ pub trait Quantizer: Send {
     fn forward(&mut self, weights: &mut [f32]);
     /// Adds ∂L/∂θ to the parameters' gradients, given `grad` = ∂L/∂Ŵ at the last [`Quantizer::forward`].
     fn backward(&mut self, grad: &[f32]);
+    /// Writes ∂L/∂w of the latent float weights, in the tensor's own layout, as gathered so far. Returns whether there are any.
+    fn latent_gradient(&self, _grad: &mut [f32]) -> bool {
+        false
+    }
     /// Shows every parameter, always in the same order.
     fn visit(&mut self, f: &mut dyn FnMut(&mut Param));
     /// Bits per weight as the method's paper counts them.

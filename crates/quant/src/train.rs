@@ -9,7 +9,9 @@ pub mod checkpoint;
 pub mod data;
 pub mod events;
 pub mod options;
+pub mod sharpness;
 mod state;
+mod steps;
 #[cfg(test)]
 mod tests;
 
@@ -27,7 +29,12 @@ use checkpoint::{Position, Store};
 use data::Data;
 use events::{Bits, EpochEvent, Event, Sink, StepEvent};
 use options::TrainOptions;
+use sharpness::Sharpness;
 use state::State;
+pub(crate) use steps::steps_json;
+
+/// What times steps: it is given a function that does one.
+pub type Timed<'a> = dyn FnMut(&mut dyn FnMut() -> Result<(), Error>) -> Result<(), Error> + 'a;
 
 /// What a run needs from outside.
 pub struct Context<'a> {
@@ -112,12 +119,7 @@ impl<M: Method> Run<'_, M> {
             while self.position.phase_epoch < phase.epochs {
                 self.epoch(ctx, phase)?;
             }
-            let mut state = std::mem::take(&mut self.state.slots);
-            let ended = self.state.with_trial(ctx.train, self.options, |trial| {
-                self.method.end_phase(&mut state, self.position.phase, trial)
-            });
-            self.state.slots = state;
-            for text in ended? {
+            for text in self.end_phase(ctx.train, self.position.phase)? {
                 ctx.sink.event(&Event::Note { text });
             }
             self.position.phase += 1;
@@ -125,6 +127,15 @@ impl<M: Method> Run<'_, M> {
             self.checkpoint(ctx)?;
         }
         Ok(())
+    }
+
+    /// What the method does at the end of a phase. Returns lines for the log.
+    fn end_phase(&mut self, train: &dyn data::Data, phase: usize) -> Result<Vec<String>, Error> {
+        let mut slots = std::mem::take(&mut self.state.slots);
+        let method = &mut self.method;
+        let ended = self.state.with_trial(train, self.options, |trial| method.end_phase(&mut slots, phase, trial));
+        self.state.slots = slots;
+        ended
     }
 
     /// One epoch, or what is left of it.
@@ -143,7 +154,7 @@ impl<M: Method> Run<'_, M> {
             let at = self.progress(step, steps);
             self.method.begin_step(&mut self.state.slots, &at);
             rate = schedule.at(step);
-            let (loss, correct) = self.step(&batch, rate)?;
+            let (loss, correct) = self.step(&batch, step, rate)?;
             if !loss.is_finite() {
                 return Err(self.diverged(ctx, loss, step));
             }
@@ -229,15 +240,19 @@ impl<M: Method> Run<'_, M> {
         Ok(())
     }
 
-    /// One step: passes, penalty, update. Returns loss and number of correct answers.
-    fn step(&mut self, batch: &data::Batch, rate: f32) -> Result<(f64, usize), Error> {
+    /// One step, by its number in the phase: passes, penalty, update. Returns loss and number of correct answers.
+    fn step(&mut self, batch: &data::Batch, step: u64, rate: f32) -> Result<(f64, usize), Error> {
         let loss = Loss { label_smoothing: self.options.label_smoothing, distill: self.imitate(batch)? };
         let norm = StepOptions { update_statistics: true, train_norm: true };
         let mut slots = std::mem::take(&mut self.state.slots);
         let mut correct = 0;
         let state = &mut self.state;
+        let sharpness = Sharpness { options: &self.options.sharpness, step };
         let value = self.method.step(&mut slots, &mut |slots| {
-            let (loss, right) = state.pass(slots, batch, &loss, norm)?;
+            let (loss, right) = match sharpness.options.acts(step) {
+                true => state.sharp_pass(slots, batch, &loss, sharpness)?,
+                false => state.pass(slots, batch, &loss, norm)?,
+            };
             correct = right;
             Ok(loss)
         });

@@ -1,10 +1,10 @@
 //! `bitsmith bench MODEL` and `bitsmith bench train`: how long inference or a training step takes here.
 
+mod training;
+
 use std::time::{Duration, Instant};
 
-use bitsmith_engine::optim::{Algorithm, Optimizer, Rates, Sgd};
-use bitsmith_engine::{Engine, EngineOptions, Loss, Params, StepOptions};
-use bitsmith_graph::zoo::{self, ZooOptions};
+use bitsmith_graph::zoo::ZooOptions;
 use serde_json::json;
 
 use super::{Context, Outcome};
@@ -12,7 +12,6 @@ use crate::datasets::Wanted;
 use crate::engines::{self, Integers, Runner};
 use crate::failure::Failure;
 use crate::models::{self, Opened};
-use crate::suggest;
 use crate::system;
 
 /// Time inference of a model, or training steps
@@ -20,11 +19,13 @@ use crate::system;
 #[command(after_help = "Examples:
   bitsmith bench model.bitsmith --batch 1
   bitsmith bench resnet20 --batch 128 --json
-  bitsmith bench train --network resnet20 --batch 128
+  bitsmith bench train --model resnet20 --batch 128 --profile
+  bitsmith bench train --method lsq --weight-bits 4 --activation-bits 4 --json
+  bitsmith bench train --method csq --phase 1 --activation-bits 4               (the frozen scheme's finetuning)
 
 JSON for a model: {median_ms, p99_ms, images_per_s, peak_rss_mb, threads, batch}; for training: {images_per_s, median_ms,
 peak_rss_mb, threads, batch}. Times are of one call with one batch of random input, after warming up. A training step is
-forward, backward and optimiser; data loading is not in it.")]
+forward, backward, everything that the method adds, and optimiser; data loading is not in it.")]
 pub struct Args {
     /// A model (file or built-in name), or the word `train`
     #[arg(value_name = "MODEL|train")]
@@ -35,9 +36,27 @@ pub struct Args {
     /// Measure for about this long
     #[arg(long, value_name = "S", default_value_t = 5.0)]
     seconds: f64,
-    /// The built-in network that `train` trains
+    /// What `train` trains: a built-in network, or a model file
     #[arg(long, value_name = "NAME", default_value = "resnet20")]
-    network: String,
+    model: String,
+    /// How `train` rounds weights: a method's name, or saq for lsq with sharpness-aware steps
+    #[arg(long, value_name = "METHOD", default_value = "float")]
+    method: String,
+    /// Bits of weights for `train`: the width of lsq, planes and sign of csq
+    #[arg(long, value_name = "BITS")]
+    weight_bits: Option<u8>,
+    /// Bits of activations for `train`; 32 leaves them in float
+    #[arg(long, value_name = "BITS", default_value_t = 32)]
+    activation_bits: u8,
+    /// The phase of the method that `train` times, from 0 (csq: search, finetune, polish)
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    phase: usize,
+    /// Any other value of a recipe, for `train`
+    #[arg(long, value_name = "KEY=VALUE")]
+    set: Vec<String>,
+    /// Also say where the time of a training step goes
+    #[arg(long)]
+    profile: bool,
     /// Use the runtime's plain reference kernels instead of the fast ones
     #[arg(long)]
     reference: bool,
@@ -54,9 +73,9 @@ pub fn run(args: &Args, context: &Context) -> Result<Outcome, Failure> {
     if batch == 0 || batch > 1 << 16 {
         return Err(Failure::usage(format!("`--batch {batch}` cannot be computed")).remedy("1 to 65536"));
     }
-    let times = match is_training {
-        true => training(args, context, batch)?,
-        false => inference(args, context, batch)?,
+    let (times, profile) = match is_training {
+        true => training::run(args, context, batch)?,
+        false => (inference(args, context, batch)?, None),
     };
     let (median, p99) = (quantile(&times, 0.5), quantile(&times, 0.99));
     let images_per_s = batch as f64 * 1000.0 / median;
@@ -70,10 +89,11 @@ pub fn run(args: &Args, context: &Context) -> Result<Outcome, Failure> {
     context.out.result(&value, || {
         let memory = peak_mb.map_or(String::new(), |mb| format!(", peak memory {mb} MB"));
         format!(
-            "{} at batch {batch} on {} threads: median {median:.3} ms, p99 {p99:.3} ms, {images_per_s:.0} images/s{memory} ({} calls)\n",
-            if is_training { format!("training {}", args.network) } else { args.what.clone() },
+            "{} at batch {batch} on {} threads: median {median:.3} ms, p99 {p99:.3} ms, {images_per_s:.0} images/s{memory} ({} calls)\n{}",
+            if is_training { format!("training {} by {}", args.model, args.method) } else { args.what.clone() },
             context.threads,
-            times.len()
+            times.len(),
+            profile.map_or(String::new(), |table| format!("\n{table}"))
         )
     })?;
     Ok(Outcome::Done)
@@ -92,37 +112,16 @@ fn inference(args: &Args, context: &Context, batch: usize) -> Result<Vec<f64>, F
     measure(args, context, || runner.logits(&x, batch).map(drop))
 }
 
-fn training(args: &Args, context: &Context, batch: usize) -> Result<Vec<f64>, Failure> {
-    let names: Vec<&str> = zoo::names().collect();
-    if !names.contains(&args.network.as_str()) {
-        let message = format!("there is no built-in network `{}`", args.network);
-        return Err(Failure::usage(message).remedy(suggest::remedy(&args.network, &names)));
-    }
-    let model = zoo::build(&args.network, &ZooOptions { seed: context.seed.unwrap_or(1), ..ZooOptions::default() })?;
-    let engine = Engine::new(&model, &EngineOptions::default())?;
-    let mut params = Params::from_model(&model);
-    let mut optimizer = Optimizer::new(Algorithm::Sgd(Sgd { momentum: 0.9, nesterov: true }));
-    let x = noise(batch.saturating_mul(engine.sample_len()));
-    let classes = engine.classes().max(1) as u32;
-    let labels: Vec<u32> = (0..batch as u32).map(|i| i % classes).collect();
-    let rates = Rates { learning_rate: 0.01, weight_decay: 1e-4 };
-    measure(args, context, || {
-        let out = engine.step(&mut params, &x, &labels, &Loss::default(), StepOptions::default())?;
-        for (id, gradient) in &out.constants {
-            if let Some(values) = params.constants.get_mut(id) {
-                optimizer.update(&model.graph.value(*id).name, values, gradient, rates);
-            }
-        }
-        Ok(())
-    })
-}
+/// Calls that are not measured.
+const WARM_UP: usize = 2;
 
-/// Milliseconds of each call: two calls to warm up, then at least five and as many as the time allows.
+/// Milliseconds of each call: after warming up at least five and as many as the time allows.
 fn measure(args: &Args, context: &Context, mut call: impl FnMut() -> Result<(), Failure>) -> Result<Vec<f64>, Failure> {
     let limit = Duration::from_secs_f64(args.seconds);
     let task = context.out.progress.task("measuring", 100);
-    call()?;
-    call()?;
+    for _ in 0..WARM_UP {
+        call()?;
+    }
     let began = Instant::now();
     let mut times = Vec::new();
     while times.len() < 5 || began.elapsed() < limit {

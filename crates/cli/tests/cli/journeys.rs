@@ -88,7 +88,14 @@ fn quantizing_without_training_works_without_data() {
 #[test]
 fn training_steps_are_timed() {
     let folder = tempfile::tempdir().unwrap();
-    let bench = json(folder.path(), "bench train --network cnn --batch 8 --seconds 0.05");
+    let bench = json(folder.path(), "bench train --model cnn --batch 8 --seconds 0.05");
     assert_eq!(keys(&bench), ["batch", "images_per_s", "median_ms", "peak_rss_mb", "threads"]);
     assert!(bench["images_per_s"].as_f64().unwrap() > 0.0);
+    for method in ["lsq --weight-bits 4", "csq --phase 1", "saq --weight-bits 3 --set train.sharpness.samples=0.5"] {
+        let arguments =
+            format!("bench train --model cnn --batch 8 --seconds 0.05 --activation-bits 4 --method {method}");
+        assert!(json(folder.path(), &arguments)["images_per_s"].as_f64().unwrap() > 0.0, "{method}");
+    }
+    let profile = ok(folder.path(), "bench train --model cnn --batch 8 --seconds 0.05 --profile");
+    assert!(profile.stdout.contains("conv weight gradient"), "{}", profile.stdout);
 }

@@ -46,6 +46,11 @@ impl Quantizer for FloatWeight {
         self.0.grad.iter_mut().zip(grad).for_each(|(sum, g)| *sum += g);
     }
 
+    fn latent_gradient(&self, grad: &mut [f32]) -> bool {
+        grad.copy_from_slice(&self.0.grad);
+        true
+    }
+
     fn visit(&mut self, f: &mut dyn FnMut(&mut Param)) {
         f(&mut self.0);
     }

@@ -142,6 +142,11 @@ impl Quantizer for LsqWeight {
         );
     }
 
+    fn latent_gradient(&self, grad: &mut [f32]) -> bool {
+        self.rows.scatter(&self.latent.grad, grad);
+        true
+    }
+
     fn visit(&mut self, f: &mut dyn FnMut(&mut Param)) {
         f(&mut self.latent);
         f(&mut self.steps);

@@ -4,6 +4,7 @@ use bitsmith_engine::Curve;
 use bitsmith_engine::optim::{AdamW, Algorithm, Sgd};
 use serde::{Deserialize, Serialize};
 
+use super::sharpness::SharpnessOptions;
 use crate::error::Error;
 use crate::options::options;
 
@@ -70,6 +71,8 @@ options! {
         pub recalibrate_batches: usize = 60,
         /// Batches over which a method measures the loss of alternatives.
         pub trial_batches: usize = 2,
+        /// Sharpness-aware steps: a section of its own, off unless its `rho` is above 0.
+        pub sharpness: SharpnessOptions = SharpnessOptions::default(),
     }
 }
 
@@ -98,6 +101,7 @@ impl TrainOptions {
         if self.weight_decay.is_nan() || self.weight_decay < 0.0 {
             return bad(format!("weight_decay = {}: must not be negative", self.weight_decay));
         }
+        self.sharpness.check()?;
         if !(2..=8).contains(&self.bias_bits) && self.bias_bits != 32 {
             return bad(format!("bias_bits = {}: 2 to 8, or 32 for float", self.bias_bits));
         }

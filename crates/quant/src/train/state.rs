@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use bitsmith_engine::optim::{Algorithm, Rates, State as Memory};
-use bitsmith_engine::{Engine, EngineOptions, Loss, Params, Role, StepOptions};
+use bitsmith_engine::{Engine, EngineOptions, Loss, Params, Role, StepOptions, StepOutput};
 use bitsmith_graph::{Granularity, Model, Op, Role as SiteRole, Site, ValueId};
 
 use super::data::{Batch, Data, InMemory};
@@ -33,7 +33,7 @@ pub(super) struct Evaluated {
 /// See the module.
 pub(super) struct State<Q> {
     model: Model,
-    engine: Engine,
+    pub engine: Engine,
     pub params: Params,
     /// The model before quantization, if it is to be imitated.
     pub teacher: Option<(Engine, Params)>,
@@ -105,8 +105,15 @@ impl<Q: Quantizer> State<Q> {
 
     /// Shows every parameter with a name that is unique in the run, always in the same order.
     pub fn visit(&mut self, f: &mut dyn FnMut(&str, &mut Param)) {
+        let mut slots = std::mem::take(&mut self.slots);
+        self.visit_with(&mut slots, f);
+        self.slots = slots;
+    }
+
+    /// The same while the quantizers of the weights are elsewhere.
+    pub fn visit_with(&mut self, slots: &mut [Slot<Q>], f: &mut dyn FnMut(&str, &mut Param)) {
         let graph = &self.model.graph;
-        for slot in &mut self.slots {
+        for slot in slots {
             let name = &slot.layer.name;
             slot.quantizer.visit(&mut |p| f(&format!("{name}/{}", p.name), p));
         }
@@ -175,8 +182,19 @@ impl<Q: Quantizer> State<Q> {
         loss: &Loss,
         options: StepOptions,
     ) -> Result<(f64, usize), Error> {
-        Self::publish(&mut self.params, &mut self.biases, &self.others, &self.steps, slots);
+        self.publish_with(slots);
         let out = self.engine.step(&mut self.params, &batch.x, &batch.labels, loss, options)?;
+        self.distribute(slots, &out);
+        Ok((f64::from(out.loss), out.correct))
+    }
+
+    /// Writes everything into the engine's parameters while the quantizers of the weights are elsewhere.
+    pub fn publish_with(&mut self, slots: &mut [Slot<Q>]) {
+        Self::publish(&mut self.params, &mut self.biases, &self.others, &self.steps, slots);
+    }
+
+    /// Adds the gradients of a step to all parameters.
+    pub fn distribute(&mut self, slots: &mut [Slot<Q>], out: &StepOutput) {
         for slot in slots {
             if let Some(grad) = out.constants.get(&slot.layer.id) {
                 slot.quantizer.backward(grad);
@@ -197,7 +215,6 @@ impl<Q: Quantizer> State<Q> {
                 *sum += grad;
             }
         }
-        Ok((f64::from(out.loss), out.correct))
     }
 
     /// One update of everything that learns; gradients are cleared.
