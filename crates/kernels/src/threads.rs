@@ -73,7 +73,7 @@ pub fn map_jobs<J: Send, T: Send>(jobs: Vec<J>, run: impl Fn(J) -> T + Sync + Se
 }
 
 /// Runs `run(job)` for all jobs in parallel: by the team, where this thread leads one, else by rayon.
-fn for_each_job<J: Send>(jobs: Vec<J>, run: impl Fn(J) + Sync + Send) {
+pub fn for_each_job<J: Send>(jobs: Vec<J>, run: impl Fn(J) + Sync + Send) {
     if jobs.len() <= 1 {
         return jobs.into_iter().for_each(run);
     }

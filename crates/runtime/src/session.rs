@@ -30,6 +30,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bitsmith_graph::{Data, Dim, Graph, Model, QuantModel, Shape, Tensor};
+use bitsmith_kernels::threads::team;
 
 use crate::error::{Error, Kind};
 use exec::Worker;
@@ -216,7 +217,7 @@ impl Session {
                     exec::run(&self.plan, &self.graph, &whole, inputs, worker, |_, buffer| out.push(buffer.clone()))
                 })
             };
-            self.wide.install(run)?;
+            self.wide.install(|| team(run))?;
             let shapes = self.graph.outputs().iter().map(|id| whole[id.index()].clone());
             return Ok(shapes.zip(out).map(|(shape, buffer)| (shape, data_of(buffer))).collect());
         }

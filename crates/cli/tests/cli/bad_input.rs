@@ -208,8 +208,12 @@ fn a_loss_that_explodes_stops_and_keeps_the_checkpoint() {
     let ran = bitsmith(folder, "train float.toml --out run");
     assert_eq!(ran.code, 1, "{}", ran.stderr);
     assert!(ran.stderr.starts_with("error: ") && ran.stderr.contains("loss is"), "{}", ran.stderr);
-    assert!(ran.stderr.contains("learning_rate"), "{}", ran.stderr);
+    assert!(ran.stderr.contains("learning_rate") && ran.stderr.contains("last.ckpt"), "{}", ran.stderr);
     assert!(!folder.join("run/model.safetensors").exists());
+    // The checkpoint that was kept can be read: the run goes on from it, to the same end.
+    let again = bitsmith(folder, "train run --resume");
+    assert_eq!(again.code, 1, "{}", again.stderr);
+    assert!(again.stderr.contains("going on in epoch 1") && again.stderr.contains("loss is"), "{}", again.stderr);
 }
 
 #[test]

@@ -16,7 +16,8 @@ use super::dot::{Job, Kernel, Segments};
 use super::weights::{ConvWeights, Kind, LANES, Layout, QUAD};
 use crate::conv::ConvShape;
 use crate::multiversion::multiversion;
-use rayon::prelude::*;
+use crate::threads;
+use std::cell::Cell;
 use std::ops::Range;
 
 /// Bytes of strip, and of accumulators, that a band may have: both stay in the second cache.
@@ -65,6 +66,10 @@ pub fn conv_with<A: Operand, O: Send>(
         plan.accumulate(band, strip, acc);
         finish(plan.first(band), acc, out);
     });
+}
+
+thread_local! {
+    static SCRATCH: Cell<Scratch> = const { Cell::new(Scratch { strip: Vec::new(), acc: Vec::new() }) };
 }
 
 /// Buffers that a thread keeps from band to band.
@@ -183,10 +188,12 @@ impl<'a, A: Operand> Plan<'a, A> {
                 bands.push((Band { image, rows: first..first + part.len() / row }, part));
             }
         }
-        if let [(band, part)] = bands.as_mut_slice() {
-            return run(band, &mut Scratch::default(), part);
-        }
-        bands.into_par_iter().for_each_init(Scratch::default, |scratch, (band, part)| run(&band, scratch, part));
+        threads::for_each_job(bands, |(band, part)| {
+            // Taken while it is used, so that a nested call gets a fresh one.
+            let mut scratch = SCRATCH.take();
+            run(&band, &mut scratch, part);
+            SCRATCH.set(scratch);
+        });
     }
 
     /// Offset of a band in the whole output.
@@ -237,6 +244,7 @@ impl<'a, A: Operand> Plan<'a, A> {
                 pixels,
                 segments: &self.segments,
                 weights,
+                short_sums: self.weights.short_sums,
                 block_len: layout.block_len(),
                 start: &self.start[group * blocks * LANES..][..blocks * LANES],
                 channels: layout.group_out(),

@@ -3,11 +3,13 @@
 //! | kernel | per instruction | tile |
 //! |---|---|---|
 //! | VNNI (AVX-512) | `vpdpbusd`: 64 products of u8 and i8, summed by fours into 16 i32 | 8 pixels x 1–3 blocks, 6 x 4 |
-//! | AVX2 | `vpmaddwd` after widening to i16: 16 products, summed by twos (no saturation) | 2 pixels x 1 block |
+//! | AVX2, weights up to 7 bits | `vpmaddubsw`: 32 products of u8 and i8, summed by twos into 16 i16, several of which are added before they are widened | 3 pixels x 1 block |
+//! | AVX2, 8-bit weights | `vpmaddwd` after widening to i16: 16 products, summed by twos | 2 pixels x 1 block |
 //! | portable | | 1 pixel x 1 block |
 //!
 //! All take input bytes as unsigned numbers; signed codes were shifted by 128 on the way in, which the start value of the
-//! accumulators makes up for.
+//! accumulators makes up for. `vpmaddubsw` saturates, so it is used only where the weights at hand cannot make it: how
+//! many of its results a 16-bit lane can hold for any input is known from packing, and nothing is ever clipped.
 
 use super::weights::{LANES, QUAD};
 use crate::isa::{Isa, Level};
@@ -34,6 +36,8 @@ pub(super) struct Job<'a> {
     pub segments: &'a Segments,
     /// Packed weights of consecutive blocks.
     pub weights: &'a [i8],
+    /// Pairs of products that 16 bits can sum up, see [`ConvWeights`](super::ConvWeights).
+    pub short_sums: usize,
     /// Bytes per block.
     pub block_len: usize,
     /// Start value per channel, whole blocks.
@@ -111,6 +115,8 @@ impl Kernel {
                     _ => (4, 6),
                 },
                 #[cfg(target_arch = "x86_64")]
+                Kernel::Avx2 if job.short_sums > 0 => (1, 3),
+                #[cfg(target_arch = "x86_64")]
                 Kernel::Avx2 => (1, 2),
                 Kernel::Portable => (1, 1),
             };
@@ -149,7 +155,12 @@ impl Kernel {
                     },
                     // SAFETY: as above; `Avx2` is only chosen where AVX2 was detected.
                     #[cfg(target_arch = "x86_64")]
-                    Kernel::Avx2 => unsafe { x86::avx2::<2>(&tile, acc) },
+                    Kernel::Avx2 => unsafe {
+                        match job.short_sums {
+                            0 => x86::avx2::<2>(&tile, acc),
+                            short => x86::avx2_short::<3>(&tile, short, acc),
+                        }
+                    },
                     Kernel::Portable => portable(&tile, acc),
                 }
                 pixel += valid;
@@ -192,8 +203,9 @@ fn portable(tile: &Tile<'_>, acc: &mut [i32]) {
 mod x86 {
     use super::{LANES, QUAD, Tile};
     use std::arch::x86_64::{
-        __m128i, __m256i, __m512i, _mm_cvtepu8_epi16, _mm_cvtsi32_si128, _mm_loadu_si128, _mm256_add_epi32,
-        _mm256_broadcastq_epi64, _mm256_cvtepi8_epi16, _mm256_hadd_epi32, _mm256_madd_epi16, _mm256_permute4x64_epi64,
+        __m128i, __m256i, __m512i, _mm_cvtepu8_epi16, _mm_cvtsi32_si128, _mm_loadu_si128, _mm256_add_epi16,
+        _mm256_add_epi32, _mm256_broadcastq_epi64, _mm256_cvtepi8_epi16, _mm256_hadd_epi32, _mm256_loadu_si256,
+        _mm256_madd_epi16, _mm256_maddubs_epi16, _mm256_permute4x64_epi64, _mm256_set1_epi16, _mm256_set1_epi32,
         _mm256_setzero_si256, _mm256_storeu_si256, _mm512_dpbusd_epi32, _mm512_loadu_si512, _mm512_mask_storeu_epi32,
         _mm512_set1_epi32,
     };
@@ -281,6 +293,65 @@ mod x86 {
                 let sorted = _mm256_permute4x64_epi64::<0b11_01_10_00>(pairs);
                 // SAFETY: `row` has 16 elements, of which this stores 8 from `8 * half` on.
                 unsafe { _mm256_storeu_si256(row.as_mut_ptr().add(8 * half).cast(), sorted) };
+            }
+            for ((acc, sum), start) in acc[m * tile.stride..][..tile.channels].iter_mut().zip(row).zip(tile.start) {
+                *acc = sum.wrapping_add(*start);
+            }
+        }
+    }
+
+    /// `PIXELS` pixels times one block with `vpmaddubsw`: a register holds eight channels x two partial sums of 16 bits,
+    /// which are widened after every `short` groups of four inputs.
+    ///
+    /// # Safety
+    /// As for [`avx2`].
+    #[target_feature(enable = "avx2")]
+    pub unsafe fn avx2_short<const PIXELS: usize>(tile: &Tile<'_>, short: usize, acc: &mut [i32]) {
+        const PARTS: usize = LANES / 8;
+        let ones = _mm256_set1_epi16(1);
+        let mut sums = [[_mm256_setzero_si256(); PARTS]; PIXELS];
+        let mut partial = sums;
+        let mut room = short;
+        let inputs: [*const u8; PIXELS] = std::array::from_fn(|m| tile.input.as_ptr().wrapping_add(tile.pixels[m]));
+        let mut weights = tile.weights.as_ptr();
+        for &offset in &tile.segments.offsets {
+            let mut quad = 0;
+            while quad < tile.segments.quads {
+                let end = tile.segments.quads.min(quad + room);
+                room -= end - quad;
+                while quad < end {
+                    let at = offset + quad * QUAD;
+                    // SAFETY: the caller promises a block of weights as long as all segments together: 64 bytes per group.
+                    let w: [__m256i; PARTS] =
+                        std::array::from_fn(|part| unsafe { _mm256_loadu_si256(weights.add(part * 32).cast()) });
+                    for m in 0..PIXELS {
+                        // SAFETY: the caller promises that the segment, of which these are 4 bytes, lies within the input.
+                        let x = unsafe { inputs[m].add(at).cast::<i32>().read_unaligned() };
+                        let x = _mm256_set1_epi32(x);
+                        for part in 0..PARTS {
+                            partial[m][part] = _mm256_add_epi16(partial[m][part], _mm256_maddubs_epi16(x, w[part]));
+                        }
+                    }
+                    weights = weights.wrapping_add(QUAD * LANES);
+                    quad += 1;
+                }
+                if room == 0 {
+                    for (sums, partial) in sums.iter_mut().zip(&mut partial) {
+                        for (sum, partial) in sums.iter_mut().zip(partial) {
+                            *sum = _mm256_add_epi32(*sum, _mm256_madd_epi16(*partial, ones));
+                            *partial = _mm256_setzero_si256();
+                        }
+                    }
+                    room = short;
+                }
+            }
+        }
+        for (m, (sums, partial)) in sums.iter().zip(&partial).enumerate().take(tile.valid) {
+            let mut row = [0i32; LANES];
+            for (part, (sum, partial)) in sums.iter().zip(partial).enumerate() {
+                let sum = _mm256_add_epi32(*sum, _mm256_madd_epi16(*partial, ones));
+                // SAFETY: `row` has 16 elements, of which this stores 8 from `8 * part` on.
+                unsafe { _mm256_storeu_si256(row.as_mut_ptr().add(8 * part).cast(), sum) };
             }
             for ((acc, sum), start) in acc[m * tile.stride..][..tile.channels].iter_mut().zip(row).zip(tile.start) {
                 *acc = sum.wrapping_add(*start);

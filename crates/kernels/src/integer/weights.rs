@@ -24,6 +24,9 @@ pub struct ConvWeights {
     pub(super) data: Vec<i8>,
     /// Σ w per output channel, which the zero point is multiplied with; padded to whole blocks per group.
     pub(super) sums: Vec<i32>,
+    /// How many products of an unsigned byte with a pair of neighbouring weights a 16-bit sum can hold, whatever the bytes:
+    /// 0 if not even one.
+    pub(super) short_sums: usize,
 }
 
 /// What the packing depends on.
@@ -112,7 +115,7 @@ impl ConvWeights {
         let sum = |c: usize| w[c * group_in * taps..][..group_in * taps].iter().map(|&w| i32::from(w)).sum::<i32>();
         if layout.kind == Kind::Depthwise {
             let data = (0..taps * layout.c_out).map(|i| w[i % layout.c_out * taps + i / layout.c_out]).collect();
-            return ConvWeights { layout, data, sums: (0..layout.c_out).map(sum).collect() };
+            return ConvWeights { layout, data, sums: (0..layout.c_out).map(sum).collect(), short_sums: 0 };
         }
         let (group_out, blocks) = (layout.group_out(), layout.blocks());
         let mut data = vec![0i8; layout.groups * blocks * layout.block_len()];
@@ -133,11 +136,23 @@ impl ConvWeights {
                 }
             }
         }
-        ConvWeights { layout, data, sums }
+        let short_sums = short_sums(&data);
+        ConvWeights { layout, data, sums, short_sums }
     }
 
     /// Bytes that the packed weights take in memory.
     pub fn bytes(&self) -> usize {
         self.data.len() + self.sums.len() * size_of::<i32>()
     }
+}
+
+/// See [`ConvWeights::short_sums`]: the largest sum of a pair is 255 times its positive weights, the smallest 255 times its
+/// negative ones. 4-bit weights of ±7 allow 9, of 7 bits 1, of 8 bits usually none.
+fn short_sums(data: &[i8]) -> usize {
+    let largest = data.chunks_exact(2).map(|pair| {
+        let (positive, negative): (Vec<i32>, Vec<i32>) = pair.iter().map(|&w| i32::from(w)).partition(|&w| w > 0);
+        positive.iter().sum::<i32>().max(-negative.iter().sum::<i32>())
+    });
+    let largest = largest.max().unwrap_or(0).max(1);
+    (i32::from(i16::MAX) / (255 * largest)) as usize
 }
