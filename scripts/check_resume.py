@@ -15,8 +15,9 @@ import sys
 import tempfile
 import time
 
-SHORT = ["--set", "data.limit=2560", "--set", "train.epochs=4", "--set", "train.checkpoint_steps=3", "--set", "method.target_bits=6",
-         "--set", "method.search=0.5", "--set", "finish.compare_uniform=[]"]
+SHORT = ["data.limit=1280", "train.epochs=4", "train.checkpoint_steps=2", "method.target_bits=7", "method.search=0.5",
+         "train.trial_batches=1", "finish.compare_uniform=[]", "finish.verify_samples=50"]
+SHORT = [part for value in SHORT for part in ("--set", value)]
 
 ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 ap.add_argument("--bitsmith", default="target/release/bitsmith")

@@ -336,25 +336,41 @@ mod x86 {
                     quad += 1;
                 }
                 if room == 0 {
-                    for (sums, partial) in sums.iter_mut().zip(&mut partial) {
-                        for (sum, partial) in sums.iter_mut().zip(partial) {
-                            *sum = _mm256_add_epi32(*sum, _mm256_madd_epi16(*partial, ones));
-                            *partial = _mm256_setzero_si256();
+                    // By index, here and below: an iterator would take the sums' addresses and keep them out of registers.
+                    for m in 0..PIXELS {
+                        for part in 0..PARTS {
+                            sums[m][part] = _mm256_add_epi32(sums[m][part], _mm256_madd_epi16(partial[m][part], ones));
+                            partial[m][part] = _mm256_setzero_si256();
                         }
                     }
                     room = short;
                 }
             }
         }
-        for (m, (sums, partial)) in sums.iter().zip(&partial).enumerate().take(tile.valid) {
-            let mut row = [0i32; LANES];
-            for (part, (sum, partial)) in sums.iter().zip(partial).enumerate() {
-                let sum = _mm256_add_epi32(*sum, _mm256_madd_epi16(*partial, ones));
-                // SAFETY: `row` has 16 elements, of which this stores 8 from `8 * part` on.
-                unsafe { _mm256_storeu_si256(row.as_mut_ptr().add(8 * part).cast(), sum) };
+        for m in 0..PIXELS {
+            if m >= tile.valid {
+                break;
             }
-            for ((acc, sum), start) in acc[m * tile.stride..][..tile.channels].iter_mut().zip(row).zip(tile.start) {
-                *acc = sum.wrapping_add(*start);
+            let mut row = [_mm256_setzero_si256(); PARTS];
+            for part in 0..PARTS {
+                // SAFETY: the caller promises `LANES` start values.
+                let start = unsafe { _mm256_loadu_si256(tile.start.as_ptr().add(8 * part).cast()) };
+                let rest = _mm256_madd_epi16(partial[m][part], ones);
+                row[part] = _mm256_add_epi32(_mm256_add_epi32(sums[m][part], rest), start);
+            }
+            let to = &mut acc[m * tile.stride..][..tile.channels];
+            if to.len() == LANES {
+                for (part, &sum) in row.iter().enumerate() {
+                    // SAFETY: `to` has 16 elements, of which this stores 8 from `8 * part` on.
+                    unsafe { _mm256_storeu_si256(to.as_mut_ptr().add(8 * part).cast(), sum) };
+                }
+            } else {
+                let mut lanes = [0i32; LANES];
+                for (part, &sum) in row.iter().enumerate() {
+                    // SAFETY: as above, in `lanes`.
+                    unsafe { _mm256_storeu_si256(lanes.as_mut_ptr().add(8 * part).cast(), sum) };
+                }
+                to.copy_from_slice(&lanes[..to.len()]);
             }
         }
     }
