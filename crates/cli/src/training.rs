@@ -22,7 +22,7 @@ use crate::forge::Run;
 use crate::interrupt;
 use crate::models;
 use crate::progress::Task;
-use crate::recipe::{self, Recipe};
+use crate::recipe::{self, ActivationSection, Recipe};
 use crate::suggest;
 
 /// Where checkpoints lie inside a run folder.
@@ -147,6 +147,11 @@ fn calibrated(job: &Job, context: &Context) -> Result<Model, Failure> {
     if section.bits == 32 {
         return Ok(job.model.clone());
     }
+    calibrate(job.model.clone(), section, &calibration(&job.train, section.calibration, context)?)
+}
+
+/// The model with activation sites as a recipe wants them, calibrated on these batches.
+pub fn calibrate(model: Model, section: &ActivationSection, batches: &InMemory) -> Result<Model, Failure> {
     let pass = CalibrateActivations {
         bits: section.bits,
         input_bits: section.input_bits,
@@ -154,8 +159,7 @@ fn calibrated(job: &Job, context: &Context) -> Result<Model, Failure> {
         symmetric: true,
         batches: usize::MAX,
     };
-    let batches = calibration(&job.train, section.calibration, context)?;
-    Ok(pass.run(job.model.clone(), &mut PassContext { calibration: &batches, sink: &mut Silent })?)
+    Ok(pass.run(model, &mut PassContext { calibration: batches, sink: &mut Silent })?)
 }
 
 /// Some training samples in memory, spread over the classes, without augmentation.

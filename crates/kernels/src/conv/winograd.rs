@@ -476,8 +476,8 @@ fn gradient<S: Scheme>(isa: Isa, shape: &ConvShape, x: &[f32], dy: &[f32], dw: &
         for other in others.chunks_exact(len) {
             total.iter_mut().zip(other).for_each(|(t, &o)| *t += o);
         }
-        dispatch(isa, TransformSums::<S> { sums: total, pairs: c_in * c_out, scheme: PhantomData });
         let pairs = c_in * c_out;
+        dispatch(isa, TransformSums::<S> { sums: total, pairs, scheme: PhantomData });
         let lanes = isa.lanes();
         for (co, dw) in dw.chunks_exact_mut(c_in * 9).enumerate() {
             let first = co - co % (BLOCK * lanes);

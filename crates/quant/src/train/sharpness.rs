@@ -108,6 +108,16 @@ pub(super) struct Sharpness<'a> {
     pub step: u64,
 }
 
+impl Sharpness<'_> {
+    /// ESAM's draw for this step: whether the next tensor takes part, which it does with probability `share`.
+    fn draw(self) -> impl FnMut() -> bool {
+        let mut rng = ChaCha8Rng::seed_from_u64(self.options.seed);
+        rng.set_stream(self.step);
+        let most = self.options.share * f64::from(u32::MAX);
+        move || f64::from(rng.next_u32()) <= most
+    }
+}
+
 /// Directions by value of the graph: constants, and steps of activation sites.
 #[derive(Debug, Default)]
 struct Direction {
@@ -137,13 +147,11 @@ impl Direction {
         }
     }
 
-    /// Leaves each tensor in with probability `share`.
-    fn thin_out(&mut self, share: f64, seed: u64, step: u64) {
-        let mut rng = ChaCha8Rng::seed_from_u64(seed);
-        rng.set_stream(step);
-        let mut stays = |_: &ValueId| f64::from(rng.next_u32()) < share * f64::from(u32::MAX);
-        self.constants.retain(|id, _| stays(id));
-        self.steps.retain(|id, _| stays(id));
+    /// Leaves only those tensors in that take part in this step.
+    fn thin_out(&mut self, sharpness: Sharpness<'_>) {
+        let mut takes_part = sharpness.draw();
+        self.constants.retain(|_, _| takes_part());
+        self.steps.retain(|_, _| takes_part());
     }
 }
 
@@ -170,9 +178,7 @@ impl<Q: Quantizer> State<Q> {
             self.publish_with(slots);
         } else {
             let mut direction = self.direction(slots, out, options)?;
-            if options.share < 1.0 {
-                direction.thin_out(options.share, options.seed, sharpness.step);
-            }
+            direction.thin_out(sharpness);
             direction.add_to(&mut self.params, factor(options, direction.norm()));
         }
         let subset = match options.samples < 1.0 {
@@ -230,8 +236,7 @@ impl<Q: Quantizer> State<Q> {
     fn perturb_latent(&mut self, slots: &mut [Slot<Q>], sharpness: Sharpness<'_>) -> Vec<Option<Vec<f32>>> {
         let options = sharpness.options;
         let mut square = 0f64;
-        let mut rng = ChaCha8Rng::seed_from_u64(options.seed);
-        rng.set_stream(sharpness.step);
+        let mut drawn = sharpness.draw();
         let mut stays = vec![];
         let takes_part = |group: Group| match group {
             Group::Weight | Group::Bit | Group::Bias => true,
@@ -239,8 +244,7 @@ impl<Q: Quantizer> State<Q> {
             Group::Scale | Group::Gate => false,
         };
         self.visit_with(slots, &mut |_, param| {
-            let drawn = f64::from(rng.next_u32()) <= options.share * f64::from(u32::MAX);
-            let stay = drawn && !param.frozen && takes_part(param.group);
+            let stay = drawn() && !param.frozen && takes_part(param.group);
             stays.push(stay);
             if stay {
                 square += param.grad.iter().map(|g| f64::from(*g).powi(2)).sum::<f64>();

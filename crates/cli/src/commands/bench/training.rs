@@ -5,10 +5,7 @@ use bitsmith_graph::Model;
 use bitsmith_graph::zoo::{self, ZooOptions};
 use bitsmith_quant::blocks::range::Range;
 use bitsmith_quant::methods;
-use bitsmith_quant::passes::calibrate::CalibrateActivations;
-use bitsmith_quant::passes::{Pass, PassContext};
 use bitsmith_quant::train::data::{Batch, InMemory};
-use bitsmith_quant::train::events::Silent;
 
 use super::{Args, WARM_UP, measure, noise};
 use crate::commands::Context;
@@ -17,9 +14,10 @@ use crate::models;
 use crate::recipe::{DataSection, ModelSection, Recipe, explain_options};
 use crate::suggest;
 use crate::table::Table;
+use crate::training;
 
 /// The radius that `saq` perturbs by; any will do for timing.
-const RHO: f64 = 0.1;
+const RHO: f32 = 0.1;
 
 /// Milliseconds of each step, and where they went if that was asked for.
 pub fn run(args: &Args, context: &Context, batch: usize) -> Result<(Vec<f64>, Option<String>), Failure> {
@@ -72,6 +70,7 @@ fn recipe(args: &Args, context: &Context) -> Result<Recipe, Failure> {
     recipe.train.learning_rate = 0.01;
     recipe.train.epochs = 100;
     recipe.activations.bits = args.activation_bits;
+    recipe.activations.range = Range::MinMax;
     let mut set = |key: &str, value: toml::Value| drop(recipe.method.insert(key.to_owned(), value));
     let is_saq = args.method == "saq";
     set("name", if is_saq { "lsq" } else { args.method.as_str() }.into());
@@ -87,7 +86,7 @@ fn recipe(args: &Args, context: &Context) -> Result<Recipe, Failure> {
         _ => {}
     }
     if is_saq {
-        recipe.train.sharpness.rho = RHO as f32;
+        recipe.train.sharpness.rho = RHO;
     }
     Recipe::parse(&recipe.resolved()?, &args.set)
 }
@@ -110,14 +109,7 @@ fn calibrated(model: Model, recipe: &Recipe, data: &Batch, sample: usize) -> Res
     let few = data.labels.len().min(8);
     let first = Batch { x: data.x[..few * sample].to_vec(), labels: data.labels[..few].to_vec(), number: 0 };
     let calibration = InMemory { batches: vec![first] };
-    let pass = CalibrateActivations {
-        bits: recipe.activations.bits,
-        input_bits: recipe.activations.input_bits,
-        range: Range::MinMax,
-        symmetric: true,
-        batches: 1,
-    };
-    Ok(pass.run(model, &mut PassContext { calibration: &calibration, sink: &mut Silent })?)
+    training::calibrate(model, &recipe.activations, &calibration)
 }
 
 /// What the profile of `steps` steps says: milliseconds per step by kind of operator, longest first.
