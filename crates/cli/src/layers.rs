@@ -49,7 +49,7 @@ pub fn of_packed(model: &QuantModel) -> Result<Vec<LayerRow>, Failure> {
         let node = &model.graph().nodes()[layer.node];
         let weight = model.params(layer.weight);
         let input = node.input(0).and_then(grid_of);
-        let stored_bits = weight.map_or(32.0, |p| f64::from(p.spec.bits));
+        let stored_bits = weight.map_or(32.0, |p| p.spec.stored_bits());
         LayerRow {
             name: node.name.clone(),
             op: node.op.name().to_owned(),
@@ -116,7 +116,7 @@ pub fn table(layers: &[LayerRow]) -> String {
         ">MACs",
         "arithmetic",
     ]);
-    let bits = |b: f64| if b.fract() == 0.0 { format!("{b}") } else { format!("{b:.2}") };
+    let bits = |b: f64| if b.fract() == 0.0 { format!("{b}") } else { format!("{b:.1}") };
     for l in layers {
         let shape = l.shape.iter().map(usize::to_string).collect::<Vec<_>>().join("×");
         table.row([

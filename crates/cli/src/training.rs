@@ -296,7 +296,7 @@ fn converted(e: &EpochEvent) -> Epoch {
         loss: e.test_loss,
         learning_rate: e.learning_rate,
         mean_bits: Some(e.mean_bits).filter(|&bits| bits < 32.0),
-        layer_bits: if e.mean_bits < 32.0 { e.bits.iter().map(|b| f32::from(b.stored)).collect() } else { vec![] },
+        layer_bits: if e.mean_bits < 32.0 { e.bits.iter().map(|b| b.stored as f32).collect() } else { vec![] },
         images_per_s: e.images_per_s,
     }
 }

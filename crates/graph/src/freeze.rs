@@ -58,7 +58,9 @@ impl QuantTensor<'_> {
 
     /// Bits that a file needs for the codes alone.
     pub fn payload_bits(&self) -> u64 {
-        self.codes.len() as u64 * u64::from(self.params.spec.bits)
+        let n = self.codes.len() as u64;
+        let spec = self.params.spec;
+        if spec.is_ternary() { n.div_ceil(5) * 8 } else { n * u64::from(spec.bits) }
     }
 }
 
@@ -141,7 +143,7 @@ impl QuantModel {
     pub fn mean_weight_bits(&self) -> Result<f64, Error> {
         let (mut bits, mut weights) = (0.0, 0.0);
         for layer in self.layers()? {
-            let width = self.params(layer.weight).map_or(32.0, |p| f64::from(p.spec.bits));
+            let width = self.params(layer.weight).map_or(32.0, |p| p.spec.stored_bits());
             bits += width * layer.weights as f64;
             weights += layer.weights as f64;
         }

@@ -49,10 +49,29 @@ pub enum Granularity {
 pub struct QuantSpec {
     /// The set of numbers.
     pub grid: Grid,
-    /// Bits that the file stores per element, sign included: 0 (all zero) to 8.
+    /// Bits of a code, sign included: 0 (all zero) to 8.
     pub bits: u8,
     /// Which elements share a scale.
     pub per: Granularity,
+}
+
+/// Bits that a file stores for an element which can only be −1, 0 or 1: five of them fit into a byte.
+pub const TERNARY_BITS: f64 = 1.6;
+
+impl QuantSpec {
+    /// Whether the codes are −1, 0 and 1.
+    pub fn is_ternary(&self) -> bool {
+        match self.grid {
+            Grid::Affine { signed, symmetric } => signed && symmetric && self.bits == 2,
+            Grid::Planes { mask } => mask.is_power_of_two(),
+            Grid::Codebook => false,
+        }
+    }
+
+    /// Bits that a file stores per element: those of its code, or [`TERNARY_BITS`].
+    pub fn stored_bits(&self) -> f64 {
+        if self.is_ternary() { TERNARY_BITS } else { self.bits.into() }
+    }
 }
 
 /// A [`QuantSpec`] with its numbers filled in.
@@ -156,7 +175,7 @@ impl QParams {
                 let needed = if mask == 0 { 0 } else { mask.count_ones() + 1 };
                 if u32::from(self.spec.bits) != needed || mask & 0x80 != 0 || (mask != 0 && mask & 1 == 0) {
                     return bad(format!(
-                        "planes {mask:#010b} do not make {} stored bits with the lowest at bit 0",
+                        "planes {mask:#010b} do not make codes of {} bits with the lowest at bit 0",
                         self.spec.bits
                     ));
                 }

@@ -1,4 +1,4 @@
-//! Codes on disk: fields of exactly b bits, or bit planes. Lengths are checked, nothing panics on hostile input.
+//! Codes on disk: fields of exactly b bits, bit planes, or base 3. Lengths are checked, nothing panics on hostile input.
 //!
 //! **Fields**: one bitstream, least significant bit first, no padding between values. Three codes of 3 bits, a b c:
 //!
@@ -20,10 +20,16 @@
 //! mask = 0b101, 10 values:   | sign 2 bytes | 2² 2 bytes | 2⁰ 2 bytes |     code = ±(4·bit + 1·bit)
 //! ```
 //!
+//! **Base 3**: codes −1, 0 and 1, five to a byte ([`pack_ternary`]).
+//!
 //! Readers ignore the unused bits of a last byte, and a set sign on magnitude 0 reads as 0; writers write neither.
+
+mod ternary;
 
 use crate::numerics::Code;
 use std::fmt;
+
+pub use ternary::{pack_ternary, ternary_len, unpack_ternary};
 
 /// Why packing or unpacking was refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

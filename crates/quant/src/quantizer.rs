@@ -23,7 +23,9 @@ pub trait Quantizer: Send {
     /// Bits per weight as the method's paper counts them.
     fn bits(&self) -> f32;
     /// Bits per weight that a file stores, sign included, were training to end now.
-    fn stored_bits(&self) -> u8;
+    fn stored_bits(&self) -> f64 {
+        self.qparams().map_or(32.0, |params| params.spec.stored_bits())
+    }
     /// The grid that Ŵ lies on exactly once [`crate::Method::finish`] has run. `None` for a method that leaves weights float.
     fn qparams(&self) -> Option<QParams>;
 }

@@ -4,7 +4,7 @@
 //! | where | what |
 //! |---|---|
 //! | `__metadata__` | version, checksums, the graph as a listing, sites, preprocessing, class names |
-//! | `U8` tensors | codes of quantized constants: fields of b bits, or bit planes |
+//! | `U8` tensors | codes of quantized constants: fields of b bits, bit planes, or base 3 |
 //! | one `F32` tensor | scales and codebooks of all sites, then every float vector (batch-norm, biases) |
 //! | other tensors | constants that are not quantized |
 //! | nothing | constants whose elements are all equal; weights of 0 bits |
@@ -335,7 +335,7 @@ fn parse_preprocess(text: &str) -> Result<Preprocess, Error> {
     Ok(Preprocess { scale: number(scale)?, mean: floats(mean)?, std: floats(std)? })
 }
 
-/// Codes as the file stores them: planes for sign and magnitude, fields of b bits for all else.
+/// Codes as the file stores them: base 3 where there are three, planes for sign and magnitude, fields of b bits for all else.
 fn pack_codes(tensor: QuantTensor<'_>) -> Result<Vec<u8>, Error> {
     let bits = tensor.params.spec.bits;
     let signed = tensor.params.code_range().0 < 0;
@@ -343,6 +343,7 @@ fn pack_codes(tensor: QuantTensor<'_>) -> Result<Vec<u8>, Error> {
     let narrow = |codes: &[i8]| -> Vec<u8> { codes.iter().map(|&c| c.unsigned_abs()).collect() };
     Ok(match (tensor.params.spec.grid, tensor.codes) {
         _ if bits == 0 => vec![],
+        (_, Data::I8(codes)) if tensor.params.spec.is_ternary() => pack::pack_ternary(codes)?,
         (Grid::Planes { mask }, Data::I8(codes)) => pack::pack_planes(codes, mask)?,
         (Grid::Planes { mask }, Data::U8(codes)) => pack::pack_planes(codes, mask)?,
         (_, Data::I8(codes)) if signed => pack::pack_fields(codes, bits)?,
@@ -359,6 +360,7 @@ fn unpack_codes(params: &QParams, n: usize, bytes: &[u8]) -> Result<Data, Error>
     let bits = params.spec.bits;
     // The length is checked before anything of that length is allocated.
     let expected = match params.spec.grid {
+        _ if params.spec.is_ternary() => pack::ternary_len(n),
         Grid::Planes { mask } => pack::planes_len(n, mask),
         _ => pack::fields_len(n, bits),
     };
@@ -368,6 +370,11 @@ fn unpack_codes(params: &QParams, n: usize, bytes: &[u8]) -> Result<Data, Error>
     let (low, high) = params.code_range();
     Ok(match params.spec.grid {
         _ if bits == 0 => Data::I8(vec![0; n]),
+        _ if params.spec.is_ternary() => {
+            let mut codes = vec![0i8; n];
+            pack::unpack_ternary(bytes, n, 0, &mut codes)?;
+            Data::I8(codes)
+        }
         Grid::Planes { mask } if mask > 127 || mask == 0 => {
             return Err(Error::corrupt(format!("planes {mask} do not make {bits} bits")));
         }

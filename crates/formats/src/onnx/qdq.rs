@@ -41,7 +41,7 @@ impl Default for Target {
 pub struct LayerRow {
     /// The layer.
     pub name: String,
-    /// Bits per weight that were learned and that the packed file stores; none if the weight is float.
+    /// Bits of a code, as learned; none if the weight is float.
     pub bits_stored: Option<u8>,
     /// Bits per weight in this file.
     pub bits_in_file: u8,

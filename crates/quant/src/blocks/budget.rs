@@ -3,6 +3,7 @@
 //! CSQ's regulariser is λ · ΔS · Σ gates with ΔS = (bits in use − target) / planes: it prunes above the target, and because
 //! ΔS changes its sign, grows bits again below it. ΔS is a plain number: no gradient flows through it.
 
+use bitsmith_graph::quant::TERNARY_BITS;
 use serde::{Deserialize, Serialize};
 
 /// How layers count in the mean.
@@ -20,7 +21,8 @@ pub enum Weighting {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Count {
-    /// Planes that are on and one sign bit; 0 if none is on. What the file stores and the user pays.
+    /// What the file stores and the user pays: planes that are on and one sign bit, 1.6 for a single plane (three values,
+    /// five to a byte), 0 if none is on.
     #[default]
     Stored,
     /// Planes that are on: the sign is free, as papers count.
@@ -30,8 +32,9 @@ pub enum Count {
 impl Count {
     /// Bits of a layer with this many planes on.
     pub fn bits(self, planes_on: usize) -> f64 {
-        match self {
-            Count::Stored if planes_on > 0 => planes_on as f64 + 1.0,
+        match (self, planes_on) {
+            (Count::Stored, 1) => TERNARY_BITS,
+            (Count::Stored, 2..) => planes_on as f64 + 1.0,
             _ => planes_on as f64,
         }
     }
@@ -129,7 +132,7 @@ mod tests {
 
     #[test]
     fn a_layer_without_planes_stores_nothing() {
-        assert_eq!((Count::Stored.bits(0), Count::Stored.bits(1), Count::Stored.bits(7)), (0.0, 2.0, 8.0));
+        assert_eq!((Count::Stored.bits(0), Count::Stored.bits(1), Count::Stored.bits(7)), (0.0, 1.6, 8.0));
         assert_eq!((Count::Paper.bits(0), Count::Paper.bits(7)), (0.0, 7.0));
     }
 }

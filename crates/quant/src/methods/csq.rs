@@ -16,7 +16,7 @@
 //! | s | `scale` | largest magnitude of each output channel |
 //! | β | `temperature`, one for all layers | `search_start` → `search_end`, then `finetune_start` → `finetune_end` |
 //! | λ | `lambda` | 0.3 |
-//! | T | `target_bits` | stored bits: planes that are on, and one for the sign |
+//! | T | `target_bits` | stored bits: planes that are on, and one for the sign; 1.6 for a ternary layer |
 //!
 //! Three phases: *search* (gates and bits soft), *finetune* (the scheme frozen, temperature rewound, bits soft) and *polish* (all
 //! bits decided; scales and batch norms settle). Between search and finetune the scheme is made to fit the budget exactly.
@@ -99,9 +99,9 @@ options! {
         pub planes: usize = 7,
         /// One scale per output channel instead of one per layer.
         pub per_channel: bool = true,
-        /// Stored bits of the first and last layer, kept whatever the search finds; 0 lets the search decide.
+        /// Bits of the first and last layer's codes, kept whatever the search finds; 0 lets the search decide.
         pub edge_bits: u8 = 8,
-        /// Fewest stored bits of any other layer; 0 allows a layer to vanish, 2 keeps sign and one plane.
+        /// Fewest bits of any other layer's codes; 0 allows a layer to vanish, 2 keeps sign and one plane (1.6 bits in the file).
         pub floor_bits: u8 = 2,
         /// Share of the epochs spent searching.
         pub search: f64 = 0.25,

@@ -59,10 +59,6 @@ impl Quantizer for FloatWeight {
         32.0
     }
 
-    fn stored_bits(&self) -> u8 {
-        32
-    }
-
     fn qparams(&self) -> Option<QParams> {
         None
     }

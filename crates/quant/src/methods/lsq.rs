@@ -156,10 +156,6 @@ impl Quantizer for LsqWeight {
         f32::from(self.bits)
     }
 
-    fn stored_bits(&self) -> u8 {
-        self.bits
-    }
-
     fn qparams(&self) -> Option<QParams> {
         Some(QParams::signed(self.bits, true, self.per, self.steps.value.clone()))
     }

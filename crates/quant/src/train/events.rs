@@ -129,7 +129,7 @@ pub struct Bits {
     /// Number of weights.
     pub weights: usize,
     /// Bits that a file stores for each.
-    pub stored: u8,
+    pub stored: f64,
     /// Bits as the method's paper counts them.
     pub paper: f32,
 }

@@ -327,7 +327,7 @@ impl<Q: Quantizer> State<Q> {
     }
 
     pub fn mean_bits(&self) -> f64 {
-        mean_bits(self.slots.iter().map(|s| (s.layer.weights(), f64::from(s.quantizer.stored_bits()))))
+        mean_bits(self.slots.iter().map(|s| (s.layer.weights(), s.quantizer.stored_bits())))
     }
 
     /// The model with everything written back: constants, and parameters of weight, bias and activation sites.

@@ -102,9 +102,9 @@ fn every_method_trains_and_ends_on_its_grid() {
         }
         // `freeze` compares every weight with the decoding of its code, bit for bit.
         let frozen = freeze(outcome.model.clone()).unwrap();
-        let stored: Vec<u8> = outcome.bits.iter().map(|b| b.stored).collect();
+        let stored: Vec<f64> = outcome.bits.iter().map(|b| b.stored).collect();
         let layers = frozen.layers().unwrap();
-        let found: Vec<u8> = layers.iter().map(|l| frozen.params(l.weight).unwrap().spec.bits).collect();
+        let found: Vec<f64> = layers.iter().map(|l| frozen.params(l.weight).unwrap().spec.stored_bits()).collect();
         assert_eq!(stored, found, "{}", method.name);
         // And so the network of integers, decoded again, answers with the same bits.
         let logits = |model: &Model| {

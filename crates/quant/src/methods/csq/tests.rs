@@ -350,7 +350,7 @@ fn hardening_is_exact_and_survives_the_file_format() {
             assert_eq!(params.decode(params.encode(*w, i / 20), i / 20), *w, "mask {mask:07b}");
         }
         if mask == 0 {
-            assert!(w.iter().all(|w| *w == 0.0) && q.stored_bits() == 0);
+            assert!(w.iter().all(|w| *w == 0.0) && q.stored_bits() == 0.0);
         }
     }
 }
@@ -392,7 +392,7 @@ fn a_search_that_ends_above_its_target_is_closed_to_it() {
 
 #[test]
 fn a_large_layer_does_not_vanish_for_a_small_excess() {
-    let options = CsqOptions { target_bits: 1.95, floor_bits: 0, edge_bits: 0, ..Default::default() };
+    let options = CsqOptions { target_bits: 1.56, floor_bits: 0, edge_bits: 0, ..Default::default() };
     let mut csq = Csq::new(options).unwrap();
     let mut slots = slots(&mut csq, &[64, 64, 4096]);
     let mut planes = vec![1, 1, 1];

@@ -424,16 +424,10 @@ impl Quantizer for CsqWeight {
         self.masks.value.iter().filter(|m| **m > 0.0).count() as f32
     }
 
-    fn stored_bits(&self) -> u8 {
-        match self.masks.value.iter().filter(|m| **m > 0.0).count() {
-            0 => 0,
-            on => on as u8 + 1,
-        }
-    }
-
     fn qparams(&self) -> Option<QParams> {
         let mask = self.masks.value.iter().fold(0u8, |mask, m| mask << 1 | u8::from(*m > 0.0));
-        let spec = QuantSpec { grid: Grid::Planes { mask }, bits: self.stored_bits(), per: self.per };
+        let bits = if mask == 0 { 0 } else { mask.count_ones() as u8 + 1 };
+        let spec = QuantSpec { grid: Grid::Planes { mask }, bits, per: self.per };
         Some(QParams { spec, scale: self.scale.value.clone(), zero_point: vec![], levels: vec![] })
     }
 }
