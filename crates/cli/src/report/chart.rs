@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use super::page::escape;
 
-/// One line of a chart. Points that are missing or not finite leave a gap.
+/// One line of a chart. Epochs without a value are skipped: the line joins their neighbours. A value that is not finite leaves a gap.
 #[derive(Debug, Clone)]
 pub struct Series {
     /// What it is called in the legend.
@@ -98,12 +98,13 @@ impl Lines {
             let mut path = String::new();
             let mut pen_down = false;
             for (i, value) in series.values.iter().enumerate() {
-                match value.filter(|&v| drawable(v)) {
-                    Some(v) => {
+                match *value {
+                    Some(v) if drawable(v) => {
                         _ = write!(path, "{}{:.1} {:.1}", if pen_down { 'L' } else { 'M' }, x(i), y(v));
                         pen_down = true;
                     }
-                    None => pen_down = false,
+                    Some(_) => pen_down = false,
+                    None => {}
                 }
             }
             _ = write!(svg, r#"<path class="line {}" d="{path}"/>"#, series.class);

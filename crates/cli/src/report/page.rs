@@ -194,8 +194,13 @@ fn training(data: &ReportData) -> String {
     }
     let epochs: Vec<&Epoch> = data.epochs.iter().collect();
     let series = |name: &str, class, values: Vec<Option<f64>>| Series { name: name.to_owned(), class, values };
+    let mut deployed: Vec<Option<f64>> = epochs.iter().map(|e| e.accuracy).collect();
+    // Where the last epoch was not measured, the finished model is.
+    if let (Some(last @ None), Some(result)) = (deployed.last_mut(), data.result()) {
+        *last = Some(result.accuracy);
+    }
     let mut accuracies = vec![
-        series("held-out, as deployed", "s0", epochs.iter().map(|e| e.accuracy).collect()),
+        series("held-out, as deployed", "s0", deployed),
         series("training", "s1", epochs.iter().map(|e| Some(e.train_accuracy)).collect()),
     ];
     if epochs.iter().any(|e| e.soft_accuracy.is_some()) {
