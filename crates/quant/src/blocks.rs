@@ -2,6 +2,7 @@
 
 pub mod budget;
 pub mod cost;
+pub mod fit;
 pub mod grid;
 pub mod range;
 pub mod temperature;

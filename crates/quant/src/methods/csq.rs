@@ -35,7 +35,6 @@
 //!
 //! Reference: Savarese et al., "Winning the lottery with continuous sparsification" (arXiv 1912.04427) for the gates.
 
-mod close;
 #[cfg(test)]
 mod tests;
 mod weight;
@@ -46,6 +45,7 @@ use serde::{Deserialize, Serialize};
 pub use weight::{CsqWeight, Stage, Start};
 
 use crate::blocks::budget::{Budget, Count, Weighting};
+use crate::blocks::fit::fit_budget;
 use crate::blocks::range::Range;
 use crate::blocks::temperature::Temperature;
 use crate::error::{Error, Kind};
@@ -477,7 +477,7 @@ impl Csq {
             RefitFrom::Search => slots.iter_mut().map(|s| s.quantizer.soft_weights()).collect(),
             RefitFrom::Float => std::mem::take(&mut self.floats),
         };
-        let fitted = close::fit_budget(slots, targets.clone(), &mut planes, o.planes, &self.budget, Range::Mse, trial)?;
+        let fitted = fit_budget(slots, targets.clone(), &mut planes, o.planes, &self.budget, Range::Mse, trial)?;
         log.extend(fitted);
         for ((slot, target), &k) in slots.iter_mut().zip(&targets).zip(&planes) {
             // Edge layers have planes to spare: what is decided for them needs no softness beyond the finest plane.

@@ -319,7 +319,7 @@ fn a_refit_keeps_soft_weights_near_and_hard_weights_best() {
         q.show_hard = true;
         q.forward(&mut hard);
         let error = |w: &[f32]| w.iter().zip(&init).map(|(w, x)| f64::from((w - x) * (w - x))).sum::<f64>();
-        q.preview(&init, k, Range::Mse);
+        crate::blocks::fit::preview(&mut q, &init, k, Range::Mse);
         let mut best = vec![0.0; 400];
         q.forward(&mut best);
         for ((hard, best), init) in hard.iter().zip(&best).zip(&init) {
@@ -408,7 +408,7 @@ fn a_large_layer_does_not_vanish_for_a_small_excess() {
         Ok(loss)
     };
     let budget = csq.budget;
-    close::fit_budget(&mut slots, targets, &mut planes, 7, &budget, Range::Mse, &mut trial).unwrap();
+    fit_budget(&mut slots, targets, &mut planes, 7, &budget, Range::Mse, &mut trial).unwrap();
     assert_eq!(planes, [0, 0, 1]);
 }
 

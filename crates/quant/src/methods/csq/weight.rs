@@ -10,7 +10,8 @@ use bitsmith_kernels::planes::{
     mask_values, nearest_on_planes,
 };
 
-use crate::blocks::grid::{SMALLEST_STEP, fake_quantize};
+use crate::blocks::fit::{Fit, best_steps};
+use crate::blocks::grid::SMALLEST_STEP;
 use crate::blocks::range::Range;
 use crate::error::{Error, Kind};
 use crate::param::{Group, Param};
@@ -181,21 +182,6 @@ impl CsqWeight {
         out
     }
 
-    /// Shows `target` rounded to `k` planes with the best steps, until [`CsqWeight::end_preview`].
-    pub(super) fn preview(&mut self, target: &[f32], k: usize, range: Range) {
-        let mut out = vec![0.0; target.len()];
-        if k > 0 {
-            let steps = best_steps(target, &self.rows, k, range);
-            fake_quantize(target, &steps, (1 << k) - 1, &self.rows, &mut out);
-        }
-        self.preview = Some(out);
-    }
-
-    /// Shows the planes again.
-    pub(super) fn end_preview(&mut self) {
-        self.preview = None;
-    }
-
     /// Freezes the scheme at `k` contiguous planes that represent `target` (in row order): steps are refitted, and each
     /// logit's distance from zero says how far the weight is from the nearest value at which that bit would flip, so
     /// that soft bits keep what hard bits lose. `unit` is the logit of a weight half a step away from flipping.
@@ -330,9 +316,22 @@ impl CsqWeight {
     }
 }
 
-/// The best step of each row for codes −(2^k − 1) ..= 2^k − 1.
-fn best_steps(x: &[f32], rows: &Rows, k: usize, range: Range) -> Vec<f32> {
-    x.chunks(rows.row_len.max(1)).map(|row| range.symmetric_step(row, (1 << k) - 1)).collect()
+impl Fit for CsqWeight {
+    fn floor(&self) -> usize {
+        self.floor
+    }
+
+    fn is_given(&self) -> bool {
+        self.gates_fixed
+    }
+
+    fn rows(&self) -> &Rows {
+        &self.rows
+    }
+
+    fn show(&mut self, weights: Option<Vec<f32>>) {
+        self.preview = weights;
+    }
 }
 
 /// For a magnitude `z` in steps: the signed distance to the nearest value at which bit `b` (of `k`, 0 the most significant)

@@ -1,12 +1,42 @@
 //! Making a found scheme fit its budget: planes are closed where that costs the least loss per bit saved, and what is then
-//! left over is spent where it saves the most.
+//! left over is spent where it saves the most. Any method that searches widths ends its search here, so a target is kept
+//! whatever the search left behind.
 
-use crate::blocks::budget::{Budget, Count};
-use crate::blocks::range::Range;
+use super::budget::{Budget, Count};
+use super::grid::fake_quantize;
+use super::range::Range;
 use crate::error::Error;
 use crate::method::{Slot, Trial};
+use crate::quantizer::{Quantizer, Rows};
 
-use super::weight::CsqWeight;
+/// A quantizer whose tensor can be tried at other widths, given as planes: k of them and a sign hold the codes
+/// −(2^k − 1) ..= 2^k − 1, whichever way the method writes them.
+pub trait Fit: Quantizer {
+    /// Fewest planes it may get.
+    fn floor(&self) -> usize;
+    /// Whether its width is given.
+    fn is_given(&self) -> bool;
+    /// The elements that share a step.
+    fn rows(&self) -> &Rows;
+    /// Shows these weights (in row order) in every forward pass instead of its own; `None` ends that.
+    fn show(&mut self, weights: Option<Vec<f32>>);
+}
+
+/// The best step of each row for `k` planes.
+pub fn best_steps(x: &[f32], rows: &Rows, k: usize, range: Range) -> Vec<f32> {
+    x.chunks(rows.row_len.max(1)).map(|row| range.symmetric_step(row, (1 << k) - 1)).collect()
+}
+
+/// Shows `target` rounded to `k` planes with the best steps.
+pub(crate) fn preview(quantizer: &mut impl Fit, target: &[f32], k: usize, range: Range) {
+    let mut out = vec![0.0; target.len()];
+    if k > 0 {
+        let rows = quantizer.rows();
+        let steps = best_steps(target, rows, k, range);
+        fake_quantize(target, &steps, (1 << k) - 1, rows, &mut out);
+    }
+    quantizer.show(Some(out));
+}
 
 /// A layer's present width and what one plane more or less would do.
 struct Layer {
@@ -24,23 +54,23 @@ struct Layer {
 ///
 /// A measurement stays good until another layer changes; then it is repeated before it is acted on, which needs few
 /// repetitions, because most increases only grow as others close (lazy greedy).
-pub(super) fn fit_budget(
-    slots: &mut [Slot<CsqWeight>],
+pub fn fit_budget<Q: Fit>(
+    slots: &mut [Slot<Q>],
     targets: Vec<Vec<f32>>,
     planes: &mut [usize],
     most: usize,
     budget: &Budget,
     range: Range,
-    trial: &mut Trial<'_, CsqWeight>,
+    trial: &mut Trial<'_, Q>,
 ) -> Result<Vec<String>, Error> {
     let mut layers: Vec<Layer> = slots
         .iter()
         .zip(targets)
         .zip(planes.iter())
         .map(|((slot, target), &planes)| {
-            let fixed = slot.quantizer.gates_fixed;
-            let most = if fixed { planes } else { most };
-            let floor = if fixed { planes } else { slot.quantizer.floor };
+            let given = slot.quantizer.is_given();
+            let most = if given { planes } else { most };
+            let floor = if given { planes } else { slot.quantizer.floor() };
             Layer { target, planes, floor, most, closing: None }
         })
         .collect();
@@ -50,10 +80,10 @@ pub(super) fn fit_budget(
         return Ok(log);
     }
     for (slot, layer) in slots.iter_mut().zip(&layers) {
-        slot.quantizer.preview(&layer.target, layer.planes, range);
+        preview(&mut slot.quantizer, &layer.target, layer.planes, range);
     }
     let result = run(slots, &mut layers, budget, range, trial, &mut log);
-    slots.iter_mut().for_each(|slot| slot.quantizer.end_preview());
+    slots.iter_mut().for_each(|slot| slot.quantizer.show(None));
     result?;
     for (planes, layer) in planes.iter_mut().zip(&layers) {
         *planes = layer.planes;
@@ -61,12 +91,12 @@ pub(super) fn fit_budget(
     Ok(log)
 }
 
-fn run(
-    slots: &mut [Slot<CsqWeight>],
+fn run<Q: Fit>(
+    slots: &mut [Slot<Q>],
     layers: &mut [Layer],
     budget: &Budget,
     range: Range,
-    trial: &mut Trial<'_, CsqWeight>,
+    trial: &mut Trial<'_, Q>,
     log: &mut Vec<String>,
 ) -> Result<(), Error> {
     let mut base = trial(slots)?;
@@ -97,7 +127,7 @@ fn run(
         round += 1;
         let increase = layers[i].closing.take().map_or(0.0, |(increase, _)| increase);
         base += increase;
-        slots[i].quantizer.preview(&layers[i].target, layers[i].planes, range);
+        preview(&mut slots[i].quantizer, &layers[i].target, layers[i].planes, range);
         log.push(format!(
             "closed plane {} of `{}`: loss {increase:+.4}, mean now {:.3} bits",
             layers[i].planes + 1,
@@ -119,7 +149,7 @@ fn run(
         }
         let Some((_, i, loss)) = best else { return Ok(()) };
         layers[i].planes += 1;
-        slots[i].quantizer.preview(&layers[i].target, layers[i].planes, range);
+        preview(&mut slots[i].quantizer, &layers[i].target, layers[i].planes, range);
         log.push(format!(
             "opened plane {} of `{}`: loss {:+.4}, mean now {:.3} bits",
             layers[i].planes,
@@ -132,17 +162,17 @@ fn run(
 }
 
 /// The loss with layer `i` at `planes` planes; everything is as before afterwards.
-fn try_planes(
-    slots: &mut [Slot<CsqWeight>],
+fn try_planes<Q: Fit>(
+    slots: &mut [Slot<Q>],
     layers: &[Layer],
     i: usize,
     planes: usize,
     range: Range,
-    trial: &mut Trial<'_, CsqWeight>,
+    trial: &mut Trial<'_, Q>,
 ) -> Result<f64, Error> {
-    slots[i].quantizer.preview(&layers[i].target, planes, range);
+    preview(&mut slots[i].quantizer, &layers[i].target, planes, range);
     let loss = trial(slots);
-    slots[i].quantizer.preview(&layers[i].target, layers[i].planes, range);
+    preview(&mut slots[i].quantizer, &layers[i].target, layers[i].planes, range);
     // A layer without planes may leave nothing to normalise: no number means no good choice.
     loss.map(|loss| if loss.is_finite() { loss } else { f64::MAX })
 }
