@@ -28,7 +28,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         quantize_activations(&mut model, bits as u8)?;
     }
     let operators = if flag("--composed") { Operators::Composed } else { Operators::Fused };
-    let engine = Engine::new(&model, &EngineOptions { operators })?;
+    let engine = Engine::new(&model, &EngineOptions { operators, ..EngineOptions::default() })?;
     let mut params = Params::from_model(&model);
     let x: Vec<f32> = (0..batch * engine.sample_len()).map(|i| (i * 7919 % 1009) as f32 / 504.5 - 1.0).collect();
     let labels: Vec<u32> = (0..batch as u32).map(|i| i % engine.classes() as u32).collect();

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use bitsmith_graph::{Graph, Grid, Model, Role as SiteRole, Shape, ValueId};
+use bitsmith_kernels::fakequant::Inside;
 use bitsmith_kernels::threads::team;
 use burn_autodiff::Autodiff;
 use burn_backend::ops::FloatTensorOps;
@@ -22,6 +23,18 @@ use crate::profile;
 pub struct EngineOptions {
     /// Which operators to use.
     pub operators: Operators,
+    /// What moves the steps of activations.
+    pub step_gradient: StepGradient,
+}
+
+/// What moves the step of an activation site.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum StepGradient {
+    /// LSQ: rounding errors inside the range, and what is clipped.
+    #[default]
+    Lsq,
+    /// PACT: what is clipped.
+    Pact,
 }
 
 /// Which implementation of the operators runs.
@@ -108,7 +121,7 @@ impl Engine {
         let shapes = graph.shapes(1)?;
         check_batch(&graph, &shapes, output)?;
         let sample = shapes[input.value.index()].iter().product();
-        let sites = sites_of(model, &shapes)?;
+        let sites = sites_of(model, &shapes, options.step_gradient)?;
         let plan = compile(&Facts { graph: &graph, shapes: &shapes, sites: &sites }, &[output])?;
         let engine = Self { graph, sites, plan, options: *options, output, sample };
         // A dry run at batch 1 and 2 finds geometry that no operator accepts, before anything is trained.
@@ -357,7 +370,11 @@ fn unsupported(place: &str, detail: impl Into<String>) -> Error {
 }
 
 /// The rounding of activation and input sites that have parameters.
-fn sites_of(model: &Model, shapes: &[Shape]) -> Result<BTreeMap<ValueId, FakeQuant>, Error> {
+fn sites_of(model: &Model, shapes: &[Shape], gradient: StepGradient) -> Result<BTreeMap<ValueId, FakeQuant>, Error> {
+    let inside = match gradient {
+        StepGradient::Lsq => Inside::Error,
+        StepGradient::Pact => Inside::Nothing,
+    };
     let mut out = BTreeMap::new();
     for (&id, site) in &model.sites {
         let Some(params) = site.params.as_ref().filter(|_| matches!(site.role, SiteRole::Activation | SiteRole::Input))
@@ -382,7 +399,7 @@ fn sites_of(model: &Model, shapes: &[Shape]) -> Result<BTreeMap<ValueId, FakeQua
         let q_max = if high > 0 { high } else { -low };
         let features: usize = shape.iter().skip(1).product();
         let grad_scale = bitsmith_kernels::fakequant::lsq_gradient_scale(features, q_max);
-        out.insert(id, FakeQuant { low, high, grad_scale });
+        out.insert(id, FakeQuant { low, high, grad_scale, inside });
     }
     Ok(out)
 }

@@ -39,7 +39,7 @@ pub mod profile;
 mod schedule;
 mod threads;
 
-pub use engine::{Engine, EngineOptions, Operators, Parameter, StepOptions, StepOutput};
+pub use engine::{Engine, EngineOptions, Operators, Parameter, StepGradient, StepOptions, StepOutput};
 pub use error::{Error, Kind};
 pub use loss::{Distill, Loss};
 pub use params::Params;

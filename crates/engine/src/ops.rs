@@ -21,6 +21,7 @@ use std::marker::PhantomData;
 
 use bitsmith_kernels::activation::Activation;
 use bitsmith_kernels::conv::ConvShape;
+use bitsmith_kernels::fakequant::Inside;
 use bitsmith_kernels::pool::PoolShape;
 use burn_backend::Backend;
 use burn_backend::tensor::FloatTensor;
@@ -59,12 +60,13 @@ pub(crate) struct Norm<'a> {
 /// minus the zero point, which thereby cancels.
 ///
 /// Backward (LSQ, arXiv 1902.08153, eq. 3): x passes where `low < x/s < high`; the step gets
-/// `grad_scale · Σ dy · (round(x/s) - x/s inside, low or high outside)`.
+/// `grad_scale · Σ dy · (round(x/s) - x/s inside, low or high outside)`. For PACT it gets nothing from inside.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct FakeQuant {
     pub low: i32,
     pub high: i32,
     pub grad_scale: f32,
+    pub inside: Inside,
 }
 
 /// Which pixels a shortcut takes, from a tensor `[batch, rows, columns, channels]`, and what it adds.

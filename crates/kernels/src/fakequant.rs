@@ -44,6 +44,16 @@ pub enum Before {
     Relu,
 }
 
+/// What the step's gradient takes from values inside the range.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Inside {
+    /// LSQ: their rounding errors.
+    #[default]
+    Error,
+    /// PACT (Choi et al., arXiv 1805.06085): nothing; only what is clipped moves the clip, α = s · `high`.
+    Nothing,
+}
+
 /// Writes x̂.
 ///
 /// # Panics
@@ -111,12 +121,13 @@ pub fn decode<C: Code>(codes: &[C], grids: &Grids<'_>, out: &mut [f32]) {
 pub fn backward(
     x: &[f32],
     grids: &Grids<'_>,
-    before: Before,
+    (before, inside): (Before, Inside),
     grad_out: &[f32],
     grad_x: &mut [f32],
     grad_scale: &mut [f32],
 ) {
     let runs = grids.runs(x.len());
+    let errors = if inside == Inside::Error { 1.0 } else { 0.0 };
     assert!([grad_out.len(), grad_x.len()] == [x.len(); 2], "one gradient per value");
     assert_eq!(grad_scale.len(), grids.scale.len(), "one gradient per scale");
     let sums: Vec<Vec<f64>> = grad_x
@@ -132,7 +143,7 @@ pub fn backward(
                 let parts = grad_x[range.clone()].chunks_mut(TILE);
                 let inputs = x[range.clone()].chunks(TILE).zip(grad_out[range].chunks(TILE));
                 for (grad_x, (x, grad_out)) in parts.zip(inputs) {
-                    *sum += backward_tile(x, grids.scale[row], low, high, before, grad_out, grad_x);
+                    *sum += backward_tile(x, grids.scale[row], low, high, before, errors, grad_out, grad_x);
                 }
             }
             sums
@@ -220,7 +231,7 @@ multiversion! {
 multiversion! {
     /// One tile of the backward pass; returns its share of ∂L/∂s.
     fn backward_tile(
-        x: &[f32], scale: f32, low: f32, high: f32, before: Before, grad_out: &[f32], grad_x: &mut [f32],
+        x: &[f32], scale: f32, low: f32, high: f32, before: Before, errors: f32, grad_out: &[f32], grad_x: &mut [f32],
     ) -> f64 {
         let n = x.len();
         let (grad_out, grad_x) = (&grad_out[..n], &mut grad_x[..n]);
@@ -232,7 +243,7 @@ multiversion! {
             let alive = inside && (before == Before::Identity || x[i] > 0.0);
             // Beyond the ends the clamp alone is the derivative; NaN is neither inside nor beyond.
             let r = round_clamped(v, low, high);
-            let slope = if inside { r - v } else { r };
+            let slope = if inside { errors * (r - v) } else { r };
             let slope = if v.is_nan() { 0.0 } else { slope };
             products[i] = grad_out[i] * slope;
             grad_x[i] = if alive { grad_out[i] } else { 0.0 };
@@ -279,7 +290,7 @@ mod tests {
         let mut grad_scale = vec![f32::NAN; scale.len()];
         forward(x, &grids, before, &mut out);
         forward_codes(x, &grids, before, &mut out2, &mut codes);
-        backward(x, &grids, before, &grad_out, &mut grad_x, &mut grad_scale);
+        backward(x, &grids, (before, Inside::Error), &grad_out, &mut grad_x, &mut grad_scale);
         let row = (n / scale.len()).max(1);
         let mut want_scale = vec![0f64; scale.len()];
         let mut size = vec![0f64; scale.len()];
@@ -303,13 +314,13 @@ mod tests {
         let (mut out, mut grad_x, mut grad_scale) = ([0.0; 7], [0.0; 7], [0.0]);
         forward(&x, &grids, Before::Identity, &mut out);
         assert_eq!(out, [-1.0, -1.0, -0.5, 0.0, 0.5, 0.5, 0.0]);
-        backward(&x, &grids, Before::Identity, &[1.0; 7], &mut grad_x, &mut grad_scale);
+        backward(&x, &grids, (Before::Identity, Inside::Error), &[1.0; 7], &mut grad_x, &mut grad_scale);
         assert_eq!(grad_x, [0.0, 0.0, 1.0, 1.0, 0.0, 0.0, 0.0]);
         // −2 −2 + (−1 + 0.6) + (0 − 0.4) + 1 + 1 + 0
         assert!((grad_scale[0] + 2.8).abs() < 1e-6);
         forward(&x, &grids, Before::Relu, &mut out);
         assert_eq!(out, [0.0, 0.0, 0.0, 0.0, 0.5, 0.5, 0.0]);
-        backward(&x, &grids, Before::Relu, &[1.0; 7], &mut grad_x, &mut grad_scale);
+        backward(&x, &grids, (Before::Relu, Inside::Error), &[1.0; 7], &mut grad_x, &mut grad_scale);
         assert_eq!(grad_x, [0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0]);
         assert!((grad_scale[0] - 1.6).abs() < 1e-6);
     }
@@ -358,7 +369,7 @@ mod tests {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
             let (mut gx, mut gs) = (vec![0.0; n], [0.0]);
             let grids = Grids { scale: &[0.3], zero_point: &[0], range: (-7, 7) };
-            pool.install(|| backward(&x, &grids, Before::Identity, &x, &mut gx, &mut gs));
+            pool.install(|| backward(&x, &grids, (Before::Identity, Inside::Error), &x, &mut gx, &mut gs));
             gs[0].to_bits()
         };
         assert_eq!(run(1), run(3));
@@ -380,5 +391,10 @@ mod tests {
         assert_eq!(y, [0.0, 0.0, 2.0, 4.0, 4.0]);
         assert_eq!(pact_backward(&x, 4.0, &[1.0, 2.0, 3.0, 4.0, 5.0], &mut gx), 9.0);
         assert_eq!(gx, [0.0, 2.0, 3.0, 4.0, 0.0]);
+        // The same of a grid whose steps are α / 8: ∂L/∂s = 8 ∂L/∂α. Where a value meets an end exactly, a grid clips it.
+        let grids = Grids { scale: &[0.5], zero_point: &[0], range: (0, 8) };
+        let mut gs = [0.0];
+        backward(&x, &grids, (Before::Identity, Inside::Nothing), &[1.0, 2.0, 3.0, 4.0, 5.0], &mut gx, &mut gs);
+        assert_eq!((gs[0], gx), (8.0 * 9.0, [0.0, 0.0, 3.0, 0.0, 0.0]));
     }
 }

@@ -31,7 +31,7 @@ fn built(name: &str, input: [usize; 3]) -> Model {
 }
 
 fn engine(model: &Model, operators: Operators) -> Engine {
-    Engine::new(model, &EngineOptions { operators }).unwrap()
+    Engine::new(model, &EngineOptions { operators, ..EngineOptions::default() }).unwrap()
 }
 
 /// Adds calibrated activation sites of this many bits.

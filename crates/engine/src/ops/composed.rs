@@ -2,6 +2,7 @@
 
 use bitsmith_kernels::activation::Activation;
 use bitsmith_kernels::conv::ConvShape;
+use bitsmith_kernels::fakequant::Inside;
 use bitsmith_kernels::pool::{Padding, PoolShape};
 use burn_backend::ops::{ConvOptions, PadMode};
 use burn_backend::tensor::FloatTensor;
@@ -144,16 +145,29 @@ fn limit<B: Backend>(x: T<B>, bound: f32, side: Side) -> T<B> {
 }
 
 pub(super) fn fake_quant<B: Backend>(x: T<B>, step: T<B>, quant: &FakeQuant) -> T<B> {
+    let bool_dtype = get_or_init_device_settings::<B>(&x.device()).bool_dtype;
     let step = reshape::<B>(step, &vec![1; x.shape().num_dims()]);
     // The value of the step, with a gradient scaled by g: detach(s) + (g·s - detach(g·s)), where the bracket is exactly 0.
     let scaled = B::float_mul_scalar(step.clone(), Scalar::from(quant.grad_scale));
     let nothing = B::float_sub(scaled.clone(), B::float_detach(scaled));
     let step = B::float_add(B::float_detach(step), nothing);
-    let clamped = clip::<B>(B::float_div(x, step.clone()), quant.low as f32, quant.high as f32);
+    let divisor = if quant.inside == Inside::Error { step.clone() } else { B::float_detach(step.clone()) };
+    let clamped = clip::<B>(B::float_div(x, divisor.clone()), quant.low as f32, quant.high as f32);
     // Rounded on the way forward, passed through on the way back; again the second bracket is exactly 0.
     let rounded = B::float_detach(B::float_round(B::float_detach(clamped.clone())));
-    let through = B::float_sub(clamped.clone(), B::float_detach(clamped));
-    B::float_mul(B::float_add(rounded, through), step)
+    let through = B::float_sub(clamped.clone(), B::float_detach(clamped.clone()));
+    let y = B::float_mul(B::float_add(rounded.clone(), through), divisor);
+    if quant.inside == Inside::Error {
+        return y;
+    }
+    // PACT: the step's gradient comes from the ends alone, through a term that is exactly 0.
+    let clamped = B::float_detach(clamped);
+    let below = B::float_lower_equal_elem(clamped.clone(), Scalar::from(quant.low as f32), bool_dtype);
+    let above = B::float_greater_equal_elem(clamped, Scalar::from(quant.high as f32), bool_dtype);
+    let inside = B::bool_not(B::bool_or(below, above));
+    let ends = B::float_mask_fill(rounded, inside, Scalar::from(0.0f32));
+    let nothing = B::float_sub(step.clone(), B::float_detach(step));
+    B::float_add(y, B::float_mul(ends, nothing))
 }
 
 pub(super) fn max_pool<B: Backend>(x: T<B>, shape: &PoolShape) -> T<B> {

@@ -24,7 +24,9 @@ pub(super) fn rounded(x: Vec<f32>, step: f32, quant: &FakeQuant) -> Vec<f32> {
 pub(super) fn backward(x: &[f32], dy: &[f32], dx: &mut [f32], step: f32, quant: &FakeQuant) -> f32 {
     let _time = profile::span("fake-quant backward");
     let mut dstep = [0.0];
-    with_grids(step, quant, |grids| fakequant::backward(x, grids, Before::Identity, dy, dx, &mut dstep));
+    with_grids(step, quant, |grids| {
+        fakequant::backward(x, grids, (Before::Identity, quant.inside), dy, dx, &mut dstep)
+    });
     dstep[0] * quant.grad_scale
 }
 

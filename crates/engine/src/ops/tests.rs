@@ -2,6 +2,7 @@
 
 use bitsmith_kernels::activation::Activation;
 use bitsmith_kernels::conv::ConvShape;
+use bitsmith_kernels::fakequant::Inside;
 use bitsmith_kernels::pool::{Padding, PoolShape, Rounding};
 use burn_autodiff::Autodiff;
 use burn_backend::ops::FloatTensorOps;
@@ -190,7 +191,7 @@ fn normalisation() {
             check(
                 &case!(name, [&[2, 3, 4, 3], &[3], &[3], &[2, 3, 4, 3]], smooth, range, O, [x, g, b, a] => O::norm(x, g, b, Some(a), None, &norm).0),
             );
-            let quant = FakeQuant { low: 0, high: 7, grad_scale: 0.3 };
+            let quant = FakeQuant { low: 0, high: 7, grad_scale: 0.3, inside: Inside::Error };
             let norm = Norm { quant: Some(quant), ..norm };
             // A step whose halves no value of the test hits: rounding either way would make the two differ by one step.
             check(
@@ -214,8 +215,9 @@ fn statistics_agree() {
 
 #[test]
 fn rounding() {
-    for (low, high) in [(0, 15), (-8, 7), (-3, 12)] {
-        let quant = FakeQuant { low, high, grad_scale: 0.7 };
+    let cases = [(0, 15), (-8, 7), (-3, 12)];
+    for ((low, high), inside) in cases.into_iter().flat_map(|c| [(c, Inside::Error), (c, Inside::Nothing)]) {
+        let quant = FakeQuant { low, high, grad_scale: 0.7, inside };
         check(
             &case!(format!("{low}..{high}"), [&[5, 31], &[1]], false, (0.08, 0.11), O, [x, s] => O::fake_quant(x, s, &quant)),
         );
@@ -225,7 +227,7 @@ fn rounding() {
 #[test]
 fn rounding_by_hand() {
     // s = 0.5, codes 0..=3: x/s = -1, 0.5, 1.4, 9 rounds to 0, 0, 1, 3.
-    let quant = FakeQuant { low: 0, high: 3, grad_scale: 2.0 };
+    let quant = FakeQuant { low: 0, high: 3, grad_scale: 2.0, inside: Inside::Error };
     let op = move |[x, s]: [T; 2]| Fused::<Cpu>::fake_quant(x, s, &quant);
     let leaf = |v: &[f32]| Cpu::float_set_require_grad(Cpu::from_inner(tensor(v, &[v.len()])), true);
     let (x, s) = (leaf(&[-0.5, 0.25, 0.7, 4.5]), leaf(&[0.5]));

@@ -1,7 +1,7 @@
 //! The options of a training run that do not belong to a method.
 
-use bitsmith_engine::Curve;
 use bitsmith_engine::optim::{AdamW, Algorithm, Sgd};
+use bitsmith_engine::{Curve, StepGradient};
 use serde::{Deserialize, Serialize};
 
 use super::sharpness::SharpnessOptions;
@@ -30,6 +30,17 @@ pub enum ScheduleName {
     Step,
     /// Not at all.
     Constant,
+}
+
+/// What moves the step of an activation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ActivationGradient {
+    /// Rounding errors and what is clipped (LSQ).
+    #[default]
+    Lsq,
+    /// What is clipped alone (PACT, Choi et al., arXiv 1805.06085).
+    Pact,
 }
 
 options! {
@@ -61,6 +72,8 @@ options! {
         pub distill_temperature: f32 = 2.0,
         /// Learning rate of activation steps, relative to that of float weights.
         pub activation_rate: f32 = 1.0,
+        /// What moves those steps: "lsq" (rounding errors too) or "pact" (what is clipped alone).
+        pub activation_gradient: ActivationGradient = ActivationGradient::Lsq,
         /// Stored bits of biases (32: float).
         pub bias_bits: u8 = 8,
         /// Evaluate after every so many epochs; 0 means only at the end.
@@ -112,6 +125,13 @@ impl TrainOptions {
         match self.optimizer {
             OptimizerName::Sgd => Algorithm::Sgd(Sgd { momentum: self.momentum, nesterov: self.nesterov }),
             OptimizerName::Adamw => Algorithm::AdamW(AdamW::default()),
+        }
+    }
+
+    pub(super) fn step_gradient(&self) -> StepGradient {
+        match self.activation_gradient {
+            ActivationGradient::Lsq => StepGradient::Lsq,
+            ActivationGradient::Pact => StepGradient::Pact,
         }
     }
 

@@ -48,7 +48,8 @@ pub(super) struct State<Q> {
 
 impl<Q: Quantizer> State<Q> {
     pub fn new<M: Method<Weight = Q>>(model: Model, method: &mut M, options: &TrainOptions) -> Result<Self, Error> {
-        let engine = Engine::new(&model, &EngineOptions::default())?;
+        let engine_options = EngineOptions { step_gradient: options.step_gradient(), ..EngineOptions::default() };
+        let engine = Engine::new(&model, &engine_options)?;
         let params = Params::from_model(&model);
         let teacher = match options.distill > 0.0 {
             true => {
