@@ -99,8 +99,13 @@ pub struct Progress {
 /// Measures the mean loss over calibration batches with the quantizers as they are.
 pub type Trial<'a, Q> = dyn FnMut(&mut [Slot<Q>]) -> Result<f64, Error> + 'a;
 
-/// One forward and backward pass over the current batch: weights from the quantizers, gradients into them.
-pub type Pass<'a, Q> = dyn FnMut(&mut [Slot<Q>]) -> Result<f64, Error> + 'a;
+/// The passes that a step may make over its batch.
+pub trait Passes<Q> {
+    /// Forward and backward: weights from the quantizers, gradients into them. Returns the loss.
+    fn full(&mut self, slots: &mut [Slot<Q>]) -> Result<f64, Error>;
+    /// Forward alone, by the batch's own statistics, of which nothing is kept. Returns the loss.
+    fn loss(&mut self, slots: &mut [Slot<Q>]) -> Result<f64, Error>;
+}
 
 /// A training strategy. Only the first three functions are mandatory.
 pub trait Method: Sized + Send {
@@ -133,8 +138,8 @@ pub trait Method: Sized + Send {
     fn begin_step(&mut self, _slots: &mut [Slot<Self::Weight>], _at: &Progress) {}
 
     /// One step's passes: by default a single forward and backward. Returns the loss.
-    fn step(&mut self, slots: &mut [Slot<Self::Weight>], pass: &mut Pass<'_, Self::Weight>) -> Result<f64, Error> {
-        pass(slots)
+    fn step(&mut self, slots: &mut [Slot<Self::Weight>], passes: &mut dyn Passes<Self::Weight>) -> Result<f64, Error> {
+        passes.full(slots)
     }
 
     /// A loss on the parameters themselves: adds its gradients and returns its value.

@@ -1,8 +1,13 @@
 //! The methods, one file each, and the table that names them.
 
+pub mod adaqat;
+pub mod bsq;
 pub mod csq;
 pub mod float;
+pub mod fracbits;
+pub mod fractional;
 pub mod lsq;
+pub mod sdq;
 
 use bitsmith_graph::Model;
 
@@ -48,7 +53,15 @@ const fn entry<M: Method>() -> MethodEntry {
 }
 
 /// Every method.
-pub const METHODS: &[MethodEntry] = &[entry::<csq::Csq>(), entry::<float::Float>(), entry::<lsq::Lsq>()];
+pub const METHODS: &[MethodEntry] = &[
+    entry::<adaqat::AdaQat>(),
+    entry::<bsq::Bsq>(),
+    entry::<csq::Csq>(),
+    entry::<float::Float>(),
+    entry::<fracbits::FracBits>(),
+    entry::<lsq::Lsq>(),
+    entry::<sdq::Sdq>(),
+];
 
 /// A method by name, or an error that lists those there are.
 pub fn find(name: &str) -> Result<&'static MethodEntry, Error> {
@@ -56,4 +69,47 @@ pub fn find(name: &str) -> Result<&'static MethodEntry, Error> {
         let known: Vec<_> = METHODS.iter().map(|m| m.name).collect();
         Error::option(format!("there is no method `{name}`; there are {}", known.join(", ")))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::train::options::TrainOptions;
+    use crate::train::sharpness::SharpnessOptions;
+
+    fn table(options: &[OptionDoc]) -> String {
+        let row = |o: &OptionDoc| format!("| `{}` | {} | {} |\n", o.name, o.default.replace('|', "\\|"), o.help);
+        format!("| key | default | meaning |\n|---|---|---|\n{}", options.iter().map(row).collect::<String>())
+    }
+
+    /// The page that lists every option, made from the code; kept in the repository so that it can be read without building.
+    #[test]
+    fn the_page_of_options_is_as_stored() {
+        let mut page = String::from(
+            "# Options of every method\n\nMade from the code by the tests (`BITSMITH_UPDATE_GOLDENS=1 cargo test`). In a recipe, a method's options stand under \
+             `[method]` beside its `name`.\n",
+        );
+        for method in METHODS {
+            page += &format!("\n## {}\n\n{}.\n", method.name, capitalised(method.summary));
+            let options = (method.options)();
+            if !options.is_empty() {
+                page += &format!("\n{}", table(&options));
+            }
+        }
+        page += "\n## Training: `[train]`\n\n";
+        page += &table(&TrainOptions::docs().into_iter().filter(|o| o.name != "sharpness").collect::<Vec<_>>());
+        page += "\n## Sharpness-aware steps: `[train.sharpness]`\n\n";
+        page += &table(&SharpnessOptions::docs());
+        let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/methods/options.md");
+        if std::env::var_os("BITSMITH_UPDATE_GOLDENS").is_some() {
+            std::fs::write(&path, &page).unwrap();
+        }
+        let stored = std::fs::read_to_string(&path).unwrap_or_default();
+        assert!(stored == page, "docs/methods/options.md differs: run with BITSMITH_UPDATE_GOLDENS=1");
+    }
+
+    fn capitalised(text: &str) -> String {
+        let mut letters = text.chars();
+        letters.next().map_or(String::new(), |first| first.to_uppercase().collect::<String>() + letters.as_str())
+    }
 }

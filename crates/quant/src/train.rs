@@ -22,8 +22,9 @@ use bitsmith_engine::{Distill, Loss, Schedule, StepOptions};
 use bitsmith_graph::Model;
 
 use crate::error::{Error, Kind};
-use crate::method::{Method, Phase, Progress};
+use crate::method::{Method, Passes, Phase, Progress, Slot};
 use crate::options::Options;
+use crate::quantizer::Quantizer;
 
 use checkpoint::{Position, Store};
 use data::Data;
@@ -243,19 +244,11 @@ impl<M: Method> Run<'_, M> {
     /// One step, by its number in the phase: passes, penalty, update. Returns loss and number of correct answers.
     fn step(&mut self, batch: &data::Batch, step: u64, rate: f32) -> Result<(f64, usize), Error> {
         let loss = Loss { label_smoothing: self.options.label_smoothing, distill: self.imitate(batch)? };
-        let norm = StepOptions { update_statistics: true, train_norm: true };
         let mut slots = std::mem::take(&mut self.state.slots);
-        let mut correct = 0;
-        let state = &mut self.state;
         let sharpness = Sharpness { options: &self.options.sharpness, step };
-        let value = self.method.step(&mut slots, &mut |slots| {
-            let (loss, right) = match sharpness.options.acts(step) {
-                true => state.sharp_pass(slots, batch, &loss, sharpness)?,
-                false => state.pass(slots, batch, &loss, norm)?,
-            };
-            correct = right;
-            Ok(loss)
-        });
+        let mut passes = StepPasses { state: &mut self.state, batch, loss, sharpness, correct: 0 };
+        let value = self.method.step(&mut slots, &mut passes);
+        let correct = passes.correct;
         self.state.slots = slots;
         let value = value? + self.method.penalty(&mut self.state.slots);
         if value.is_finite() {
@@ -324,6 +317,36 @@ impl<M: Method> Run<'_, M> {
         });
         let model = self.state.into_model()?;
         Ok(Outcome { model, accuracy: evaluated.map(|e| e.accuracy), loss: evaluated.map(|e| e.loss), bits })
+    }
+}
+
+/// The passes of one step.
+struct StepPasses<'a, Q> {
+    state: &'a mut State<Q>,
+    batch: &'a data::Batch,
+    loss: Loss,
+    sharpness: Sharpness<'a>,
+    /// Correct answers in the last full pass.
+    correct: usize,
+}
+
+impl<Q: Quantizer> Passes<Q> for StepPasses<'_, Q> {
+    fn full(&mut self, slots: &mut [Slot<Q>]) -> Result<f64, Error> {
+        let norm = StepOptions { update_statistics: true, train_norm: true };
+        let (loss, correct) = match self.sharpness.options.acts(self.sharpness.step) {
+            true => self.state.sharp_pass(slots, self.batch, &self.loss, self.sharpness)?,
+            false => self.state.pass(slots, self.batch, &self.loss, norm)?,
+        };
+        self.correct = correct;
+        Ok(loss)
+    }
+
+    fn loss(&mut self, slots: &mut [Slot<Q>]) -> Result<f64, Error> {
+        self.state.publish_with(slots);
+        let (labels, n) = (&self.batch.labels, self.batch.labels.len().max(1));
+        let logits = self.state.engine.forward_live(&self.state.params, &self.batch.x, n)?;
+        let losses = self.loss.per_sample(&logits, (logits.len() / n).max(1), labels);
+        Ok(losses.iter().sum::<f64>() / n as f64)
     }
 }
 

@@ -6,6 +6,8 @@
 use bitsmith_graph::quant::TERNARY_BITS;
 use serde::{Deserialize, Serialize};
 
+use crate::method::WeightLayer;
+
 /// How layers count in the mean.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -13,6 +15,8 @@ pub enum Weighting {
     /// By their number of weights: the mean is what a file pays per weight.
     #[default]
     Size,
+    /// By their multiply-accumulates: times these and the bits of activations, the mean is the bit operations of a sample.
+    Macs,
     /// Each layer alike, as the published code does: a stem of 432 weights counts as much as a layer of 36,864.
     Layers,
 }
@@ -52,12 +56,18 @@ pub struct Budget {
 }
 
 impl Budget {
-    /// Mean bits of layers given as (weights, planes on).
+    /// What a layer weighs in the mean.
+    pub fn size(&self, layer: &WeightLayer) -> usize {
+        match self.weighting {
+            Weighting::Size => layer.weights(),
+            Weighting::Macs => usize::try_from(layer.macs).unwrap_or(usize::MAX),
+            Weighting::Layers => 1,
+        }
+    }
+
+    /// Mean bits of layers given as (size, planes on).
     pub fn mean(&self, layers: &[(usize, usize)]) -> f64 {
-        super::cost::mean_bits(layers.iter().map(|&(n, on)| {
-            let weight = if self.weighting == Weighting::Size { n } else { 1 };
-            (weight, self.count.bits(on))
-        }))
+        super::cost::mean_bits(layers.iter().map(|&(size, on)| (size, self.count.bits(on))))
     }
 
     /// ΔS: mean bits above the target (negative: below), as a fraction of `planes`.
@@ -88,8 +98,12 @@ mod tests {
     #[test]
     fn weighting_by_size_and_by_layer_differ_a_lot() {
         let budget = |weighting| Budget { target: 2.0, weighting, count: Count::Paper };
-        let bits =
-            |f: &dyn Fn(usize) -> usize| resnet20().into_iter().enumerate().map(|(i, n)| (n, f(i))).collect::<Vec<_>>();
+        let bits = |f: &dyn Fn(usize) -> usize| -> Vec<usize> { (0..resnet20().len()).map(f).collect() };
+        let by = |weighting, bits: &[usize]| {
+            let size = |n: usize| if weighting == Weighting::Layers { 1 } else { n };
+            let layers: Vec<_> = resnet20().into_iter().zip(bits).map(|(n, &b)| (size(n), b)).collect();
+            budget(weighting).mean(&layers)
+        };
         let falling = bits(&|i| {
             if i < 8 {
                 4
@@ -101,10 +115,10 @@ mod tests {
         });
         let rising = bits(&|i| if i < 14 { 1 } else { 4 });
         let close = |got: f64, want: f64| assert!((got - want).abs() < 0.006, "{got} {want}");
-        close(budget(Weighting::Layers).mean(&falling), 3.10);
-        close(budget(Weighting::Size).mean(&falling), 2.38);
-        close(budget(Weighting::Layers).mean(&rising), 1.90);
-        close(budget(Weighting::Size).mean(&rising), 3.07);
+        close(by(Weighting::Layers, &falling), 3.10);
+        close(by(Weighting::Size, &falling), 2.38);
+        close(by(Weighting::Layers, &rising), 1.90);
+        close(by(Weighting::Size, &rising), 3.07);
     }
 
     #[test]
@@ -114,10 +128,10 @@ mod tests {
             let mut left = on;
             resnet20()
                 .into_iter()
-                .map(|n| {
+                .map(|_| {
                     let take = left.min(8);
                     left -= take;
-                    (n, take)
+                    (1, take)
                 })
                 .collect::<Vec<_>>()
         };

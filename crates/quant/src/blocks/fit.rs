@@ -42,6 +42,8 @@ pub(crate) fn preview(quantizer: &mut impl Fit, target: &[f32], k: usize, range:
 struct Layer {
     /// Target of the refit, in row order.
     target: Vec<f32>,
+    /// What it weighs in the budget.
+    size: usize,
     planes: usize,
     floor: usize,
     most: usize,
@@ -71,7 +73,7 @@ pub fn fit_budget<Q: Fit>(
             let given = slot.quantizer.is_given();
             let most = if given { planes } else { most };
             let floor = if given { planes } else { slot.quantizer.floor() };
-            Layer { target, planes, floor, most, closing: None }
+            Layer { target, size: budget.size(&slot.layer), planes, floor, most, closing: None }
         })
         .collect();
     let mut log = vec![];
@@ -178,16 +180,16 @@ fn try_planes<Q: Fit>(
 }
 
 fn sizes(layers: &[Layer]) -> Vec<(usize, usize)> {
-    layers.iter().map(|l| (l.target.len(), l.planes)).collect()
+    layers.iter().map(|l| (l.size, l.planes)).collect()
 }
 
 fn bits(layer: &Layer, planes: usize, count: Count) -> f64 {
-    layer.target.len() as f64 * count.bits(planes)
+    layer.size as f64 * count.bits(planes)
 }
 
 /// Bits above the budget, by size.
 fn excess_bits(layers: &[Layer], budget: &Budget) -> f64 {
-    let total: usize = layers.iter().map(|l| l.target.len()).sum();
+    let total: usize = layers.iter().map(|l| l.size).sum();
     ((budget.mean(&sizes(layers)) - budget.target) * total as f64).max(1.0)
 }
 

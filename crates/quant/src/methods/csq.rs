@@ -93,7 +93,7 @@ options! {
         pub target_bits: f64 = 3.0,
         /// What `target_bits` counts: "stored" (planes and sign) or "paper" (planes only).
         pub count: Count = Count::Stored,
-        /// How layers weigh in the mean: "size" or "layers" (each alike, as the published code).
+        /// How layers weigh in the mean: "size" (bytes), "macs" (bit operations) or "layers" (each alike, as the published code).
         pub weighting: Weighting = Weighting::Size,
         /// Magnitude planes per weight at the start, 1 to 7 (8 for parity runs, which cannot be stored).
         pub planes: usize = 7,
@@ -181,9 +181,9 @@ impl Csq {
         self.options.parity == Parity::PublishedCode
     }
 
-    /// (weights, planes on) of every layer.
-    fn sizes(slots: &[Slot<CsqWeight>]) -> Vec<(usize, usize)> {
-        slots.iter().map(|s| (s.quantizer.len(), s.quantizer.planes_on())).collect()
+    /// (size, planes on) of every layer.
+    fn sizes(&self, slots: &[Slot<CsqWeight>]) -> Vec<(usize, usize)> {
+        slots.iter().map(|s| (self.budget.size(&s.layer), s.quantizer.planes_on())).collect()
     }
 
     /// Sets temperatures, and learning rates to match them.
@@ -323,7 +323,8 @@ impl Method for Csq {
     }
 
     fn begin(&mut self, slots: &mut [Slot<CsqWeight>]) -> Result<(), Error> {
-        let least: Vec<(usize, usize)> = slots.iter().map(|s| (s.quantizer.len(), s.quantizer.floor)).collect();
+        let least: Vec<(usize, usize)> =
+            slots.iter().map(|s| (self.budget.size(&s.layer), s.quantizer.floor)).collect();
         if !self.budget.holds(&least) {
             return Err(Error::option(format!(
                 "a target of {} mean bits cannot be reached: edge_bits = {} and floor_bits = {} alone make {:.3}; lower edge_bits or floor_bits",
@@ -349,13 +350,13 @@ impl Method for Csq {
         if self.stage != Stage::Search {
             return 0.0;
         }
-        let excess = self.budget.excess(&Self::sizes(slots), self.options.planes);
-        let total: usize = slots.iter().map(|s| s.quantizer.len()).sum();
+        let excess = self.budget.excess(&self.sizes(slots), self.options.planes);
+        let total: usize = slots.iter().map(|s| self.budget.size(&s.layer)).sum();
         let mean = total as f64 / slots.len().max(1) as f64;
         let mut value = 0.0;
         for slot in slots.iter_mut().filter(|s| !s.quantizer.gates_fixed) {
             let q = &mut slot.quantizer;
-            let share = if self.budget.weighting == Weighting::Size { q.len() as f64 / mean } else { 1.0 };
+            let share = self.budget.size(&slot.layer) as f64 / mean;
             let pressed: Vec<usize> = match self.options.pressure {
                 Pressure::All => (0..q.planes()).collect(),
                 // Planes below the lowest open one are pressed on, so that they do not stay half open.
@@ -397,7 +398,7 @@ impl Method for Csq {
         let beta = slots.first().map_or(0.0, |s| s.quantizer.temperature);
         Ok(vec![format!(
             "temperature {beta:.2}, {:.3} mean bits, {:.1} % of bits undecided",
-            self.budget.mean(&Self::sizes(slots)),
+            self.budget.mean(&self.sizes(slots)),
             100.0 * undecided / total.max(1) as f64
         )])
     }
@@ -465,7 +466,7 @@ impl Csq {
         trial: &mut Trial<'_, CsqWeight>,
     ) -> Result<Vec<String>, Error> {
         let o = self.options.clone();
-        let mut log = vec![format!("search ended at {:.3} mean bits", self.budget.mean(&Self::sizes(slots)))];
+        let mut log = vec![format!("search ended at {:.3} mean bits", self.budget.mean(&self.sizes(slots)))];
         if o.keep_positions {
             log.extend(self.close_in_place(slots, trial)?);
             slots.iter_mut().for_each(|s| s.quantizer.freeze_in_place(o.finetune_start as f32));
@@ -484,7 +485,7 @@ impl Csq {
             slot.quantizer.refit(target, k, o.logit, o.finetune_start as f32, Range::Mse);
         }
         self.stage = Stage::Frozen;
-        log.push(format!("scheme frozen at {:.3} mean bits: {}", self.budget.mean(&Self::sizes(slots)), list(slots)));
+        log.push(format!("scheme frozen at {:.3} mean bits: {}", self.budget.mean(&self.sizes(slots)), list(slots)));
         Ok(log)
     }
 
@@ -496,7 +497,7 @@ impl Csq {
     ) -> Result<Vec<String>, Error> {
         let mut log = vec![];
         self.show_all(slots, true);
-        while !self.budget.holds(&Self::sizes(slots)) {
+        while !self.budget.holds(&self.sizes(slots)) {
             let mut best: Option<(f64, usize, usize)> = None;
             for i in 0..slots.len() {
                 let q = &slots[i].quantizer;
@@ -504,7 +505,7 @@ impl Csq {
                 let before = std::mem::replace(&mut slots[i].quantizer.masks.value[b], -1.0);
                 let loss = trial(slots);
                 slots[i].quantizer.masks.value[b] = before;
-                let price = loss? / slots[i].quantizer.len() as f64;
+                let price = loss? / self.budget.size(&slots[i].layer) as f64;
                 if best.is_none_or(|(least, _, _)| price < least) {
                     best = Some((price, i, b));
                 }
@@ -518,7 +519,7 @@ impl Csq {
                 "closed plane {} of `{}`, mean now {:.3} bits",
                 b + 1,
                 slots[i].layer.name,
-                self.budget.mean(&Self::sizes(slots))
+                self.budget.mean(&self.sizes(slots))
             ));
         }
         self.show_all(slots, false);

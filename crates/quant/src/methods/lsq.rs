@@ -15,9 +15,10 @@
 //!
 //! It is the uniform baseline that learned widths have to beat.
 
-use bitsmith_graph::{Granularity, QParams};
+use bitsmith_graph::{Granularity, Grid, QParams};
 use bitsmith_kernels::numerics::code_range;
 
+use crate::blocks::bins::bin_penalty;
 use crate::blocks::grid::{SMALLEST_STEP, fake_quantize, fake_quantize_backward, lsq_grad_scale};
 use crate::blocks::range::Range;
 use crate::error::Error;
@@ -103,13 +104,30 @@ pub struct LsqWeight {
 impl LsqWeight {
     /// A quantizer of `bits` bits around these float weights; `per` and `rows` must describe the same granularity.
     pub fn new(bits: u8, per: Granularity, rows: Rows, init: &[f32], range: Range) -> Self {
-        let q_max = code_range(bits, true, true).1;
+        let q_max = (1 << bits.saturating_sub(1)) - 1;
         let mut latent = vec![0.0; init.len()];
         rows.gather(init, &mut latent);
         let steps = latent.chunks(rows.row_len.max(1)).map(|row| range.symmetric_step(row, q_max)).collect();
-        let buffer = vec![0.0; init.len()];
+        Self::resume(bits, per, rows, latent, steps)
+    }
+
+    /// A quantizer with these latent weights, in row order, and these steps.
+    pub fn resume(bits: u8, per: Granularity, rows: Rows, latent: Vec<f32>, steps: Vec<f32>) -> Self {
+        let q_max = if bits == 0 { 0 } else { code_range(bits, true, true).1 };
+        let buffer = vec![0.0; latent.len()];
         let (latent, steps) = (Param::new("latent", Group::Weight, latent), Param::new("steps", Group::Scale, steps));
         Self { bits, q_max, per, rows, latent, steps, buffer }
+    }
+
+    /// Planes of the grid: its codes are −(2^planes − 1) ..= 2^planes − 1.
+    pub fn planes(&self) -> usize {
+        usize::from(self.bits.saturating_sub(1))
+    }
+
+    /// Adds the gradient of the bin regulariser to the latent weights', times `strength`, and returns its value.
+    pub fn bin_penalty(&mut self, strength: f64) -> f64 {
+        let Param { value, grad, .. } = &mut self.latent;
+        bin_penalty(value, &self.steps.value, self.q_max, &self.rows, strength, grad)
     }
 
     /// Steps must stay positive for the grid to exist.
@@ -157,7 +175,11 @@ impl Quantizer for LsqWeight {
     }
 
     fn qparams(&self) -> Option<QParams> {
-        Some(QParams::signed(self.bits, true, self.per, self.steps.value.clone()))
+        let mut params = QParams::signed(self.bits, true, self.per, self.steps.value.clone());
+        if self.bits == 0 {
+            params.spec.grid = Grid::Planes { mask: 0 };
+        }
+        Some(params)
     }
 }
 

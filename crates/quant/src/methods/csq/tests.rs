@@ -209,7 +209,7 @@ fn the_published_penalty_starts_at_six_tenths() {
     let mut slots = slots(&mut csq, &resnet20());
     // The published count takes an undecided gate for an open one; ours only counts what would stay after hardening.
     slots.iter_mut().for_each(|s| s.quantizer.masks.value.fill(1e-9));
-    assert_eq!(Csq::sizes(&slots).iter().map(|s| s.1).sum::<usize>(), 160);
+    assert_eq!(csq.sizes(&slots).iter().map(|s| s.1).sum::<usize>(), 160);
     let value = csq.penalty(&mut slots);
     assert!((value - 0.6).abs() < 1e-6, "{value}");
     // λ ΔS β m (1 − m) with ΔS held constant, at β = 1 and m = 1/2.
@@ -264,7 +264,7 @@ fn without_a_task_the_mean_settles_at_the_target() {
             }
             csq.after_update(&mut slots);
         }
-        let mean = csq.budget.mean(&Csq::sizes(&slots));
+        let mean = csq.budget.mean(&csq.sizes(&slots));
         assert!((mean - target).abs() < 0.6, "from {start}: {mean} for {target}");
     }
 }
@@ -382,7 +382,7 @@ fn a_search_that_ends_above_its_target_is_closed_to_it() {
         Ok(w.iter().zip(&before[1]).map(|(a, b)| f64::from((a - b) * (a - b))).sum())
     };
     let log = csq.freeze_scheme(&mut slots, &mut trial).unwrap();
-    let mean = csq.budget.mean(&Csq::sizes(&slots));
+    let mean = csq.budget.mean(&csq.sizes(&slots));
     assert!(mean <= 3.0 && mean > 2.5, "{mean}");
     assert!(slots[1].quantizer.planes() > slots[0].quantizer.planes(), "{log:?}");
     assert!(log.iter().any(|l| l.starts_with("closed plane")) && log[0].contains("8.000"), "{log:?}");
