@@ -3,6 +3,7 @@
 pub mod adaqat;
 pub mod bsq;
 pub mod csq;
+pub mod dorefa;
 pub mod float;
 pub mod fracbits;
 pub mod fractional;
@@ -57,6 +58,7 @@ pub const METHODS: &[MethodEntry] = &[
     entry::<adaqat::AdaQat>(),
     entry::<bsq::Bsq>(),
     entry::<csq::Csq>(),
+    entry::<dorefa::Dorefa>(),
     entry::<float::Float>(),
     entry::<fracbits::FracBits>(),
     entry::<lsq::Lsq>(),
