@@ -75,6 +75,17 @@ pub enum Pressure {
     All,
 }
 
+/// What learns once all bits are decided.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Polish {
+    /// Scales, norms and biases: bits stay as they are.
+    #[default]
+    Scales,
+    /// Weights too, straight through their rounding as LSQ trains them: what was decided early can still be changed.
+    Weights,
+}
+
 /// What the frozen scheme's bits start from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -105,8 +116,12 @@ options! {
         pub floor_bits: u8 = 2,
         /// Share of the epochs spent searching.
         pub search: f64 = 0.25,
-        /// Epochs at the end with all bits decided, in which only scales, norms and biases learn.
+        /// Epochs at the end with all bits decided.
         pub polish_epochs: usize = 1,
+        /// What learns in them: "scales" (norms and biases too) or "weights" (straight-through from the decided bits, as LSQ).
+        pub polish: Polish = Polish::Scales,
+        /// Learning rate of those epochs, relative to that of the run.
+        pub polish_rate: f64 = 0.1,
         /// Strength of the budget term.
         pub lambda: f64 = 0.3,
         /// Which gates the budget term presses on: "lowest" or "all".
@@ -259,11 +274,17 @@ impl Method for Csq {
             ("finetune_start", options.finetune_start),
             ("finetune_end", options.finetune_end),
             ("logit", f64::from(options.logit)),
+            ("polish_rate", options.polish_rate),
         ];
         for (name, value) in positive {
             if !(value > 0.0 && value.is_finite()) {
                 return bad(format!("{name} = {value}: must be a positive number"));
             }
+        }
+        if options.polish == Polish::Weights && options.keep_positions {
+            return bad(
+                "polish = \"weights\" needs contiguous planes, which keep_positions does not promise".to_owned()
+            );
         }
         if !(0.0..=1.0).contains(&options.search) {
             return bad(format!("search = {}: a share of the epochs is between 0 and 1", options.search));
@@ -279,7 +300,7 @@ impl Method for Csq {
         vec![
             Phase { name: "search", epochs: search, rate: 1.0 },
             Phase { name: "finetune", epochs: rest.saturating_sub(search), rate: 1.0 },
-            Phase { name: "polish", epochs: polish, rate: 0.1 },
+            Phase { name: "polish", epochs: polish, rate: self.options.polish_rate },
         ]
     }
 
@@ -442,6 +463,10 @@ impl Method for Csq {
         self.stage = stage;
         for (slot, (stage, planes)) in slots.iter_mut().zip(layers) {
             slot.quantizer.resize(stage, planes);
+            if stage == Stage::Hard && self.options.polish == Polish::Weights {
+                let room = vec![0.0; slot.quantizer.len()];
+                slot.quantizer.loosen(&room);
+            }
             // A checkpoint may lie between the last step of a phase and its end, which reads the temperature.
             slot.quantizer.temperature = temperature;
         }
@@ -537,7 +562,11 @@ impl Csq {
         let mut moved = 0;
         for slot in slots.iter_mut() {
             slot.quantizer.show_hard = false;
+            let soft = slot.quantizer.soft_weights();
             moved += usize::from(slot.quantizer.harden()?);
+            if self.options.polish == Polish::Weights {
+                slot.quantizer.loosen(&soft);
+            }
         }
         self.stage = Stage::Hard;
         let mut log = vec![format!("bits decided: {}", list(slots))];

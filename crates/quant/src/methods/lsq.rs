@@ -102,7 +102,7 @@ pub struct LsqWeight {
 }
 
 impl LsqWeight {
-    /// A quantizer of `bits` bits around these float weights; `per` and `rows` must describe the same granularity.
+    /// A quantizer of `bits` bits (0: all zero) around these float weights; `per` and `rows` must describe the same granularity.
     pub fn new(bits: u8, per: Granularity, rows: Rows, init: &[f32], range: Range) -> Self {
         let q_max = (1 << bits.saturating_sub(1)) - 1;
         let mut latent = vec![0.0; init.len()];

@@ -422,3 +422,44 @@ fn impossible_targets_are_refused() {
     let mut slots = slots(&mut csq, &[64]);
     assert!(csq.begin(&mut slots).unwrap_err().to_string().contains("lower edge_bits or floor_bits"));
 }
+
+#[test]
+fn weights_that_learn_on_start_at_their_codes() {
+    let options = CsqOptions { polish: Polish::Weights, target_bits: 3.0, edge_bits: 0, ..Default::default() };
+    let mut csq = Csq::new(options).unwrap();
+    let mut slots = slots(&mut csq, &[64, 256]);
+    for (slot, k) in slots.iter_mut().zip([2, 3]) {
+        let target = slot.quantizer.soft_weights();
+        slot.quantizer.refit(&target, k, 1.0, 40.0, Range::Mse);
+        slot.quantizer.show_hard = true;
+    }
+    let shown = |slots: &mut [Slot<CsqWeight>]| -> Vec<Vec<f32>> {
+        let weights = |s: &mut Slot<CsqWeight>| {
+            let mut w = vec![0.0; s.quantizer.len()];
+            s.quantizer.forward(&mut w);
+            w
+        };
+        slots.iter_mut().map(weights).collect()
+    };
+    let decided = shown(&mut slots);
+    csq.stage = Stage::Frozen;
+    csq.harden_all(&mut slots).unwrap();
+    let after = shown(&mut slots);
+    let close = |a: &f32, b: &f32| (a - b).abs() <= 1e-6;
+    assert!(decided.iter().flatten().zip(after.iter().flatten()).all(|(a, b)| close(a, b)));
+    assert_eq!(slots.iter().map(|s| s.quantizer.planes()).collect::<Vec<_>>(), [2, 3]);
+    // They have latent weights with gradients now, and lie on their grid.
+    let mut names = vec![];
+    slots[0].quantizer.visit(&mut |p| names.push(p.name));
+    assert_eq!(names, ["latent", "steps"]);
+    let params = slots[1].quantizer.qparams().unwrap();
+    assert!(after[1].iter().enumerate().all(|(i, w)| params.decode(params.encode(*w, i / 4), i / 4) == *w));
+    // A checkpoint restores the same kind of tensor.
+    let state = csq.state(&slots);
+    let mut again = Csq::new(csq.options.clone()).unwrap();
+    let mut empty = super::tests::slots(&mut again, &[64, 256]);
+    again.restore(&mut empty, &state).unwrap();
+    let mut names = vec![];
+    empty[0].quantizer.visit(&mut |p| names.push((p.name, p.value.len())));
+    assert_eq!(names, [("latent", 64), ("steps", 16)]);
+}

@@ -14,8 +14,12 @@ use crate::blocks::fit::{Fit, best_steps};
 use crate::blocks::grid::SMALLEST_STEP;
 use crate::blocks::range::Range;
 use crate::error::{Error, Kind};
+use crate::methods::lsq::LsqWeight;
 use crate::param::{Group, Param};
 use crate::quantizer::{Quantizer, Rows};
+
+/// How far a weight may be from the middle of its code, in steps, and still surely round to it.
+const WITHIN: f32 = 0.45;
 
 /// How far the bits of a tensor are decided.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -50,6 +54,8 @@ pub struct CsqWeight {
     pub(super) gates_fixed: bool,
     /// Whether [`Quantizer::forward`] shows what would be deployed now.
     pub(super) show_hard: bool,
+    /// What trains once bits are decided, where weights learn on.
+    loose: Option<LsqWeight>,
     /// Weights to show instead, in row order, while a trial asks what a narrower grid would cost.
     preview: Option<Vec<f32>>,
     /// Gate values of the last forward pass.
@@ -95,6 +101,7 @@ impl CsqWeight {
             floor: 0,
             gates_fixed: false,
             show_hard: false,
+            loose: None,
             preview: None,
             gates: vec![0.0; start.planes],
             buffer: vec![0.0; n],
@@ -103,7 +110,7 @@ impl CsqWeight {
 
     /// Number of planes that exist, on or off.
     pub fn planes(&self) -> usize {
-        self.masks.value.len()
+        self.loose.as_ref().map_or(self.masks.value.len(), LsqWeight::planes)
     }
 
     /// Number of planes whose gate is more than half open.
@@ -280,6 +287,22 @@ impl CsqWeight {
         self.stage = Stage::Hard;
     }
 
+    /// Lets the weights of a hard tensor learn on, straight through their rounding: each starts where it was before it was
+    /// decided (`soft`, in row order), but within the reach of its code.
+    pub(super) fn loosen(&mut self, soft: &[f32]) {
+        let row = self.rows.row_len.max(1);
+        let codes = self.codes();
+        let near = |i: usize| {
+            let step = self.scale.value[i / row];
+            step * (codes[i] as f32 + (soft[i] / step - codes[i] as f32).clamp(-WITHIN, WITHIN))
+        };
+        let latent: Vec<f32> = (0..soft.len()).map(near).collect();
+        let bits = if self.planes() == 0 { 0 } else { self.planes() as u8 + 1 };
+        self.loose = Some(LsqWeight::resume(bits, self.per, self.rows.clone(), latent, self.scale.value.clone()));
+        (self.positive, self.negative) =
+            (Param::new("positive", Group::Bit, vec![]), Param::new("negative", Group::Bit, vec![]));
+    }
+
     /// The integer codes of a hard tensor in row order.
     fn codes(&self) -> Vec<i32> {
         let (n, k) = (self.len(), self.planes());
@@ -311,6 +334,9 @@ impl CsqWeight {
 
     /// Scales must stay positive for the grid to exist.
     pub(super) fn keep_scale_positive(&mut self) {
+        if let Some(loose) = &mut self.loose {
+            loose.keep_steps_positive();
+        }
         let q = ((1u32 << self.planes()) - 1).max(1) as f32;
         self.scale.value.iter_mut().for_each(|s| *s = s.max(SMALLEST_STEP * q));
     }
@@ -360,7 +386,9 @@ fn margins(z: f32, k: usize, b: usize) -> (f32, f32) {
 
 impl Quantizer for CsqWeight {
     fn forward(&mut self, weights: &mut [f32]) {
-        if self.stage == Stage::Hard && self.preview.is_none() {
+        if let Some(loose) = self.loose.as_mut().filter(|_| self.preview.is_none()) {
+            loose.forward(weights);
+        } else if self.stage == Stage::Hard && self.preview.is_none() {
             // One multiplication of code and step: exactly what decoding the file will do.
             let codes = self.codes();
             let row = self.rows.row_len.max(1);
@@ -381,6 +409,10 @@ impl Quantizer for CsqWeight {
     fn backward(&mut self, grad: &[f32]) {
         let planes = self.planes();
         if planes == 0 || self.preview.is_some() {
+            return;
+        }
+        if let Some(loose) = &mut self.loose {
+            loose.backward(grad);
             return;
         }
         self.rows.gather(grad, &mut self.buffer);
@@ -412,7 +444,14 @@ impl Quantizer for CsqWeight {
         }
     }
 
+    fn latent_gradient(&self, grad: &mut [f32]) -> bool {
+        self.loose.as_ref().is_some_and(|loose| loose.latent_gradient(grad))
+    }
+
     fn visit(&mut self, f: &mut dyn FnMut(&mut Param)) {
+        if let Some(loose) = &mut self.loose {
+            return loose.visit(f);
+        }
         f(&mut self.positive);
         f(&mut self.negative);
         f(&mut self.masks);
@@ -420,10 +459,16 @@ impl Quantizer for CsqWeight {
     }
 
     fn bits(&self) -> f32 {
+        if self.loose.is_some() {
+            return self.planes() as f32;
+        }
         self.masks.value.iter().filter(|m| **m > 0.0).count() as f32
     }
 
     fn qparams(&self) -> Option<QParams> {
+        if let Some(loose) = &self.loose {
+            return loose.qparams();
+        }
         let mask = self.masks.value.iter().fold(0u8, |mask, m| mask << 1 | u8::from(*m > 0.0));
         let bits = if mask == 0 { 0 } else { mask.count_ones() as u8 + 1 };
         let spec = QuantSpec { grid: Grid::Planes { mask }, bits, per: self.per };
