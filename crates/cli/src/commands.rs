@@ -1,6 +1,7 @@
 //! The command line: one file per command, one line per command in [`Command`].
 
 mod bench;
+mod compare;
 mod demo;
 mod eval;
 mod export;
@@ -70,6 +71,7 @@ pub struct Global {
 enum Command {
     Demo(demo::Args),
     Train(train::Args),
+    Compare(compare::Args),
     Quantize(quantize::Args),
     Eval(eval::Args),
     Run(run::Args),
@@ -99,6 +101,7 @@ pub fn run(cli: Cli) -> Result<Outcome, Failure> {
     match cli.command {
         Command::Demo(args) => demo::run(&args, &context),
         Command::Train(args) => train::run(&args, &context),
+        Command::Compare(args) => compare::run(&args, &context),
         Command::Quantize(args) => quantize::run(&args, &context),
         Command::Eval(args) => eval::run(&args, &context),
         Command::Run(args) => run::run(&args, &context),

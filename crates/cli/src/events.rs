@@ -39,6 +39,9 @@ pub enum Event {
     Finish {
         /// Seconds since the start, pauses excluded.
         seconds: f64,
+        /// Most memory that the program held, in MB, where the system tells.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        peak_rss_mb: Option<f64>,
     },
 }
 

@@ -10,6 +10,7 @@
 //! ```
 
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use bitsmith_engine::data::Dataset;
 use bitsmith_formats::onnx::Target;
@@ -23,7 +24,7 @@ use crate::engines::{self, Evaluation, Integers, Simulator};
 use crate::events::{Event, EventLog, LayerRow, Variant, Verify};
 use crate::failure::{Explain, Failure};
 use crate::report::{self, ReportData};
-use crate::{files, layers, training};
+use crate::{files, layers, system, training};
 
 /// The packed model's file name.
 pub const PACKED: &str = "model.bitsmith";
@@ -131,6 +132,12 @@ pub fn forge(model: Model, finish: &Finish<'_>, run: &mut Run, context: &Context
     let verify = verify::packed(&frozen, set, context.threads, &context.out.progress)?.event();
     run.push(Event::Verify(verify.clone()))?;
     Ok(Forged { accuracy, bytes, mean_bits, layers: rows, verify })
+}
+
+/// The event that ends a run's log.
+pub fn finished(began: Instant) -> Event {
+    let peak_rss_mb = system::peak_memory_bytes().map(|bytes| bytes as f64 / 1e6);
+    Event::Finish { seconds: began.elapsed().as_secs_f64(), peak_rss_mb }
 }
 
 /// Accuracy of a packed model by the runtime.

@@ -9,8 +9,13 @@ static STOP: AtomicBool = AtomicBool::new(false);
 /// The exit code of a process ended by Ctrl-C, as shells know it.
 pub const EXIT_CODE: u8 = 130;
 
-/// Starts listening. Called by commands that can stop cleanly; the others keep the system's behaviour.
+/// Starts listening. Called by commands that can stop cleanly; the others keep the system's behaviour. Once is enough, and
+/// twice does no harm: a grid of runs listens, and so does each run.
 pub fn listen() -> Result<(), Failure> {
+    static LISTENS: AtomicBool = AtomicBool::new(false);
+    if LISTENS.swap(true, Ordering::SeqCst) {
+        return Ok(());
+    }
     ctrlc::set_handler(|| {
         if STOP.swap(true, Ordering::SeqCst) {
             std::process::exit(EXIT_CODE.into());

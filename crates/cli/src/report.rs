@@ -4,7 +4,8 @@
 //! nothing else, so a page can be made again at any time and compared with a stored one.
 
 mod chart;
-mod page;
+pub mod page;
+pub mod scatter;
 
 use crate::events::{Epoch, Event, LayerRow, Start, Variant, Verify};
 
@@ -47,7 +48,7 @@ impl ReportData {
                 },
                 Event::Layers { layers } => data.layers = layers,
                 Event::Verify(verify) => data.verify = Some(verify),
-                Event::Finish { seconds } => data.seconds = Some(seconds),
+                Event::Finish { seconds, .. } => data.seconds = Some(seconds),
             }
         }
         data
@@ -200,7 +201,7 @@ mod tests {
         events.extend(sample.variants.iter().cloned().map(Event::Variant));
         events.push(Event::Layers { layers: sample.layers.clone() });
         events.extend(sample.verify.clone().map(Event::Verify));
-        events.extend(sample.seconds.map(|seconds| Event::Finish { seconds }));
+        events.extend(sample.seconds.map(|seconds| Event::Finish { seconds, peak_rss_mb: None }));
         assert_eq!(ReportData::from_events(&events), sample);
     }
 }

@@ -9,6 +9,12 @@ pub fn peak_memory_bytes() -> Option<u64> {
     Some(kibibytes * 1024)
 }
 
+/// Begins to count [`peak_memory_bytes`] anew, where the system lets a process do that (Linux).
+pub fn forget_peak_memory() {
+    // Refused elsewhere: then the peak is that of the whole process.
+    _ = std::fs::write("/proc/self/clear_refs", "5");
+}
+
 /// Sizes the pool that kernels, loaders and burn share. 0 means one thread per core.
 pub fn set_threads(threads: usize) -> Result<usize, crate::failure::Failure> {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+use bitsmith_quant::methods;
 use bitsmith_quant::passes::ptq::PtqOptions;
 use serde_json::json;
 
@@ -14,13 +15,15 @@ use crate::models::{ModelArgs, Opened};
 use crate::recipe::{self, Recipe};
 use crate::table::{bytes, percent, seconds};
 use crate::training::{self, Ended, Job};
-use crate::{files, interrupt, layers};
+use crate::{files, interrupt, layers, suggest};
 
 /// The whole story on embedded data: train, learn bits, pack, run, prove, draw
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   bitsmith demo
   bitsmith demo --out my-demo --seed 7
+  bitsmith demo --method sdq          (or another of the methods; csq is the default)
+  bitsmith demo --method lsq --saq    (sharpness-aware steps)
   bitsmith demo --json
 
 JSON: {float_accuracy, accuracy, mean_weight_bits, float_bytes, packed_bytes, verified, seconds, run}; accuracies are fractions on
@@ -29,16 +32,59 @@ pub struct Args {
     /// Where to put everything [default: runs/demo]
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
+    /// The method that quantizes
+    #[arg(long, value_name = "NAME", default_value = "csq")]
+    method: String,
+    /// Train sharpness-aware
+    #[arg(long)]
+    saq: bool,
 }
 
 /// Float training, then the search; each is a recipe of its own inside the run's folder.
 const FLOAT: &str = include_str!("demo-float.toml");
-const LEARN: &str = include_str!("demo-csq.toml");
+const LEARN: &str = include_str!("demo-learn.toml");
+/// Mean bits per weight for methods that search.
+const TARGET: f64 = 2.2;
+/// Bits of every weight for those that do not.
+const WIDTH: i64 = 3;
+/// Length of the perturbation of sharpness-aware steps.
+const RHO: f32 = 0.05;
+
+/// The second recipe, with the method's name and what it is asked for. Returns what to tell about it too.
+fn learning(args: &Args) -> Result<(Recipe, String), Failure> {
+    let names: Vec<&str> = methods::METHODS.iter().map(|m| m.name).filter(|n| *n != "float").collect();
+    let Some(method) = methods::METHODS.iter().find(|m| m.name == args.method && names.contains(&m.name)) else {
+        let message = format!("there is no quantizing method `{}`", args.method);
+        return Err(Failure::usage(message).remedy(suggest::remedy(&args.method, &names)));
+    };
+    let mut recipe = Recipe::parse(LEARN, &[])?;
+    let options: Vec<&str> = (method.options)().iter().map(|o| o.name).collect();
+    let mut set = |key: &str, value: toml::Value| {
+        if key == "name" || options.contains(&key) {
+            recipe.method.insert(key.to_owned(), value);
+        }
+    };
+    set("name", method.name.into());
+    set("target_bits", TARGET.into());
+    set("weight_bits", WIDTH.into());
+    set("edge_bits", 0.into());
+    if args.saq {
+        recipe.train.sharpness.rho = RHO;
+    }
+    let story = match options.contains(&"target_bits") {
+        true => format!(
+            "every weight starts with 8 bits or so; the network learns which it needs, {TARGET} each on average"
+        ),
+        false => format!("every weight gets {WIDTH} bits, and the network learns to do with them"),
+    };
+    Ok((recipe, story))
+}
 
 pub fn run(args: &Args, context: &Context) -> Result<Outcome, Failure> {
     let began = Instant::now();
     let folder = run_folder(args.out.as_ref(), "demo");
     let out = &context.out;
+    let (mut learn, story) = learning(args)?;
     interrupt::listen()?;
     files::create_folder(&folder)?;
     forget_earlier(&folder);
@@ -69,17 +115,15 @@ pub fn run(args: &Args, context: &Context) -> Result<Outcome, Failure> {
         bytes(float_bytes)
     ))?;
 
-    let mut recipe = Recipe::parse(LEARN, &[])?;
-    recipe.seed = job.recipe.seed;
-    recipe.model.weights = Some(float_path);
-    let target = recipe.method.get("target_bits").and_then(toml::Value::as_float).unwrap_or_default();
-    let job = Job::open(recipe)?;
-    out.tell(&format!(
-        "2  every weight starts with 8 bits; the network now learns which it needs, {target} each on average"
-    ))?;
+    learn.seed = job.recipe.seed;
+    learn.model.weights = Some(float_path);
+    let job = Job::open(learn)?;
+    out.tell(&format!("2  {story}"))?;
     let mut start = job.start(context)?;
     if let Event::Start(start) = &mut start {
-        start.recipe = format!("bitsmith demo --seed {} --threads {}", job.recipe.seed, context.threads);
+        let (method, saq) = (&args.method, if args.saq { " --saq" } else { "" });
+        start.recipe =
+            format!("bitsmith demo --method {method}{saq} --seed {} --threads {}", job.recipe.seed, context.threads);
     }
     let mut run = Run::begin(&folder, vec![start])?;
     files::write(&folder.join(recipe::FILE_NAME), job.recipe.resolved()?.as_bytes())?;
@@ -124,7 +168,7 @@ pub fn run(args: &Args, context: &Context) -> Result<Outcome, Failure> {
         verify.max_abs_diff
     ))?;
     let took = began.elapsed().as_secs_f64();
-    run.push(Event::Finish { seconds: took })?;
+    run.push(forge::finished(began))?;
     let report = run.write_report()?;
     let value = json!({
         "float_accuracy": float_accuracy, "accuracy": accuracy, "mean_weight_bits": forged.mean_bits, "float_bytes": float_bytes,

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use bitsmith_engine::data::Split;
+use bitsmith_graph::Op;
 use bitsmith_quant::blocks::range::Range;
 use bitsmith_quant::methods;
 use bitsmith_quant::passes::ptq::PtqOptions;
@@ -31,8 +32,9 @@ use crate::training;
   bitsmith quantize mobilenetv2 --method ptq --data random --weight-bits 8       (no data: for benchmarks only)
   bitsmith quantize model.onnx --data photos --method csq --set train.epochs=10 --set train.distill=0.5
 
-Methods: csq learns how many bits each layer needs; lsq trains a fixed width; ptq calibrates without training. Training methods
-are a recipe in short form: the folder keeps it as recipe.toml, and `--set` reaches every key of it.
+Methods: csq, sdq, fracbits, bsq and adaqat learn how many bits each layer needs; lsq and dorefa train a fixed width; ptq calibrates
+without training. Training methods are a recipe in short form: the folder keeps it as recipe.toml, and `--set` reaches every
+key of it. Without batch normalisation in the model, the learning rate is a tenth of the usual one unless set.
 
 JSON: {accuracy, mean_weight_bits, packed_bytes, float_bytes, verified, seconds, run}; accuracy is null without labels.")]
 pub struct Args {
@@ -40,13 +42,13 @@ pub struct Args {
     model: ModelArgs,
     #[command(flatten)]
     data: DataArgs,
-    /// How: csq, lsq or ptq
+    /// How: the name of a method, or ptq
     #[arg(long, value_name = "METHOD", default_value = "csq")]
     method: String,
-    /// Mean stored bits per weight that csq learns to meet, sign included
+    /// Mean stored bits per weight that a searching method is to meet, sign included
     #[arg(long, value_name = "BITS")]
     target_bits: Option<f64>,
-    /// Bits of each weight for ptq and lsq
+    /// Bits of each weight for ptq, lsq and dorefa
     #[arg(long, value_name = "BITS")]
     weight_bits: Option<u8>,
     /// Bits of activations; 32 leaves them in float [default: 8 for ptq, 32 for training]
@@ -136,6 +138,9 @@ pub fn run(args: &Args, context: &Context) -> Result<Outcome, Failure> {
     }
 }
 
+/// Learning rate for networks without batch normalisation, unless `--set` says otherwise.
+const RATE_WITHOUT_NORMS: f64 = 0.002;
+
 /// The recipe that the flags are short for.
 fn recipe(args: &Args, name: &str, context: &Context) -> Result<Recipe, Failure> {
     let mut recipe = Recipe {
@@ -156,6 +161,12 @@ fn recipe(args: &Args, name: &str, context: &Context) -> Result<Recipe, Failure>
         ..Recipe::default()
     };
     recipe.activations.bits = args.activation_bits.unwrap_or(32);
+    let model = args.model.open(recipe.seed)?.into_float("quantizing")?;
+    let normalises = model.graph.nodes().iter().any(|n| matches!(n.op, Op::BatchNormalization(_)));
+    if !normalises {
+        // Normalisations folded into weights no longer keep large steps in check.
+        recipe.train.learning_rate = RATE_WITHOUT_NORMS;
+    }
     if let Some(epochs) = args.epochs {
         recipe.train.epochs = epochs;
     }
@@ -232,7 +243,7 @@ fn without_training(args: &Args, folder: &std::path::Path, context: &Context) ->
     let finish = Finish { test: &test, verify_samples: 1000, onnx: true, name: &name };
     let forged = forge::forge(quantized, &finish, &mut run, context)?;
     let took = began.elapsed().as_secs_f64();
-    run.push(Event::Finish { seconds: took })?;
+    run.push(forge::finished(began))?;
     let report = run.write_report()?;
     let accuracy = forged.accuracy.filter(|_| labelled);
     let value = json!({

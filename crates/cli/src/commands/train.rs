@@ -92,8 +92,25 @@ pub enum Mode {
     Resume,
 }
 
-/// Runs a recipe in a folder: train, freeze, pack, measure, prove, draw.
+/// Runs a recipe in a folder and prints its result.
 pub fn execute(recipe: Recipe, folder: &Path, mode: Mode, context: &Context) -> Result<Outcome, Failure> {
+    let Performed { outcome, value, text } = perform(recipe, folder, mode, context)?;
+    if outcome != Outcome::Interrupted {
+        context.out.result(&value, || text)?;
+    }
+    Ok(outcome)
+}
+
+/// What a run ended with, for scripts and for people.
+pub struct Performed {
+    /// How it ended.
+    pub outcome: Outcome,
+    value: serde_json::Value,
+    text: String,
+}
+
+/// Runs a recipe in a folder: train, freeze, pack, measure, prove, draw.
+pub fn perform(recipe: Recipe, folder: &Path, mode: Mode, context: &Context) -> Result<Performed, Failure> {
     let began = Instant::now();
     let has_checkpoint = training::has_checkpoint(folder)?;
     let holds_a_run = has_checkpoint || folder.join(forge::PACKED).exists();
@@ -130,7 +147,7 @@ pub fn execute(recipe: Recipe, folder: &Path, mode: Mode, context: &Context) -> 
         Ended::Stopped => {
             run.write_report()?;
             context.out.progress.say(&format!("stopped; go on with `bitsmith train {} --resume`", folder.display()));
-            return Ok(Outcome::Interrupted);
+            return Ok(Performed { outcome: Outcome::Interrupted, value: json!(null), text: String::new() });
         }
     };
     let float_bytes = forge::float_bytes(&job.model);
@@ -152,13 +169,11 @@ pub fn execute(recipe: Recipe, folder: &Path, mode: Mode, context: &Context) -> 
                 .context(|| format!("cannot write `{}`", path.display()))?;
         }
         let took = began.elapsed().as_secs_f64();
-        run.push(Event::Finish { seconds: took })?;
+        run.push(forge::finished(began))?;
         run.write_report()?;
         let value = json!({ "accuracy": result.accuracy, "float_bytes": float_bytes, "seconds": took, "run": folder });
-        context.out.result(&value, || {
-            format!("accuracy {} after {}; {}\n", percent(result.accuracy), seconds(took), path.display())
-        })?;
-        return Ok(Outcome::Done);
+        let text = format!("accuracy {} after {}; {}\n", percent(result.accuracy), seconds(took), path.display());
+        return Ok(Performed { outcome: Outcome::Done, value, text });
     }
     compare(&job, &mut run, context)?;
     let finish = Finish {
@@ -169,25 +184,24 @@ pub fn execute(recipe: Recipe, folder: &Path, mode: Mode, context: &Context) -> 
     };
     let forged = forge::forge(model, &finish, &mut run, context)?;
     let took = began.elapsed().as_secs_f64();
-    run.push(Event::Finish { seconds: took })?;
+    run.push(forge::finished(began))?;
     let report = run.write_report()?;
     let value = json!({
         "accuracy": forged.accuracy, "mean_weight_bits": forged.mean_bits, "packed_bytes": forged.bytes,
         "float_bytes": float_bytes, "verified": forged.verify.agree, "seconds": took, "run": folder,
     });
-    context.out.result(&value, || {
-        format!(
-            "accuracy {} with {:.2} bits per weight in {} (float: {}) after {}; {}\n{}\n",
-            forged.accuracy.map_or_else(|| "unknown".to_owned(), percent),
-            forged.mean_bits,
-            bytes(forged.bytes),
-            bytes(float_bytes),
-            seconds(took),
-            if forged.verify.agree { "verified" } else { "NOT verified" },
-            report.display()
-        )
-    })?;
-    Ok(if forged.verify.agree { Outcome::Done } else { Outcome::Disagree })
+    let text = format!(
+        "accuracy {} with {:.2} bits per weight in {} (float: {}) after {}; {}\n{}\n",
+        forged.accuracy.map_or_else(|| "unknown".to_owned(), percent),
+        forged.mean_bits,
+        bytes(forged.bytes),
+        bytes(float_bytes),
+        seconds(took),
+        if forged.verify.agree { "verified" } else { "NOT verified" },
+        report.display()
+    );
+    let outcome = if forged.verify.agree { Outcome::Done } else { Outcome::Disagree };
+    Ok(Performed { outcome, value, text })
 }
 
 /// Measures the float network and untrained uniform widths, for the report. Random weights are nothing to compare with.

@@ -203,7 +203,7 @@ pub fn heat_strip(names: &[String], epochs: &[&[f32]], most: f32) -> String {
 }
 
 /// Round numbers that enclose a range: 3 to 6 of them.
-fn ticks(low: f64, high: f64) -> Vec<f64> {
+pub(super) fn ticks(low: f64, high: f64) -> Vec<f64> {
     let span = if high - low > 1e-9 * high.abs().max(1e-9) { high - low } else { high.abs().max(1.0) * 0.1 };
     let magnitude = 10f64.powf((span / 4.0).log10().floor());
     let step = [1.0, 2.0, 2.5, 5.0, 10.0].into_iter().map(|m| m * magnitude).find(|s| span / s <= 4.5).unwrap_or(span);

@@ -10,11 +10,7 @@ use crate::table::{bytes, count, percent, seconds, short};
 /// The whole page.
 pub fn render(data: &ReportData) -> String {
     let title = if data.start.name.is_empty() { "bitsmith run" } else { &data.start.name };
-    let mut page = format!(
-        "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n<meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n<title>{}</title>\n<style>\n{}</style>\n</head>\n<body><main>\n",
-        escape(title),
-        include_str!("style.css")
-    );
+    let mut body = String::new();
     for section in [
         header(data, title),
         figures(data),
@@ -28,21 +24,30 @@ pub fn render(data: &ReportData) -> String {
         reproduce(data),
     ] {
         if !section.is_empty() {
-            page += &section;
-            page.push('\n');
+            body += &section;
+            body.push('\n');
         }
     }
-    _ = write!(page, "<footer>made by bitsmith {}</footer>\n</main></body>\n</html>\n", escape(&data.start.version));
-    page
+    document(title, &body, &data.start.version)
+}
+
+/// A page of its own around its sections.
+pub fn document(title: &str, body: &str, version: &str) -> String {
+    format!(
+        "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n<meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n<title>{}</title>\n<style>\n{}</style>\n</head>\n<body><main>\n{body}<footer>made by bitsmith {}</footer>\n</main></body>\n</html>\n",
+        escape(title),
+        include_str!("style.css"),
+        escape(version)
+    )
 }
 
 /// Text as HTML.
-pub(super) fn escape(text: &str) -> String {
+pub fn escape(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
 }
 
 /// A hammer-struck byte: eight cells, some of them glowing.
-const MARK: &str = r#"<svg viewBox="0 0 46 46" aria-hidden="true"><rect width="46" height="46" rx="11" fill="var(--accent)"/><g fill="var(--card)"><rect x="9" y="9" width="6" height="12" rx="1.5"/><rect x="17" y="9" width="6" height="12" rx="1.5" opacity=".35"/><rect x="25" y="9" width="6" height="12" rx="1.5"/><rect x="33" y="9" width="6" height="12" rx="1.5"/><rect x="9" y="25" width="6" height="12" rx="1.5" opacity=".35"/><rect x="17" y="25" width="6" height="12" rx="1.5"/><rect x="25" y="25" width="6" height="12" rx="1.5" opacity=".35"/><rect x="33" y="25" width="6" height="12" rx="1.5"/></g></svg>"#;
+pub const MARK: &str = r#"<svg viewBox="0 0 46 46" aria-hidden="true"><rect width="46" height="46" rx="11" fill="var(--accent)"/><g fill="var(--card)"><rect x="9" y="9" width="6" height="12" rx="1.5"/><rect x="17" y="9" width="6" height="12" rx="1.5" opacity=".35"/><rect x="25" y="9" width="6" height="12" rx="1.5"/><rect x="33" y="9" width="6" height="12" rx="1.5"/><rect x="9" y="25" width="6" height="12" rx="1.5" opacity=".35"/><rect x="17" y="25" width="6" height="12" rx="1.5"/><rect x="25" y="25" width="6" height="12" rx="1.5" opacity=".35"/><rect x="33" y="25" width="6" height="12" rx="1.5"/></g></svg>"#;
 
 fn header(data: &ReportData, title: &str) -> String {
     let start = &data.start;

@@ -6,7 +6,9 @@ use crate::{bitsmith, json, keys, listing, ok, small_recipe};
 fn help_names_every_command_with_examples() {
     let folder = tempfile::tempdir().unwrap();
     let help = ok(folder.path(), "--help").stdout;
-    for command in ["demo", "train", "quantize", "eval", "run", "inspect", "export", "verify", "bench", "report"] {
+    for command in
+        ["demo", "train", "compare", "quantize", "eval", "run", "inspect", "export", "verify", "bench", "report"]
+    {
         assert!(help.contains(command), "{command} is missing from the help");
         let own = ok(folder.path(), &format!("{command} --help")).stdout;
         assert!(own.contains("Examples:") && own.contains("bitsmith"), "{command} --help has no examples");
@@ -98,4 +100,53 @@ fn training_steps_are_timed() {
     }
     let profile = ok(folder.path(), "bench train --model cnn --batch 8 --seconds 0.05 --profile");
     assert!(profile.stdout.contains("conv weight gradient"), "{}", profile.stdout);
+}
+
+#[test]
+fn a_grid_is_compared_and_goes_on_where_it_stopped() {
+    let temporary = tempfile::tempdir().unwrap();
+    let folder = temporary.path();
+    small_recipe(folder);
+    let grid = "compare small.toml --methods sdq,lsq --targets 3 --seeds 1,2 --set train.epochs=3 --out grid";
+    let listed = ok(folder, &format!("{grid} --list")).stdout;
+    assert_eq!(listed.lines().count(), 4, "{listed}");
+    assert!(!folder.join("grid").exists());
+
+    let compared = json(folder, grid);
+    assert_eq!(keys(&compared), ["float_accuracy", "folder", "groups", "runs"]);
+    let groups = compared["groups"].as_array().unwrap();
+    assert_eq!(groups.iter().map(|g| g["label"].as_str().unwrap()).collect::<Vec<_>>(), ["sdq", "lsq"]);
+    assert!(groups.iter().all(|g| g["runs"] == 2 && g["bit_operations"].as_f64().unwrap() > 0.0), "{groups:?}");
+    assert!(groups[0]["mean_weight_bits"].as_f64().unwrap() <= 3.0);
+    for file in ["compare.html", "accuracy-size.svg", "accuracy-bit-operations.svg", "results.json"] {
+        assert!(folder.join("grid").join(file).exists(), "{file} is missing");
+    }
+    let page = std::fs::read_to_string(folder.join("grid/compare.html")).unwrap();
+    assert!(page.contains("<svg") && page.contains("sdq") && page.contains("bitsmith compare small.toml"));
+
+    // Runs that are there are read, not made again; what is missing is made.
+    let before = std::fs::read(folder.join("grid/sdq-3-seed1/events.jsonl")).unwrap();
+    std::fs::remove_dir_all(folder.join("grid/lsq-3-seed2")).unwrap();
+    assert_eq!(json(folder, grid)["groups"].as_array().unwrap().len(), 2);
+    assert_eq!(std::fs::read(folder.join("grid/sdq-3-seed1/events.jsonl")).unwrap(), before);
+    assert!(folder.join("grid/lsq-3-seed2/model.bitsmith").exists());
+
+    let other = bitsmith(folder, &grid.replace("epochs=3", "epochs=4"));
+    assert!(
+        other.code != 0 && other.stderr.contains("another recipe") && other.stderr.contains("--force"),
+        "{other:?}"
+    );
+    let wrong = bitsmith(folder, "compare small.toml --methods sqd");
+    assert!(wrong.code == 2 && wrong.stderr.contains("did you mean `sdq`"), "{}", wrong.stderr);
+}
+
+#[test]
+fn the_demo_tells_its_story_by_another_method() {
+    let temporary = tempfile::tempdir().unwrap();
+    let folder = temporary.path();
+    let made = json(folder, "demo --method sdq --saq --out sdq");
+    assert!(made["accuracy"].as_f64().unwrap() >= 0.95 && made["verified"] == true, "{made}");
+    assert!(made["mean_weight_bits"].as_f64().unwrap() <= 2.2, "{made}");
+    let wrong = bitsmith(folder, "demo --method float");
+    assert!(wrong.code == 2 && wrong.stderr.contains("float"), "{}", wrong.stderr);
 }
