@@ -101,6 +101,11 @@ pub(crate) trait TrainOps: 'static {
         composed::norm::<Self::B>(x, gamma, beta, add, step, norm)
     }
 
+    /// Every row of `gamma`'s length by its own mean and variance, times gamma, plus beta.
+    fn layer_norm(x: Tensor<Self>, gamma: Tensor<Self>, beta: Tensor<Self>, epsilon: f32) -> Tensor<Self> {
+        composed::layer_norm::<Self::B>(x, gamma, beta, epsilon)
+    }
+
     /// An activation function.
     fn activation(x: Tensor<Self>, activation: Activation) -> Tensor<Self> {
         composed::activation::<Self::B>(x, activation)

@@ -77,6 +77,10 @@ pub(crate) enum Kind {
     Conv(Conv),
     /// x, gamma, beta, addend?
     Norm(NormStep),
+    /// x, gamma, beta, all as rows.
+    LayerNorm {
+        epsilon: f32,
+    },
     Activation(Activation),
     FakeQuant(ValueId, FakeQuant),
     MaxPool(MaxPool),

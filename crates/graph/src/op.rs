@@ -118,7 +118,7 @@ macro_rules! ops {
 }
 
 ops! {
-    Conv, Gemm, MatMul, BatchNormalization,
+    Conv, Gemm, MatMul, BatchNormalization, LayerNormalization,
     Relu, LeakyRelu, Clip, HardSwish, HardSigmoid, Sigmoid, Tanh, Gelu, Softmax, LogSoftmax,
     Add, Sub, Mul, Div,
     MaxPool, AveragePool, GlobalAveragePool, ReduceMean,

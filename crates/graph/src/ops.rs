@@ -16,6 +16,6 @@ pub use conv::Conv;
 pub use elementwise::{Add, Div, Mul, Sub, broadcast};
 pub use layout::{Concat, Flatten, Pad, PadMode, Reshape, Slice, Split, Squeeze, Transpose, Unsqueeze, normalize_axis};
 pub use linear::{Gemm, MatMul};
-pub use norm::BatchNormalization;
+pub use norm::{BatchNormalization, LayerNormalization};
 pub use pool::{AveragePool, GlobalAveragePool, MaxPool, ReduceMean};
 pub use window::{AutoPad, Window};

@@ -12,6 +12,8 @@
 //! | `resnet18` `resnet50` | 3x224x224 | ImageNet, as torchvision |
 //! | `mobilenetv2` | 3x224x224, or the CIFAR stem up to 64 pixels | as torchvision |
 //! | `vgg16-bn` | 3x224x224, or one linear layer up to 64 pixels | as torchvision |
+//! | `vit-tiny` | 3x32x32 | patches of 4, 192 features, 6 blocks of 3 heads, mean of tokens |
+//! | `vit-tiny-224` | 3x224x224 | DeiT-tiny's size: patches of 16, 12 blocks; mean of tokens instead of a class token |
 //! | `cnn` | any image of at least 8x8 | digits, MNIST: three convolutions |
 //! | `mlp` | anything | two hidden layers of 64 |
 
@@ -19,6 +21,7 @@ mod build;
 mod classic;
 mod mobile;
 mod resnet;
+mod vit;
 
 use crate::error::{Error, Kind};
 use crate::model::{Model, Preprocess};
@@ -60,6 +63,9 @@ fn raw(channels: usize) -> Preprocess {
 const CIFAR: [usize; 3] = [3, 32, 32];
 const IMAGENET: [usize; 3] = [3, 224, 224];
 
+const SMALL: vit::Vit = vit::Vit { patch: 4, dim: 192, depth: 6, heads: 3 };
+const TINY: vit::Vit = vit::Vit { patch: 16, dim: 192, depth: 12, heads: 3 };
+
 const ENTRIES: &[Entry] = &[
     Entry { name: "resnet20", input: CIFAR, classes: 10, preprocess: imagenet, build: |b| resnet::cifar(b, 3) },
     Entry { name: "resnet32", input: CIFAR, classes: 10, preprocess: imagenet, build: |b| resnet::cifar(b, 5) },
@@ -71,6 +77,8 @@ const ENTRIES: &[Entry] = &[
     Entry { name: "squeezenet1_1", input: IMAGENET, classes: 1000, preprocess: imagenet, build: mobile::squeezenet },
     Entry { name: "mobilenetv2", input: IMAGENET, classes: 1000, preprocess: imagenet, build: mobile::mobilenet_v2 },
     Entry { name: "vgg16-bn", input: IMAGENET, classes: 1000, preprocess: imagenet, build: classic::vgg16 },
+    Entry { name: "vit-tiny", input: CIFAR, classes: 10, preprocess: imagenet, build: |b| vit::vit(b, SMALL) },
+    Entry { name: "vit-tiny-224", input: IMAGENET, classes: 1000, preprocess: imagenet, build: |b| vit::vit(b, TINY) },
     Entry { name: "cnn", input: [1, 8, 8], classes: 10, preprocess: unit, build: classic::cnn },
     Entry { name: "mlp", input: [1, 8, 8], classes: 10, preprocess: unit, build: classic::mlp },
 ];

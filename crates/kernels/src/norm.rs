@@ -16,6 +16,7 @@
 //!
 //! With frozen statistics (evaluation mode) the last line is `dx = a * g`.
 
+pub mod layer;
 mod rows;
 
 use crate::activation::{Activation, Saved};

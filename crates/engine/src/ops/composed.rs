@@ -94,6 +94,17 @@ pub(super) fn norm<B: Backend>(
     }
 }
 
+pub(super) fn layer_norm<B: Backend>(x: T<B>, gamma: T<B>, beta: T<B>, epsilon: f32) -> T<B> {
+    let shape = x.shape();
+    let n = gamma.shape().num_elements();
+    let x = reshape::<B>(x, &[shape.num_elements() / n.max(1), n]);
+    let centred = B::float_sub(x.clone(), B::float_mean_dim(x, 1));
+    let variance = B::float_mean_dim(B::float_mul(centred.clone(), centred.clone()), 1);
+    let normalised = B::float_div(centred, B::float_sqrt(B::float_add_scalar(variance, Scalar::from(epsilon))));
+    let y = B::float_mul(normalised, reshape::<B>(gamma, &[1, n]));
+    B::float_reshape(B::float_add(y, reshape::<B>(beta, &[1, n])), shape)
+}
+
 pub(super) fn activation<B: Backend>(x: T<B>, activation: Activation) -> T<B> {
     match activation {
         Activation::Identity => x,

@@ -41,6 +41,13 @@ impl TrainOps for Fused<Flex> {
         (y, affine.statistics)
     }
 
+    fn layer_norm(x: FlexTensor, gamma: FlexTensor, beta: FlexTensor, epsilon: f32) -> FlexTensor {
+        let x = dense(x);
+        let y = by_rows(&x, &dense(gamma), &dense(beta), epsilon).0;
+        recycle(x);
+        y
+    }
+
     fn activation(x: FlexTensor, activation: Activation) -> FlexTensor {
         let x = dense(x);
         let y = activate(&x, activation);
@@ -168,6 +175,21 @@ impl Affine {
         norm::affine_act(x, &self.a, &self.b, add.map(floats), activation, &mut y);
         y
     }
+}
+
+/// Layer normalisation, and mean and factor of each row.
+pub(super) fn by_rows(
+    x: &FlexTensor,
+    gamma: &FlexTensor,
+    beta: &FlexTensor,
+    epsilon: f32,
+) -> (FlexTensor, Vec<(f32, f32)>) {
+    let _time = profile::span("layer norm");
+    let (values, gamma) = (floats(x), floats(gamma));
+    let mut y = take(values.len());
+    let mut statistics = vec![(0.0, 0.0); values.len() / gamma.len().max(1)];
+    norm::layer::forward(values, gamma, floats(beta), epsilon, &mut y, Some(&mut statistics));
+    (tensor(y, x.shape()), statistics)
 }
 
 pub(super) fn activate(x: &FlexTensor, act: Activation) -> FlexTensor {

@@ -98,6 +98,12 @@ impl TrainOps for Fused<Cpu> {
         (record(Normalise, inputs, y, || state), statistics)
     }
 
+    fn layer_norm(x: Tracked, gamma: Tracked, beta: Tracked, epsilon: f32) -> Tracked {
+        let (x_data, gamma_data) = (dense(x.primitive().clone()), dense(gamma.primitive().clone()));
+        let (y, statistics) = flex::by_rows(&x_data, &gamma_data, &dense(beta.primitive().clone()), epsilon);
+        record(NormaliseRows, [x, gamma, beta], y, || (x_data, gamma_data, std::sync::Arc::new(statistics)))
+    }
+
     fn activation(x: Tracked, activation: Activation) -> Tracked {
         let x_data = dense(x.primitive().clone());
         let y = flex::activate(&x_data, activation);
@@ -320,6 +326,36 @@ impl Backward<Flex, 5> for Normalise {
             }
             _ => {}
         }
+        recycle(dy);
+    }
+}
+
+#[derive(Debug)]
+struct NormaliseRows;
+
+impl Backward<Flex, 3> for NormaliseRows {
+    type State = (FlexTensor, FlexTensor, std::sync::Arc<Vec<(f32, f32)>>);
+
+    fn backward(self, ops: Ops<Self::State, 3>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let dy = dense(grads.consume::<Flex>(&ops.node));
+        let (x, gamma, statistics) = ops.state;
+        let [x_node, gamma_node, beta_node] = ops.parents;
+        let time = profile::span("layer norm backward");
+        let n = floats(&gamma).len();
+        let (mut dgamma, mut dbeta) = (vec![0.0; n], vec![0.0; n]);
+        let mut dx = take(floats(&x).len());
+        norm::layer::backward(floats(&x), floats(&dy), floats(&gamma), &statistics, &mut dx, &mut dgamma, &mut dbeta);
+        drop(time);
+        for (node, gradient) in [(gamma_node, dgamma), (beta_node, dbeta)] {
+            if let Some(node) = node {
+                grads.register::<Flex>(node.id, tensor(gradient, gamma.shape()));
+            }
+        }
+        match x_node {
+            Some(node) => register!(grads, node, tensor(dx, x.shape())),
+            None => give(dx),
+        }
+        recycle(x);
         recycle(dy);
     }
 }

@@ -202,6 +202,17 @@ fn normalisation() {
 }
 
 #[test]
+fn layer_normalisation() {
+    for shape in [&[2usize, 3, 5][..], &[4, 17], &[1, 2, 64]] {
+        let n = shape[shape.len() - 1];
+        let (x, row): (&'static [usize], &'static [usize]) = (shape.to_vec().leak(), vec![n].leak());
+        check(
+            &case!(format!("{shape:?}"), [x, row, row], true, (0.5, 1.5), O, [x, g, b] => O::layer_norm(x, g, b, 1e-3)),
+        );
+    }
+}
+
+#[test]
 fn statistics_agree() {
     let x = random(5, 2 * 5 * 3, (-3.0, 1.0));
     let norm = Norm { epsilon: 1e-5, statistics: Statistics::Batch, activation: Activation::Relu, quant: None };

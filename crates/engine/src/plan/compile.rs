@@ -411,6 +411,16 @@ impl<'a> Compiler<'a> {
                     self.emit(node, Kind::MatMul, inputs, Layout::First);
                 }
             }
+            Op::LayerNormalization(op) => {
+                let mut inputs = vec![self.arg(x, Layout::First)?];
+                for (index, role, name) in [(1, Role::Gamma, "gamma"), (2, Role::Beta, "beta")] {
+                    let Some(id) = node.input(index) else {
+                        return Err(unsupported(format!("has no {name}: give it one that does nothing")));
+                    };
+                    inputs.push(self.constant(id, role)?);
+                }
+                self.emit(node, Kind::LayerNorm { epsilon: op.epsilon }, inputs, Layout::First);
+            }
             Op::Add(_) => self.binary(node, Binary::Add)?,
             Op::Sub(_) => self.binary(node, Binary::Sub)?,
             Op::Mul(_) => self.binary(node, Binary::Mul)?,

@@ -112,7 +112,7 @@ fn perform<O: TrainOps>(
         Kind::Pad { .. } => Some(profile::span("pad")),
         Kind::Binary(..) => Some(profile::span("elementwise")),
         Kind::MaxPool(_) | Kind::AveragePool(_) | Kind::GlobalAveragePool | Kind::Shortcut(_) => None,
-        Kind::ToFirst | Kind::ToLast => None,
+        Kind::ToFirst | Kind::ToLast | Kind::LayerNorm { .. } => None,
         _ => Some(profile::span("other")),
     };
     let one = match &step.kind {
@@ -125,6 +125,10 @@ fn perform<O: TrainOps>(
             let (gamma, beta) = (next()?, next()?);
             let add = if norm.has_add { Some(next()?) } else { None };
             normalise::<O>(run, norm, [x, gamma, beta], add, leaves, seen)?
+        }
+        Kind::LayerNorm { epsilon } => {
+            let (gamma, beta) = (next()?, next()?);
+            O::layer_norm(x, gamma, beta, *epsilon)
         }
         Kind::Activation(activation) => O::activation(x, *activation),
         Kind::FakeQuant(site, quant) => {

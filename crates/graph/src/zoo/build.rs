@@ -79,7 +79,7 @@ impl Builder {
         self.push(name, Relu)
     }
 
-    fn normal(&mut self, shape: &[usize], std: f64) -> Result<Tensor, Error> {
+    pub fn normal(&mut self, shape: &[usize], std: f64) -> Result<Tensor, Error> {
         let n = shape.iter().product();
         let rng = &mut self.rng;
         // Box-Muller: pairs of uniforms become pairs of normals.

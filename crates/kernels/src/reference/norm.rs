@@ -71,3 +71,49 @@ pub fn channel_sums(x: &[f32], sums: &mut [f32]) {
         *sum = x.iter().skip(c).step_by(channels).map(|&x| f64::from(x)).sum::<f64>() as f32;
     }
 }
+
+/// See [`crate::norm::layer::forward`].
+pub fn layer(x: &[f32], gamma: &[f32], beta: &[f32], epsilon: f32, y: &mut [f32]) {
+    let n = gamma.len();
+    for (x, y) in x.chunks(n).zip(y.chunks_mut(n)) {
+        let (mean, scale) = layer_statistics(x, epsilon);
+        for (i, y) in y.iter_mut().enumerate() {
+            *y = ((f64::from(x[i]) - mean) * scale * f64::from(gamma[i]) + f64::from(beta[i])) as f32;
+        }
+    }
+}
+
+/// See [`crate::norm::layer::backward`].
+pub fn layer_backward(
+    x: &[f32],
+    dy: &[f32],
+    gamma: &[f32],
+    epsilon: f32,
+    dx: &mut [f32],
+    dgamma: &mut [f32],
+    dbeta: &mut [f32],
+) {
+    let n = gamma.len();
+    let (mut gammas, mut betas) = (vec![0f64; n], vec![0f64; n]);
+    for ((x, dy), dx) in x.chunks(n).zip(dy.chunks(n)).zip(dx.chunks_mut(n)) {
+        let (mean, scale) = layer_statistics(x, epsilon);
+        let normalised: Vec<f64> = x.iter().map(|x| (f64::from(*x) - mean) * scale).collect();
+        let g: Vec<f64> = dy.iter().zip(gamma).map(|(d, g)| f64::from(*d) * f64::from(*g)).collect();
+        let plain = g.iter().sum::<f64>() / n as f64;
+        let crossed = g.iter().zip(&normalised).map(|(g, x)| g * x).sum::<f64>() / n as f64;
+        for i in 0..n {
+            dx[i] = (scale * (g[i] - plain - normalised[i] * crossed)) as f32;
+            gammas[i] += f64::from(dy[i]) * normalised[i];
+            betas[i] += f64::from(dy[i]);
+        }
+    }
+    dgamma.iter_mut().zip(gammas).for_each(|(to, sum)| *to = sum as f32);
+    dbeta.iter_mut().zip(betas).for_each(|(to, sum)| *to = sum as f32);
+}
+
+fn layer_statistics(x: &[f32], epsilon: f32) -> (f64, f64) {
+    let n = x.len() as f64;
+    let mean = x.iter().map(|x| f64::from(*x)).sum::<f64>() / n;
+    let variance = x.iter().map(|x| (f64::from(*x) - mean).powi(2)).sum::<f64>() / n;
+    (mean, 1.0 / (variance + f64::from(epsilon)).sqrt())
+}

@@ -300,3 +300,31 @@ fn events_are_lines_of_json() {
             .contains("there are adaqat, bsq, csq, dorefa, float, fracbits, lsq, sdq")
     );
 }
+
+#[test]
+fn a_transformer_trains_and_ends_on_its_grid() {
+    let (train, test) = digits(200);
+    let options = ZooOptions { input: Some([1, 8, 8]), seed: 2, ..ZooOptions::default() };
+    let model = build("vit-tiny", &options).unwrap();
+    let options = TrainOptions {
+        optimizer: super::options::OptimizerName::Adamw,
+        learning_rate: 1e-3,
+        weight_decay: 0.05,
+        epochs: 4,
+        ..TrainOptions::default()
+    };
+    let float = crate::methods::find("float").unwrap();
+    let outcome = run(float, model, &options, &train, Some(&test), None, &GO).unwrap();
+    assert!(outcome.accuracy.unwrap() > 0.3, "{:?}", outcome.accuracy);
+    let lsq = crate::methods::find("lsq").unwrap();
+    let short = TrainOptions { epochs: 1, learning_rate: 2e-4, ..options };
+    let outcome = run(lsq, outcome.model, &short, &train, Some(&test), None, &GO).unwrap();
+    let frozen = freeze(outcome.model.clone()).unwrap();
+    assert_eq!(frozen.layers().unwrap().len(), 26);
+    let logits = |model: &Model| {
+        let engine = bitsmith_engine::Engine::new(model, &Default::default()).unwrap();
+        let batch = Data::epoch(&test, 0, 0).next().unwrap().unwrap();
+        engine.forward(&bitsmith_engine::Params::from_model(model), &batch.x, batch.labels.len()).unwrap()
+    };
+    assert_eq!(logits(&outcome.model), logits(&frozen.to_model().unwrap()));
+}

@@ -3,6 +3,7 @@
 use bitsmith_graph::ops::{PadMode, broadcast};
 use bitsmith_graph::{Graph, Shape};
 use bitsmith_kernels::gemm::{self, Order};
+use bitsmith_kernels::norm::layer;
 
 use super::chain::{Elements, Link, Target, from_elements, in_place};
 use super::geometry;
@@ -269,6 +270,13 @@ impl<'a> Context<'a> {
                     }
                     Buffer::Codes(_) => return Err(mismatch()),
                 }
+            }
+            Action::LayerNorm { epsilon } => {
+                let Buffer::F32(y) = y else { return Err(mismatch()) };
+                let gamma = self.floats(*step.inputs.get(1).ok_or_else(mismatch)?)?;
+                let beta = step.inputs.get(2).map(|&s| self.floats(s)).transpose()?;
+                let zeros = vec![0.0; if beta.is_none() { gamma.len() } else { 0 }];
+                layer::forward(self.floats(x)?, gamma, beta.unwrap_or(&zeros), *epsilon, y, None);
             }
             Action::MatMul => {
                 let other = *step.inputs.get(1).ok_or_else(mismatch)?;

@@ -121,6 +121,10 @@ pub(super) enum Action {
         log: bool,
     },
     Binary(Binary),
+    /// Each row of gamma's length by its own mean and variance.
+    LayerNorm {
+        epsilon: f32,
+    },
     MatMul,
     ShapeOf(ShapeOf),
     ToFloat,

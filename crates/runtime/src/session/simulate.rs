@@ -165,6 +165,23 @@ fn apply(op: &Op, inputs: &[Option<&Tensor>], shapes: &[Vec<usize>]) -> Vec<Tens
             let (a, b) = batch_norm_affine(p(1), p(2), p(3), p(4), bn.epsilon);
             at(get(0), i) * a + b
         }),
+        Op::LayerNormalization(norm) => {
+            let axis = bitsmith_graph::ops::normalize_axis(norm.axis, xs.len()).unwrap();
+            let n = xs[axis..].iter().product::<usize>();
+            let values = get(0).as_f32().unwrap();
+            let rows = values.chunks(n).flat_map(|row| {
+                let mean = row.iter().map(|x| f64::from(*x)).sum::<f64>() / n as f64;
+                let variance = row.iter().map(|x| (f64::from(*x) - mean).powi(2)).sum::<f64>() / n as f64;
+                let scale = 1.0 / (variance + f64::from(norm.epsilon)).sqrt();
+                let p = |k: usize, i: usize| inputs.get(k).copied().flatten().map(|t| t.as_f32().unwrap()[i]);
+                let of = move |(i, x): (usize, &f32)| {
+                    let normalised = (f64::from(*x) - mean) * scale;
+                    (normalised * f64::from(p(1, i).unwrap_or(1.0)) + f64::from(p(2, i).unwrap_or(0.0))) as f32
+                };
+                row.iter().enumerate().map(of).collect::<Vec<_>>()
+            });
+            Tensor::f32(y.to_vec(), rows.collect()).unwrap()
+        }
         Op::MaxPool(pool) => build(y, |i| {
             let all = window(&pool.window, xs, &pool.kernel, i).into_iter().filter_map(|(_, inside)| inside);
             all.map(|s| at(get(0), &[&i[..2], s.as_slice()].concat())).fold(f32::NEG_INFINITY, f32::max)

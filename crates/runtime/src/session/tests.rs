@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 
 use bitsmith_graph::ops::{
     Add, AveragePool, BatchNormalization, Cast, Clip, Concat, Constant, Conv, Div, Dropout, Flatten, Gather, Gelu,
-    Gemm, GlobalAveragePool, HardSigmoid, HardSwish, Identity, LeakyRelu, LogSoftmax, MatMul, MaxPool, Mul, Pad,
-    PadMode, ReduceMean, Relu, Reshape, ShapeOf, Sigmoid, Slice, Softmax, Split, Squeeze, Sub, Tanh, Transpose,
-    Unsqueeze, Window,
+    Gemm, GlobalAveragePool, HardSigmoid, HardSwish, Identity, LayerNormalization, LeakyRelu, LogSoftmax, MatMul,
+    MaxPool, Mul, Pad, PadMode, ReduceMean, Relu, Reshape, ShapeOf, Sigmoid, Slice, Softmax, Split, Squeeze, Sub, Tanh,
+    Transpose, Unsqueeze, Window,
 };
 use bitsmith_graph::zoo::{self, ZooOptions};
 use bitsmith_graph::{Data, Dim, Granularity, Graph, Grid, Model, Op, QuantModel, QuantSpec, Tensor, ValueId, freeze};
@@ -214,6 +214,15 @@ fn zoo_of_operators() -> Vec<(&'static str, Graph)> {
                 let p: Vec<_> = [1, 2, 3, 9].iter().map(|&s| constant(g, &format!("p{s}"), &[4], s)).collect();
                 let y = g.add("bn", BatchNormalization::default(), &[x, p[0], p[1], p[2], p[3]]).unwrap();
                 g.add("y", Relu, &[y]).unwrap()
+            }),
+        ),
+        (
+            "layer norm",
+            image(&|g, x| {
+                let (gamma, beta) = (constant(g, "gamma", &[5], 3), constant(g, "beta", &[5], 4));
+                let y = g.add("ln", LayerNormalization::default(), &[x, gamma, beta]).unwrap();
+                let wide = constant(g, "wide", &[6, 5], 9);
+                g.add("y", LayerNormalization { axis: 2, epsilon: 1e-3 }, &[y, wide]).unwrap()
             }),
         ),
         (

@@ -93,6 +93,9 @@ impl Planner<'_> {
             Op::LogSoftmax(op) => {
                 (Action::Softmax { axis: layout.axis(rank, axis(op.axis)?), log: true }, layout, (Elem::F32, layout))
             }
+            Op::LayerNormalization(op) => {
+                (Action::LayerNorm { epsilon: op.epsilon }, Layout::Plain, (Elem::F32, Layout::Plain))
+            }
             Op::MatMul(_) => (Action::MatMul, Layout::Plain, (Elem::F32, Layout::Plain)),
             Op::ShapeOf(op) => (Action::ShapeOf(op.clone()), layout, (Elem::Ints, Layout::Plain)),
             Op::Cast(op) => match (op.to, float(elem)) {
