@@ -6,12 +6,12 @@ use bitsmith_graph::zoo::{self, ZooOptions};
 use bitsmith_graph::{Model, QuantModel};
 
 use crate::failure::{Explain, Failure};
-use crate::suggest;
+use crate::{forge, suggest};
 
 /// MODEL and what goes with it, as several commands take it.
 #[derive(Debug, Clone, clap::Args)]
 pub struct ModelArgs {
-    /// A model file (.bitsmith, .onnx) or a built-in name (resnet20, squeezenet1_1, cnn, …)
+    /// A model file (.bitsmith, .onnx), the folder of a run, or a built-in name (resnet20, squeezenet1_1, cnn, …)
     pub model: String,
     /// Weights of a built-in model, as safetensors; random ones without
     #[arg(long, value_name = "FILE")]
@@ -62,9 +62,16 @@ impl Opened {
     }
 }
 
+/// The file that a MODEL argument means: of a run's folder, the packed model in it.
+pub fn file_of(model: &str) -> PathBuf {
+    let inside = Path::new(model).join(forge::PACKED);
+    if inside.is_file() { inside } else { PathBuf::from(model) }
+}
+
 /// Opens a file or builds an architecture.
 pub fn open(model: &str, weights: Option<&Path>, options: &ZooOptions) -> Result<Opened, Failure> {
-    let path = Path::new(model);
+    let path = file_of(model);
+    let path = path.as_path();
     let is_built_in = zoo::names().any(|name| name == model);
     if is_built_in && !path.is_file() {
         let mut built = zoo::build(model, options)?;

@@ -1,13 +1,12 @@
 //! `bitsmith inspect MODEL`: layers, shapes, cost, bits and sizes of any model.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 
 use serde_json::json;
 
 use super::{Context, Outcome};
 use crate::failure::Failure;
-use crate::models::{ModelArgs, Opened};
+use crate::models::{ModelArgs, Opened, file_of};
 use crate::table::{bytes, count, short};
 use crate::{files, layers};
 
@@ -36,9 +35,9 @@ pub fn run(args: &Args, context: &Context) -> Result<Outcome, Failure> {
         Opened::Float(_) => vec![],
         Opened::Packed(model) => layers::fallbacks(model)?,
     };
-    let path = Path::new(&args.model.model);
+    let path = file_of(&args.model.model);
     let size = match path.is_file() {
-        true => files::size(path)?,
+        true => files::size(&path)?,
         false => graph.values().iter().filter_map(|v| v.constant.as_ref()).map(|t| t.bytes() as u64).sum(),
     };
     let macs: u64 = graph.macs()?.iter().sum();

@@ -16,13 +16,13 @@ use super::train::{Mode, execute};
 use super::{Context, Outcome, run_folder};
 use crate::datasets::{DataArgs, Wanted};
 use crate::events::{Event, Start, Variant};
-use crate::failure::Failure;
+use crate::failure::{Explain, Failure};
 use crate::forge::{self, Finish, Run};
 use crate::models::ModelArgs;
 use crate::recipe::{DataSection, ModelSection, Recipe};
-use crate::suggest;
 use crate::table::{bytes, percent, seconds};
 use crate::training;
+use crate::{files, suggest};
 
 /// Make a packed model from a float one
 #[derive(Debug, clap::Args)]
@@ -72,7 +72,7 @@ pub struct Args {
     /// Any other value of the recipe of a training method
     #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<String>,
-    /// Where to put everything [default: runs/MODEL-METHOD]
+    /// Where to put everything [default: runs/MODEL-METHOD]; NAME.bitsmith puts the packed file there, the rest into NAME
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
     /// Go on with the training in that folder
@@ -124,18 +124,29 @@ pub fn run(args: &Args, context: &Context) -> Result<Outcome, Failure> {
         .chars()
         .map(|c| if c.is_alphanumeric() || "-_.".contains(c) { c } else { '-' })
         .collect();
-    let folder = run_folder(args.out.as_ref(), name.trim_start_matches('.'));
-    match args.method.as_str() {
-        "ptq" => without_training(args, &folder, context),
+    let file = args.out.clone().filter(|out| out.extension().is_some_and(|e| e == "bitsmith"));
+    if let Some(file) = file.as_ref().filter(|file| file.exists() && !args.force && !args.resume) {
+        return Err(Failure::new(format!("`{}` exists already", file.display())).remedy("replace it with --force"));
+    }
+    let out = file.as_ref().map(|file| file.with_extension("")).or(args.out.clone());
+    let folder = run_folder(out.as_ref(), name.trim_start_matches('.'));
+    let outcome = match args.method.as_str() {
+        "ptq" => without_training(args, &folder, context)?,
         _ => {
             let mode = match (args.resume, args.force) {
                 (true, _) => Mode::Resume,
                 (_, true) => Mode::Force,
                 _ => Mode::Fresh,
             };
-            execute(recipe(args, &name, context)?, &folder, mode, context)
+            execute(recipe(args, &name, context)?, &folder, mode, context)?
         }
+    };
+    if let Some(file) = file.filter(|_| outcome != Outcome::Interrupted) {
+        let made = folder.join(forge::PACKED);
+        let bytes = std::fs::read(&made).context(|| format!("cannot read `{}`", made.display()))?;
+        files::write(&file, &bytes)?;
     }
+    Ok(outcome)
 }
 
 /// Learning rate for networks without batch normalisation, unless `--set` says otherwise.

@@ -23,6 +23,7 @@ use crate::verify::{Promise, TOP1_AGREEMENT, Verdict, compare};
 #[command(after_help = "Examples:
   bitsmith verify runs/demo/model.bitsmith --data digits
   bitsmith verify model.bitsmith --data cifar-10-batches-bin --onnx model.onnx
+  bitsmith verify model.bitsmith --data cifar-10-batches-bin --no-reference      (thousands of samples in seconds)
   bitsmith verify a.bitsmith b.bitsmith --data random
 
 A packed model is computed three times: as training simulated it (floats on their grids), by the plain integer reference and
@@ -44,6 +45,9 @@ pub struct Args {
     /// Also compute this ONNX file with ONNX Runtime; without FILE, an export of the first model
     #[arg(long, value_name = "FILE", num_args = 0..=1)]
     onnx: Option<Option<PathBuf>>,
+    /// Leave out the integer reference, which is slow: the fast kernels come first then
+    #[arg(long)]
+    no_reference: bool,
     /// Samples computed at once
     #[arg(long, value_name = "N", default_value_t = 128)]
     batch: usize,
@@ -59,7 +63,7 @@ pub fn run(args: &Args, context: &Context) -> Result<Outcome, Failure> {
     let wanted: Wanted = super::eval::wanted(first)?;
     let set = args.data.open(&wanted, args.split, false, seed)?;
     let mut engines: Vec<(Box<dyn Runner>, Promise)> = match first {
-        Opened::Packed(model) => of_packed(model)?,
+        Opened::Packed(model) => of_packed(model)?.into_iter().skip(usize::from(args.no_reference)).collect(),
         Opened::Float(model) => vec![(Box::new(Simulator::new("float", model)?), Promise::Bits)],
     };
     for (model, name) in others.iter().zip(&args.models[1..]) {

@@ -14,13 +14,11 @@ pub struct Point {
     pub y: f64,
     /// Standard deviation of that; 0 draws none.
     pub spread: f64,
-    /// Whether nothing is better in both.
-    pub is_best: bool,
     /// What it says when pointed at.
     pub title: String,
 }
 
-/// Points of one kind, joined by a line.
+/// Points of one kind, joined by a line. A point is ringed in the picture if no other costs less and achieves more.
 #[derive(Debug, Clone)]
 pub struct Curve {
     /// What it is called in the legend.
@@ -75,6 +73,10 @@ impl Scatter {
         let x = |v: f64| LEFT + inner_w * (v - x0) / (x1 - x0);
         let y = |v: f64| TOP + inner_h * (1.0 - (v - y0) / (y1 - y0));
 
+        let is_best = |p: &Point| {
+            let beats = |o: &Point| o.x <= p.x && o.y >= p.y && (o.x < p.x || o.y > p.y);
+            !points().any(beats)
+        };
         let mut svg = format!(r#"<svg class="chart" viewBox="0 0 {} {}" role="img">"#, self.width, self.height);
         for tick in &y_ticks {
             let at = y(*tick);
@@ -117,11 +119,11 @@ impl Scatter {
                     let (top, bottom) = (y(p.y + p.spread), y(p.y - p.spread));
                     _ = write!(svg, r#"<path class="line thin c{colour}" d="M{px:.1} {top:.1}V{bottom:.1}"/>"#);
                 }
-                if p.is_best {
+                if is_best(p) {
                     _ = write!(svg, r#"<circle class="ring" cx="{px:.1}" cy="{py:.1}" r="8"/>"#);
                 }
                 let title = escape(&p.title);
-                if n / COLOURS % 2 == 0 {
+                if (n / COLOURS).is_multiple_of(2) {
                     _ = write!(
                         svg,
                         r#"<circle class="mark c{colour}" cx="{px:.1}" cy="{py:.1}" r="4.5"><title>{title}</title></circle>"#

@@ -59,6 +59,8 @@ fn a_recipe_becomes_a_packed_model_that_everything_else_reads() {
     let verify = json(folder, "verify run/model.bitsmith --data digits");
     assert_eq!((&verify["agree"], verify["n"].as_u64()), (&true.into(), Some(355)), "{verify}");
     assert_eq!(keys(&verify["accuracies"]), ["reference", "runtime", "simulator"]);
+    let quick = json(folder, "verify run/model.bitsmith --data digits --no-reference");
+    assert_eq!((&quick["agree"], keys(&quick["accuracies"])), (&true.into(), vec!["runtime", "simulator"]));
 
     let exported = json(folder, "export run/model.bitsmith --to onnx --target opset25 --out e.onnx");
     assert_eq!(exported["layers"].as_array().unwrap().len(), inspect["layers"].as_array().unwrap().len());
@@ -85,6 +87,16 @@ fn quantizing_without_training_works_without_data() {
     let inspect = json(folder, "inspect q/model.bitsmith");
     assert_eq!(inspect["mean_weight_bits"], 4.0);
     assert!(inspect["layers"].as_array().unwrap().iter().all(|l| l["activation_bits"] == 8.0), "{inspect}");
+    assert_eq!(json(folder, "inspect q"), inspect, "a run's folder stands for its model");
+
+    let to_file = "quantize cnn --method ptq --data random --weight-bits 4 --activation-bits 8 --out small.bitsmith";
+    json(folder, to_file);
+    assert_eq!(
+        std::fs::read(folder.join("small.bitsmith")).unwrap(),
+        std::fs::read(folder.join("small/model.bitsmith")).unwrap()
+    );
+    let again = bitsmith(folder, to_file);
+    assert!(again.code != 0 && again.stderr.contains("--force"), "{}", again.stderr);
 }
 
 #[test]

@@ -41,8 +41,8 @@ pub struct Searched<S> {
 
 #[derive(Debug)]
 enum Stage<S> {
-    Search(S),
-    Fixed(LsqWeight),
+    Search(Box<S>),
+    Fixed(Box<LsqWeight>),
 }
 
 /// Where a layer stands, for a checkpoint.
@@ -62,7 +62,7 @@ fn code_bits(planes: usize) -> u8 {
 impl<S: Search> Searched<S> {
     /// A layer in search of its width.
     pub fn new(per: Granularity, rows: Rows, search: S, (floor, given): (usize, bool)) -> Self {
-        Self { per, rows, floor, given, stage: Stage::Search(search), shown: None }
+        Self { per, rows, floor, given, stage: Stage::Search(Box::new(search)), shown: None }
     }
 
     /// What searches, as long as it does.
@@ -103,7 +103,8 @@ impl<S: Search> Searched<S> {
     fn fix(&mut self, target: &[f32], planes: usize) {
         let mut init = vec![0.0; target.len()];
         self.rows.scatter(target, &mut init);
-        self.stage = Stage::Fixed(LsqWeight::new(code_bits(planes), self.per, self.rows.clone(), &init, Range::Mse));
+        let fixed = LsqWeight::new(code_bits(planes), self.per, self.rows.clone(), &init, Range::Mse);
+        self.stage = Stage::Fixed(Box::new(fixed));
     }
 
     /// Where the layer stands.

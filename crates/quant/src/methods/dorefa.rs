@@ -234,10 +234,10 @@ mod tests {
         let mut w = vec![0.0; 60];
         q.forward(&mut w);
         q.backward(&grad);
-        for i in 0..60 {
+        for (i, grad) in grad.iter().enumerate() {
             let (x, h) = (f64::from(q.latent.value[i]), 1e-5);
             let smooth = |x: f64| f64::from(q.scale.value[i / 20]) * x.tanh() / f64::from(q.largest);
-            let slope = (smooth(x + h) - smooth(x - h)) / (2.0 * h) * f64::from(grad[i]);
+            let slope = (smooth(x + h) - smooth(x - h)) / (2.0 * h) * f64::from(*grad);
             assert!((f64::from(q.latent.grad[i]) - slope).abs() < 1e-5, "{i}");
         }
         let want: f32 = (0..20).map(|i| grad[i] * q.levels[i] as f32 / 255.0).sum::<f32>() / (20.0f32 * 255.0).sqrt();

@@ -109,13 +109,15 @@ struct Crossings {
 }
 
 impl<P: Preset> Fractional<P> {
-    /// Mean stored bits with widths as real numbers.
+    /// Mean stored bits with widths as real numbers, or rounded up where that is what the forward pass uses.
     fn mean_bits(&self, slots: &mut [Slot<FractionalWeight>]) -> f64 {
+        let rounds_up = self.options.estimator == Estimator::Difference;
         let layer = |slot: &mut Slot<FractionalWeight>| {
             let size = self.budget.size(&slot.layer);
             let planes = slot.quantizer.planes();
             let bits = slot.quantizer.search().map_or(self.budget.count.bits(planes), |pair| {
-                let ((narrow, wide), share) = (pair.pair(), f64::from(pair.share()));
+                let (narrow, wide) = pair.pair();
+                let share = if rounds_up { 1.0 } else { f64::from(pair.share()) };
                 (1.0 - share) * self.budget.count.bits(narrow) + share * self.budget.count.bits(wide)
             });
             (size, bits)

@@ -5,7 +5,7 @@ use std::fmt::Write;
 use super::results::{Comparison, Group};
 use crate::report::page::{MARK, document, escape};
 use crate::report::scatter::{Curve, Point, Scatter};
-use crate::table::{bytes, percent, short};
+use crate::table::{bytes, percent, seconds, short};
 
 /// File names and pictures: accuracy against size, and against bit operations.
 pub fn charts(comparison: &Comparison) -> Vec<(&'static str, Scatter)> {
@@ -16,7 +16,6 @@ pub fn charts(comparison: &Comparison) -> Vec<(&'static str, Scatter)> {
                 x: x(group),
                 y: group.accuracy,
                 spread: group.deviation,
-                is_best: group.is_best,
                 title: format!(
                     "{}{}: {}",
                     group.label,
@@ -62,7 +61,7 @@ pub fn render(comparison: &Comparison, command: &str) -> String {
         if !svg.is_empty() {
             _ = writeln!(
                 body,
-                "<section><h2>{title}</h2><p>Ringed: no other is both smaller and more accurate.</p>{}{svg}</section>",
+                "<section><h2>{title}</h2><p>Ringed: no other costs less and is more accurate.</p>{}{svg}</section>",
                 chart.legend()
             );
         }
@@ -73,7 +72,7 @@ pub fn render(comparison: &Comparison, command: &str) -> String {
         let against = comparison.float.map_or(String::new(), |f| format!("{:+.2}", 100.0 * (g.accuracy - f)));
         _ = write!(
             rows,
-            r#"<tr{}><td>{}</td><td class="num">{}</td><td class="num">{}</td><td class="num">{}{spread}</td><td class="num">{against}</td><td class="num">{:.2}</td><td class="num">{}</td><td class="num">{}</td><td class="num">{:.1}</td><td class="num">{}</td></tr>"#,
+            r#"<tr{}><td>{}</td><td class="num">{}</td><td class="num">{}</td><td class="num">{}{spread}</td><td class="num">{against}</td><td class="num">{:.2}</td><td class="num">{}</td><td class="num">{}</td><td class="num">{}</td><td class="num">{}</td></tr>"#,
             if g.is_best { r#" class="made""# } else { "" },
             escape(&g.label),
             g.target.map_or_else(String::new, |t| t.to_string()),
@@ -82,14 +81,14 @@ pub fn render(comparison: &Comparison, command: &str) -> String {
             g.mean_bits,
             bytes(g.bytes.round() as u64),
             short(g.bit_operations.round() as u64),
-            g.minutes,
+            seconds(60.0 * g.minutes),
             g.peak_rss_mb.map_or_else(String::new, |mb| format!("{mb:.0} MB")),
         );
     }
     let float = comparison.float.map_or(String::new(), |f| format!(" The float network: {}.", percent(f)));
     _ = writeln!(
         body,
-        r#"<section><h2>Every method and budget</h2><p>Bold: no other is both smaller and more accurate.{float}</p><div class="scroll"><table><tr><th>method</th><th class="num">target</th><th class="num">runs</th><th class="num">accuracy</th><th class="num">against float</th><th class="num">bits</th><th class="num">size</th><th class="num">bit operations</th><th class="num">minutes</th><th class="num">memory</th></tr>{rows}</table></div></section>"#
+        r#"<section><h2>Every method and budget</h2><p>Bold: no other is both smaller and more accurate.{float}</p><div class="scroll"><table><tr><th>method</th><th class="num">target</th><th class="num">runs</th><th class="num">accuracy</th><th class="num">against float</th><th class="num">bits</th><th class="num">size</th><th class="num">bit operations</th><th class="num">time</th><th class="num">memory</th></tr>{rows}</table></div></section>"#
     );
     _ = writeln!(body, "<section><h2>How to make it again</h2><pre>{}</pre></section>", escape(command));
     document("bitsmith comparison", &body, env!("CARGO_PKG_VERSION"))

@@ -10,7 +10,7 @@ use super::{events, files, page, report};
 use crate::events::{Event, LayerRow};
 use crate::failure::Failure;
 use crate::report::ReportData;
-use crate::table::{Table, bytes, percent, short};
+use crate::table::{Table, bytes, percent, seconds, short};
 
 /// A finished run.
 #[derive(Debug, Clone, Serialize)]
@@ -144,7 +144,7 @@ impl Comparison {
     /// As a table for people.
     pub fn table(&self) -> String {
         let columns =
-            ["method", ">target", ">runs", ">accuracy", ">±", ">bits", ">size", ">bit ops", ">min", ">MB", "best"];
+            ["method", ">target", ">runs", ">accuracy", ">±", ">bits", ">size", ">bit ops", ">time", ">MB", "best"];
         let mut table = Table::new(&columns);
         for g in &self.groups {
             table.row([
@@ -156,7 +156,7 @@ impl Comparison {
                 format!("{:.2}", g.mean_bits),
                 bytes(g.bytes.round() as u64),
                 short(g.bit_operations.round() as u64),
-                format!("{:.1}", g.minutes),
+                seconds(60.0 * g.minutes),
                 g.peak_rss_mb.map_or_else(String::new, |mb| format!("{mb:.0}")),
                 if g.is_best { "*" } else { "" }.to_owned(),
             ]);

@@ -74,7 +74,7 @@ impl BsqPlanes {
     }
 
     /// Number of weights.
-    pub fn len(&self) -> usize {
+    pub(super) fn len(&self) -> usize {
         self.rows.len()
     }
 

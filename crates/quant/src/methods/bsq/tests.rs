@@ -95,10 +95,10 @@ fn gradients_pass_straight_through_rounding_and_clipping() {
     let grad = [1.0, -2.0, 0.5, 0.25];
     q.backward(&grad);
     let s = q.scale.value[0];
-    for i in 0..4 {
+    for (i, grad) in grad.iter().enumerate() {
         for b in 0..3 {
             let e = [4.0, 2.0, 1.0][b] / 7.0;
-            assert!((q.positive.grad[b * 4 + i] - grad[i] * s * e).abs() < 1e-6);
+            assert!((q.positive.grad[b * 4 + i] - grad * s * e).abs() < 1e-6);
             assert_eq!(q.positive.grad[b * 4 + i], -q.negative.grad[b * 4 + i]);
         }
         assert_eq!(q.positive.grad[i], 2.0 * q.positive.grad[4 + i]);
