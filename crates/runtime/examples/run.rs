@@ -1,0 +1,33 @@
+//! The smallest program around the runtime: loads a packed file, runs one sample, says how long both took.
+//!
+//! ```console
+//! $ cargo build --release -p bitsmith-runtime --example run && strip target/release/examples/run
+//! $ target/release/examples/run model.bitsmith
+//! ```
+
+use std::time::Instant;
+
+use bitsmith_runtime::{Session, SessionOptions, packed};
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let path = std::env::args().nth(1).ok_or("usage: run model.bitsmith")?;
+    let began = Instant::now();
+    let model = packed::read(path.as_ref())?;
+    let session = Session::new(&model, SessionOptions::default())?;
+    let input = session.graph().inputs().first().ok_or("the model has no input")?;
+    let x = vec![0.5; input.shape(1).iter().product()];
+    let y = session.run(&x, 1)?;
+    println!("{}: loaded and run once in {:.1} ms", model.name(), began.elapsed().as_secs_f64() * 1e3);
+    let runs = 100;
+    let began = Instant::now();
+    for _ in 0..runs {
+        session.run(&x, 1)?;
+    }
+    println!(
+        "{:.3} ms per run; {} outputs, the first {:?}",
+        began.elapsed().as_secs_f64() * 1e3 / f64::from(runs),
+        y.len(),
+        y.first()
+    );
+    Ok(())
+}
