@@ -57,6 +57,8 @@ impl Lines {
         let y = |v: f64| TOP + inner_h * (1.0 - (v - low) / (high - low));
 
         let mut svg = format!(r#"<svg class="chart" viewBox="0 0 {} {}" role="img">"#, self.width, self.height);
+        // Where the last phase's name ends: a phase too short for its own goes without.
+        let mut named_to = f64::MIN;
         for (n, (begin, name)) in self.phases.iter().enumerate() {
             let end = self.phases.get(n + 1).map_or(count - 1, |p| p.0);
             let (x0, x1) = (x(*begin), x(end));
@@ -67,7 +69,8 @@ impl Lines {
                     x1 - x0
                 );
             }
-            if self.phases.len() > 1 {
+            if self.phases.len() > 1 && x0 + 4.0 >= named_to {
+                named_to = x0 + 8.0 + 6.0 * name.chars().count() as f64;
                 _ = write!(
                     svg,
                     r#"<text class="{}" x="{:.1}" y="{:.1}">{}</text>"#,
