@@ -11,7 +11,7 @@
 //! finish
 //! ```
 
-use bitsmith_graph::ValueId;
+use bitsmith_graph::{Granularity, ValueId};
 use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
@@ -53,6 +53,11 @@ impl WeightLayer {
     /// Number of weights.
     pub fn weights(&self) -> usize {
         self.shape.iter().product()
+    }
+
+    /// Which elements share a scale: those of an output channel, or all.
+    pub fn granularity(&self, per_channel: bool) -> Granularity {
+        if per_channel { Granularity::PerChannel { axis: self.channel_axis } } else { Granularity::PerTensor }
     }
 
     /// The elements that share a scale: one row per output channel, or one in all.

@@ -9,7 +9,7 @@ use super::budget::{Budget, Count};
 use super::fit::{Fit, fit_budget};
 use super::range::Range;
 use crate::error::{Error, Kind};
-use crate::method::{Slot, Trial};
+use crate::method::{Phase, Slot, Trial};
 use crate::methods::lsq::LsqWeight;
 use crate::param::Param;
 use crate::quantizer::{Quantizer, Rows};
@@ -134,6 +134,15 @@ fn sizes<S: Search>(slots: &[Slot<Searched<S>>], budget: &Budget) -> Vec<(usize,
 /// Mean bits of all layers.
 pub fn mean_bits<S: Search>(slots: &[Slot<Searched<S>>], budget: &Budget) -> f64 {
     budget.mean(&sizes(slots, budget))
+}
+
+/// The two phases of a method that searches for this share of its epochs; each has at least one where there are two.
+pub fn phases(epochs: usize, search: f64) -> Vec<Phase> {
+    let search = ((epochs as f64 * search).round() as usize).clamp(1, epochs.max(2) - 1);
+    vec![
+        Phase { name: "search", epochs: search, rate: 1.0 },
+        Phase { name: "finetune", epochs: epochs.saturating_sub(search), rate: 1.0 },
+    ]
 }
 
 /// Stored bits of every layer, in order.

@@ -17,6 +17,8 @@ pub struct Widths {
     pub most: usize,
     /// How layers weigh in the mean.
     pub weighting: Weighting,
+    /// What the target counts.
+    pub count: Count,
 }
 
 impl Widths {
@@ -29,6 +31,11 @@ impl Widths {
                 self.target_bits
             )));
         }
+        self.check_floors()
+    }
+
+    /// Refuses floors that cannot be stored.
+    pub fn check_floors(&self) -> Result<(), Error> {
         for (name, bits) in [("edge_bits", self.edge_bits), ("floor_bits", self.floor_bits)] {
             if bits > 8 || bits == 1 {
                 return Err(Error::option(format!("{name} = {bits}: 0 (no floor) or 2 to 8 bits")));
@@ -39,7 +46,7 @@ impl Widths {
 
     /// The budget.
     pub fn budget(&self) -> Budget {
-        Budget { target: self.target_bits, weighting: self.weighting, count: Count::Stored }
+        Budget { target: self.target_bits, weighting: self.weighting, count: self.count }
     }
 
     /// Fewest planes of a layer, and whether that is the width it is given.

@@ -14,7 +14,7 @@
 //! losses estimated to first order (no extra pass), and only then are widths made to fit the target exactly. Constants are
 //! ours, and so are grids with learned steps where the paper has DoReFa's; widths of activations are fixed.
 
-use crate::blocks::budget::Weighting;
+use crate::blocks::budget::{Count, Weighting};
 use crate::blocks::gate::Estimator;
 use crate::blocks::widths::Widths;
 use crate::methods::fractional::{Chain, Fractional, FractionalOptions, Preset, Sharing};
@@ -65,6 +65,7 @@ impl Preset for AdaQatPreset {
                 floor_bits: o.floor_bits,
                 most: 7,
                 weighting: o.weighting,
+                count: Count::Stored,
             },
             per_channel: o.per_channel,
             search: o.search,

@@ -30,13 +30,12 @@ mod planes;
 #[cfg(test)]
 mod tests;
 
-use bitsmith_graph::Granularity;
 use serde::{Deserialize, Serialize};
 
 pub use planes::BsqPlanes;
 
-use crate::blocks::budget::{Budget, Weighting};
-use crate::blocks::searched::{Searched, Standing, fix_all, list, mean_bits, read_state, restore_all};
+use crate::blocks::budget::{Budget, Count, Weighting};
+use crate::blocks::searched::{self, Searched, Standing, fix_all, list, mean_bits, read_state, restore_all};
 use crate::blocks::widths::Widths;
 use crate::error::Error;
 use crate::method::{Method, Phase, Progress, Slot, Trial, WeightLayer};
@@ -103,6 +102,7 @@ impl Method for Bsq {
             floor_bits: options.floor_bits,
             most: options.planes,
             weighting: options.weighting,
+            count: Count::Stored,
         };
         widths.check()?;
         for (name, value) in [("alpha", options.alpha), ("bit_rate", options.bit_rate)] {
@@ -123,18 +123,11 @@ impl Method for Bsq {
     }
 
     fn phases(&self, epochs: usize) -> Vec<Phase> {
-        let search = ((epochs as f64 * self.options.search).round() as usize).clamp(1, epochs.max(2) - 1);
-        vec![
-            Phase { name: "search", epochs: search, rate: 1.0 },
-            Phase { name: "finetune", epochs: epochs.saturating_sub(search), rate: 1.0 },
-        ]
+        searched::phases(epochs, self.options.search)
     }
 
     fn weight(&mut self, layer: &WeightLayer, init: &[f32]) -> Result<BsqWeight, Error> {
-        let per = match self.options.per_channel {
-            true => Granularity::PerChannel { axis: layer.channel_axis },
-            false => Granularity::PerTensor,
-        };
+        let per = layer.granularity(self.options.per_channel);
         let rows = layer.rows(self.options.per_channel);
         let (floor, given) = self.widths.floor(layer);
         let planes = if given { floor } else { self.options.planes };

@@ -39,7 +39,6 @@
 mod tests;
 mod weight;
 
-use bitsmith_graph::Granularity;
 use serde::{Deserialize, Serialize};
 
 pub use weight::{CsqWeight, Stage, Start};
@@ -48,8 +47,9 @@ use crate::blocks::budget::{Budget, Count, Weighting};
 use crate::blocks::fit::fit_budget;
 use crate::blocks::range::Range;
 use crate::blocks::temperature::Temperature;
+use crate::blocks::widths::Widths;
 use crate::error::{Error, Kind};
-use crate::method::{Method, Part, Phase, Progress, Slot, Trial, WeightLayer};
+use crate::method::{Method, Phase, Progress, Slot, Trial, WeightLayer};
 use crate::options::options;
 use crate::quantizer::Quantizer;
 
@@ -185,6 +185,7 @@ const SEARCH_STEPS: f64 = 2500.0;
 #[derive(Debug)]
 pub struct Csq {
     options: CsqOptions,
+    widths: Widths,
     budget: Budget,
     stage: Stage,
     /// Float weights at the start, in row order; kept only if finetuning wants them.
@@ -235,13 +236,6 @@ impl Csq {
             q.scale.rate = vec![(rate / (levels * levels)) as f32];
         }
     }
-
-    fn floor_planes(&self, layer: &WeightLayer) -> (usize, bool) {
-        let is_edge = matches!(layer.part, Part::First | Part::Last);
-        let bits = if is_edge && self.options.edge_bits > 0 { self.options.edge_bits } else { self.options.floor_bits };
-        let planes = usize::from(bits.saturating_sub(1)).min(self.options.planes);
-        (planes, is_edge && self.options.edge_bits > 0)
-    }
 }
 
 impl Method for Csq {
@@ -263,11 +257,15 @@ impl Method for Csq {
                 options.target_bits
             ));
         }
-        for (name, bits) in [("edge_bits", options.edge_bits), ("floor_bits", options.floor_bits)] {
-            if bits > 8 || bits == 1 {
-                return bad(format!("{name} = {bits}: 0 (no floor) or 2 to 8 bits"));
-            }
-        }
+        let widths = Widths {
+            target_bits: options.target_bits,
+            edge_bits: options.edge_bits,
+            floor_bits: options.floor_bits,
+            most: options.planes,
+            weighting: options.weighting,
+            count: options.count,
+        };
+        widths.check_floors()?;
         let positive = [
             ("search_start", options.search_start),
             ("search_end", options.search_end),
@@ -289,8 +287,7 @@ impl Method for Csq {
         if !(0.0..=1.0).contains(&options.search) {
             return bad(format!("search = {}: a share of the epochs is between 0 and 1", options.search));
         }
-        let budget = Budget { target: options.target_bits, weighting: options.weighting, count: options.count };
-        Ok(Self { options, budget, stage: Stage::Search, floats: vec![] })
+        Ok(Self { options, widths, budget: widths.budget(), stage: Stage::Search, floats: vec![] })
     }
 
     fn phases(&self, epochs: usize) -> Vec<Phase> {
@@ -305,10 +302,7 @@ impl Method for Csq {
     }
 
     fn weight(&mut self, layer: &WeightLayer, init: &[f32]) -> Result<CsqWeight, Error> {
-        let per = match self.options.per_channel {
-            true => Granularity::PerChannel { axis: layer.channel_axis },
-            false => Granularity::PerTensor,
-        };
+        let per = layer.granularity(self.options.per_channel);
         let rows = layer.rows(self.options.per_channel);
         if self.options.refit_from == RefitFrom::Float {
             let mut floats = vec![0.0; init.len()];
@@ -324,7 +318,7 @@ impl Method for Csq {
             temperature: self.options.search_start as f32,
         };
         let mut weight = CsqWeight::new(per, rows, init, start, Range::MinMax);
-        let (floor, fixed) = self.floor_planes(layer);
+        let (floor, fixed) = self.widths.floor(layer);
         weight.floor = floor;
         weight.gates_fixed = fixed;
         weight.masks.frozen = fixed;
@@ -344,18 +338,7 @@ impl Method for Csq {
     }
 
     fn begin(&mut self, slots: &mut [Slot<CsqWeight>]) -> Result<(), Error> {
-        let least: Vec<(usize, usize)> =
-            slots.iter().map(|s| (self.budget.size(&s.layer), s.quantizer.floor)).collect();
-        if !self.budget.holds(&least) {
-            return Err(Error::option(format!(
-                "a target of {} mean bits cannot be reached: edge_bits = {} and floor_bits = {} alone make {:.3}; lower edge_bits or floor_bits",
-                self.budget.target,
-                self.options.edge_bits,
-                self.options.floor_bits,
-                self.budget.mean(&least)
-            )));
-        }
-        Ok(())
+        self.widths.check_reachable(slots.iter().map(|slot| &slot.layer))
     }
 
     fn begin_step(&mut self, slots: &mut [Slot<CsqWeight>], at: &Progress) {

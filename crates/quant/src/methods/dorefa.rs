@@ -65,10 +65,7 @@ impl Method for Dorefa {
         let is_edge = matches!(layer.part, Part::First | Part::Last);
         let bits =
             if is_edge { self.options.edge_bits.max(self.options.weight_bits) } else { self.options.weight_bits };
-        let per = match self.options.per_channel {
-            true => Granularity::PerChannel { axis: layer.channel_axis },
-            false => Granularity::PerTensor,
-        };
+        let per = layer.granularity(self.options.per_channel);
         Ok(DorefaWeight::new(bits, per, layer.rows(self.options.per_channel), init))
     }
 

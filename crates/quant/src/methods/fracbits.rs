@@ -12,7 +12,7 @@
 //! Here grids are symmetric with learned steps (LSQ's) where the paper has DoReFa's weights, the cost is stored bits, and widths
 //! of activations are fixed. `estimator` may draw one of the two widths instead (the published code has it as an option).
 
-use crate::blocks::budget::Weighting;
+use crate::blocks::budget::{Count, Weighting};
 use crate::blocks::gate::Estimator;
 use crate::blocks::widths::Widths;
 use crate::methods::fractional::{Chain, Fractional, FractionalOptions, Preset, Sharing};
@@ -68,6 +68,7 @@ impl Preset for FracBitsPreset {
                 floor_bits: o.floor_bits,
                 most: 7,
                 weighting: o.weighting,
+                count: Count::Stored,
             },
             per_channel: o.per_channel,
             search: o.search,

@@ -13,7 +13,6 @@
 mod tests;
 mod weight;
 
-use bitsmith_graph::Granularity;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
 use serde::{Deserialize, Serialize};
@@ -136,12 +135,9 @@ impl<P: Preset> Fractional<P> {
 
     /// One width for all: every gate gets the mean of the gradients.
     fn share_gradients(slots: &mut [Slot<FractionalWeight>]) {
-        let mean = |slots: &mut [Slot<FractionalWeight>]| {
-            let pairs: Vec<f32> =
-                Self::searching(slots).filter(|p| !p.share.frozen).flat_map(|p| p.share.grad.clone()).collect();
-            pairs.iter().sum::<f32>() / pairs.len().max(1) as f32
-        };
-        let mean = mean(slots);
+        let grads: Vec<f32> =
+            Self::searching(slots).filter(|p| !p.share.frozen).flat_map(|p| p.share.grad.clone()).collect();
+        let mean = grads.iter().sum::<f32>() / grads.len().max(1) as f32;
         Self::searching(slots).filter(|p| !p.share.frozen).for_each(|p| p.share.grad.fill(mean));
     }
 
@@ -198,19 +194,12 @@ impl<P: Preset> Method for Fractional<P> {
     }
 
     fn phases(&self, epochs: usize) -> Vec<Phase> {
-        let search = ((epochs as f64 * self.options.search).round() as usize).clamp(1, epochs.max(2) - 1);
-        vec![
-            Phase { name: "search", epochs: search, rate: 1.0 },
-            Phase { name: "finetune", epochs: epochs.saturating_sub(search), rate: 1.0 },
-        ]
+        searched::phases(epochs, self.options.search)
     }
 
     fn weight(&mut self, layer: &WeightLayer, init: &[f32]) -> Result<FractionalWeight, Error> {
         let o = &self.options;
-        let per = match o.per_channel {
-            true => Granularity::PerChannel { axis: layer.channel_axis },
-            false => Granularity::PerTensor,
-        };
+        let per = layer.granularity(o.per_channel);
         let rows = layer.rows(o.per_channel);
         let (floor, given) = o.widths.floor(layer);
         let (width, most) = if given { (floor as f64, floor) } else { (o.start_bits - 1.0, o.widths.most) };

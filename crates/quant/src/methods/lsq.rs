@@ -65,10 +65,7 @@ impl Method for Lsq {
             edge if is_edge && edge != 0 => edge.max(self.options.weight_bits),
             _ => self.options.weight_bits,
         };
-        let per = match self.options.per_channel {
-            true => Granularity::PerChannel { axis: layer.channel_axis },
-            false => Granularity::PerTensor,
-        };
+        let per = layer.granularity(self.options.per_channel);
         Ok(LsqWeight::new(bits, per, layer.rows(self.options.per_channel), init, Range::Mse))
     }
 

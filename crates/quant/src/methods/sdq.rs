@@ -18,7 +18,7 @@
 //! grids with a zero and learned steps (LSQ's) in place of DoReFa's, whose levels integers store only with a bit more. Results
 //! are to be read as of this design, not of the paper.
 
-use crate::blocks::budget::Weighting;
+use crate::blocks::budget::{Count, Weighting};
 use crate::blocks::gate::Estimator;
 use crate::blocks::widths::Widths;
 use crate::methods::fractional::{Chain, Fractional, FractionalOptions, Preset, Sharing};
@@ -82,6 +82,7 @@ impl Preset for SdqPreset {
                 floor_bits: o.floor_bits,
                 most: usize::from(o.start_bits.clamp(2, 8)) - 1,
                 weighting: o.weighting,
+                count: Count::Stored,
             },
             per_channel: o.per_channel,
             search: o.search,

@@ -3,6 +3,7 @@
 use super::*;
 use crate::blocks::searched::Search;
 use crate::quantizer::{Quantizer, Rows};
+use bitsmith_graph::Granularity;
 
 fn noise(n: usize) -> Vec<f32> {
     (0..n).map(|i| ((i * 7919 % 1009) as f32 / 504.5 - 1.0) * 0.4).collect()

@@ -7,6 +7,7 @@ use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
 
 use super::*;
+use crate::method::Part;
 use crate::quantizer::{Quantizer, Rows};
 
 struct Random(ChaCha8Rng);

@@ -7,6 +7,7 @@ use crate::blocks::gate::Draw;
 use crate::blocks::searched::Search;
 use crate::param::Param;
 use crate::quantizer::{Quantizer, Rows};
+use bitsmith_graph::Granularity;
 
 const DOWN: Chain = Chain::Down { threshold: 0.01, initial: 0.99 };
 

@@ -45,8 +45,6 @@ pub struct PairWeight {
     draw: Draw,
     /// Whether [`Quantizer::forward`] shows the width that would be deployed.
     pub(super) show_hard: bool,
-    /// Σ G (Q₁ − Q₀) of the last backward pass.
-    pub(super) difference: f64,
     /// Squared rounding error per weight of the wider and the narrower grid, in the unit of the row's range.
     errors: (f64, f64),
     grad: Vec<f32>,
@@ -80,7 +78,6 @@ impl PairWeight {
             share: Param::new("share", Group::Gate, vec![share]),
             draw: Draw { mix: 1.0, slope: 1.0 },
             show_hard: false,
-            difference: 0.0,
             errors: (0.0, 0.0),
             grad: vec![0.0; n],
             wide: vec![0.0; n],
@@ -231,7 +228,6 @@ impl Quantizer for PairWeight {
             }
             let n = self.rows.len().max(1) as f64;
             self.errors = (wide_error / n, narrow_error / n);
-            self.difference = difference;
             self.push_share(f64::from(self.draw.slope) * difference);
         }
         let mix = self.draw.mix;
