@@ -42,6 +42,9 @@ impl Runner for Simulator {
     }
 }
 
+/// What the integer reference is called.
+pub const REFERENCE: &str = "reference";
+
 /// The integer runtime.
 pub struct Integers {
     name: &'static str,
@@ -52,7 +55,7 @@ impl Integers {
     /// Prepares a model for running.
     pub fn new(model: &QuantModel, kernels: Kernels) -> Result<Self, Failure> {
         let name = match kernels {
-            Kernels::Reference => "reference",
+            Kernels::Reference => REFERENCE,
             Kernels::Fast => "runtime",
         };
         let options = SessionOptions { kernels, ..SessionOptions::default() };

@@ -155,7 +155,9 @@ pub struct Verify {
     pub top1_agreement: f64,
     /// Samples compared.
     pub samples: usize,
-    /// Accuracy of each engine, where labels are known.
+    /// Those of them that the integer reference computed too.
+    pub reference_samples: usize,
+    /// Accuracy of each engine on what it computed, where labels are known.
     pub accuracies: Vec<(String, f64)>,
 }
 

@@ -150,6 +150,7 @@ mod tests {
                 max_abs_diff: 1.9e-6,
                 top1_agreement: 1.0,
                 samples: 10_000,
+                reference_samples: 100,
                 accuracies: ["simulator", "reference", "fast"].map(|n| (n.to_owned(), 0.9142)).to_vec(),
             }),
             seconds: Some(3120.0),

@@ -13,7 +13,7 @@
 use bitsmith_engine::data::Loader;
 use serde::Serialize;
 
-use crate::engines::{Runner, top1};
+use crate::engines::{REFERENCE, Runner, top1};
 use crate::events;
 use crate::failure::Failure;
 use crate::progress::Progress;
@@ -29,11 +29,30 @@ pub enum Promise {
     Rounding,
 }
 
+/// An engine, and what it is held to.
+pub struct Way {
+    /// What computes.
+    pub engine: Box<dyn Runner>,
+    /// How closely it must follow the first.
+    pub promise: Promise,
+    /// The first so many samples are computed: one that is slow need not do them all.
+    pub samples: usize,
+}
+
+impl Way {
+    /// An engine that computes all samples.
+    pub fn all(engine: Box<dyn Runner>, promise: Promise) -> Self {
+        Self { engine, promise, samples: usize::MAX }
+    }
+}
+
 /// How an engine compared with the first.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Compared {
     /// The engine.
     pub name: String,
+    /// Samples it computed.
+    pub n: usize,
     /// Largest difference of a logit.
     pub max_abs_diff: f64,
     /// Share of samples with the same largest logit.
@@ -83,55 +102,64 @@ impl Verdict {
             max_abs_diff: self.max_abs_diff(),
             top1_agreement: self.top1_agreement(),
             samples: self.n,
+            reference_samples: self.engines.iter().find(|e| e.name == REFERENCE).map_or(0, |e| e.n),
             accuracies: self.engines.iter().filter_map(|e| Some((e.name.clone(), e.accuracy?))).collect(),
         }
     }
 }
 
-/// Computes all batches with every engine. The first engine's promise does not matter.
-pub fn compare(
-    engines: &mut [(Box<dyn Runner>, Promise)],
-    loader: &Loader,
-    progress: &Progress,
-) -> Result<Verdict, Failure> {
+/// Computes all batches with every engine, of which the first does all samples; its promise does not matter.
+pub fn compare(ways: &mut [Way], loader: &Loader, progress: &Progress) -> Result<Verdict, Failure> {
     let task = progress.task("verifying", loader.batches() as u64);
     let labelled = loader.dataset().is_labelled();
     let (mut n, mut largest) = (0usize, 0.0f64);
-    let mut tallies = vec![Tally::default(); engines.len()];
+    let mut tallies = vec![Tally::default(); ways.len()];
     for (index, batch) in loader.epoch(0).enumerate() {
         let batch = batch?;
         let mut first: Vec<f32> = Vec::new();
-        for (position, ((engine, _), tally)) in engines.iter_mut().zip(&mut tallies).enumerate() {
-            let logits = engine.logits(&batch.x, batch.n())?;
+        for (position, (way, tally)) in ways.iter_mut().zip(&mut tallies).enumerate() {
+            let samples = if position == 0 { batch.n() } else { way.samples.saturating_sub(n).min(batch.n()) };
+            if samples == 0 {
+                continue;
+            }
+            let logits = way.engine.logits(&batch.x[..batch.x.len() / batch.n() * samples], samples)?;
             if position == 0 {
                 first.clone_from(&logits);
                 largest = logits.iter().map(|z| f64::from(z.abs())).fold(largest, f64::max);
             }
-            if logits.len() != first.len() {
-                let (a, b) = (first.len() / batch.n().max(1), logits.len() / batch.n().max(1));
-                return Err(Failure::new(format!("`{}` has {b} outputs but the first model has {a}", engine.name()))
-                    .remedy("compare models of the same task"));
+            let (a, b) = (first.len() / batch.n(), logits.len() / samples);
+            if a != b {
+                return Err(Failure::new(format!(
+                    "`{}` has {b} outputs but the first model has {a}",
+                    way.engine.name()
+                ))
+                .remedy("compare models of the same task"));
             }
-            tally.add(&first, &logits, &batch.labels);
+            tally.add(&first[..logits.len()], &logits, &batch.labels[..samples]);
         }
         n += batch.n();
         task.set(index as u64 + 1, "");
     }
-    let share = |count: usize| if n > 0 { count as f64 / n as f64 } else { 0.0 };
-    let first_correct = tallies.first().map_or(0, |t| t.correct);
-    let judged = engines.iter().zip(&tallies).map(|((engine, promise), tally)| {
+    // Accuracies are compared on the samples that both computed, which begin the list.
+    let base = tallies.first().cloned().unwrap_or_default();
+    let judged = ways.iter().zip(&tallies).map(|(way, tally)| {
+        let n = tally.n;
+        let first_correct = base.correct.iter().take(n).filter(|c| **c).count();
+        let correct = tally.correct.iter().filter(|c| **c).count();
         let classes_agree = n - tally.same <= ((1.0 - TOP1_AGREEMENT) * n as f64).floor().max(1.0) as usize
-            && tally.correct.abs_diff(first_correct) <= (ACCURACY_DIFFERENCE * n as f64).floor().max(1.0) as usize;
-        let agrees = match promise {
+            && correct.abs_diff(first_correct) <= (ACCURACY_DIFFERENCE * n as f64).floor().max(1.0) as usize;
+        let agrees = match way.promise {
             Promise::Bits => tally.same_bits,
             Promise::Classes => classes_agree,
             Promise::Rounding => classes_agree && tally.largest <= RELATIVE_DIFFERENCE * largest.max(1.0),
         };
+        let share = |count: usize| if n > 0 { count as f64 / n as f64 } else { 0.0 };
         Compared {
-            name: engine.name().to_owned(),
+            name: way.engine.name().to_owned(),
+            n,
             max_abs_diff: tally.largest,
             top1_agreement: share(tally.same),
-            accuracy: labelled.then(|| share(tally.correct)),
+            accuracy: labelled.then(|| share(correct)),
             agrees: agrees && n > 0,
         }
     });
@@ -140,25 +168,28 @@ pub fn compare(
 
 #[derive(Debug, Clone)]
 struct Tally {
+    n: usize,
     same: usize,
-    correct: usize,
+    /// Whether each sample's largest logit is the label's.
+    correct: Vec<bool>,
     largest: f64,
     same_bits: bool,
 }
 
 impl Default for Tally {
     fn default() -> Self {
-        Self { same: 0, correct: 0, largest: 0.0, same_bits: true }
+        Self { n: 0, same: 0, correct: vec![], largest: 0.0, same_bits: true }
     }
 }
 
 impl Tally {
     fn add(&mut self, first: &[f32], other: &[f32], labels: &[u32]) {
         let classes = (first.len() / labels.len().max(1)).max(1);
+        self.n += labels.len();
         for ((a, b), &label) in first.chunks_exact(classes).zip(other.chunks_exact(classes)).zip(labels) {
             let chosen = top1(b);
             self.same += usize::from(top1(a) == chosen);
-            self.correct += usize::from(chosen == label as usize);
+            self.correct.push(chosen == label as usize);
         }
         for (a, b) in first.iter().zip(other) {
             let difference = f64::from((a - b).abs());
@@ -187,13 +218,13 @@ mod tests {
         }
     }
 
-    fn verdict(change: f32, promise: Promise) -> Verdict {
+    fn verdict(change: f32, promise: Promise, samples: usize) -> Verdict {
         use bitsmith_engine::data::{Loader, LoaderOptions, Options, open};
         let set = open("random:1x8x8:2:64", &Options::default()).unwrap();
         let loader = Loader::new(std::sync::Arc::new(set), LoaderOptions::evaluation(10)).unwrap();
-        let mut engines: Vec<(Box<dyn Runner>, Promise)> =
-            vec![(Box::new(Fake("a", 0.0)), Promise::Bits), (Box::new(Fake("b", change)), promise)];
-        compare(&mut engines, &loader, &Progress::Quiet).unwrap()
+        let second = Way { engine: Box::new(Fake("b", change)), promise, samples };
+        let mut ways = [Way::all(Box::new(Fake("a", 0.0)), Promise::Bits), second];
+        compare(&mut ways, &loader, &Progress::Quiet).unwrap()
     }
 
     #[test]
@@ -206,9 +237,13 @@ mod tests {
             (3.0, Promise::Classes, false),
             (f32::NAN, Promise::Classes, false),
         ] {
-            let verdict = verdict(change, promise);
-            assert_eq!(verdict.agrees(), agrees, "{change} {promise:?}: {verdict:?}");
-            assert_eq!(verdict.n, 64);
+            for samples in [25, usize::MAX] {
+                let verdict = verdict(change, promise, samples);
+                assert_eq!(verdict.agrees(), agrees, "{change} {promise:?}: {verdict:?}");
+                assert_eq!((verdict.n, verdict.engines[1].n), (64, samples.min(64)));
+            }
         }
+        // Nothing computed proves nothing.
+        assert!(!verdict(0.0, Promise::Bits, 0).agrees());
     }
 }

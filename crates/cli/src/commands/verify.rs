@@ -16,18 +16,18 @@ use crate::models::{self, Opened};
 use crate::onnxruntime::{OnnxRuntime, dims};
 use crate::progress::Progress;
 use crate::table::{Table, count, percent};
-use crate::verify::{Promise, TOP1_AGREEMENT, Verdict, compare};
+use crate::verify::{Promise, TOP1_AGREEMENT, Verdict, Way, compare};
 
 /// Prove that simulator, integers and exported files agree
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   bitsmith verify runs/demo/model.bitsmith --data digits
   bitsmith verify model.bitsmith --data cifar-10-batches-bin --onnx model.onnx
-  bitsmith verify model.bitsmith --data cifar-10-batches-bin --no-reference      (thousands of samples in seconds)
+  bitsmith verify model.bitsmith --data cifar-10-batches-bin --reference 10000
   bitsmith verify a.bitsmith b.bitsmith --data random
 
-A packed model is computed three times: as training simulated it (floats on their grids), by the plain integer reference and
-by the fast kernels. Reference and fast kernels must return the same bits. Simulator and integers must choose the same class
+A packed model is computed three times: by the fast kernels, as training simulated it (floats on their grids), and the first
+samples also by the plain integer reference, which is slow. Reference and fast kernels must return the same bits. Simulator and integers must choose the same class
 on 99.9 % of the samples with accuracies at most 0.05 points apart (one sample in small sets), because a float sum is rounded
 in another order; with float activations, logits must also be within a thousandth of the largest. The same holds for further
 models and for --onnx, which needs python3 with onnxruntime. Exit code 1 where something disagrees.
@@ -45,9 +45,9 @@ pub struct Args {
     /// Also compute this ONNX file with ONNX Runtime; without FILE, an export of the first model
     #[arg(long, value_name = "FILE", num_args = 0..=1)]
     onnx: Option<Option<PathBuf>>,
-    /// Leave out the integer reference, which is slow: the fast kernels come first then
-    #[arg(long)]
-    no_reference: bool,
+    /// Samples that the integer reference computes too; 0 leaves it out [default: as many as take it some seconds]
+    #[arg(long, value_name = "N")]
+    reference: Option<usize>,
     /// Samples computed at once
     #[arg(long, value_name = "N", default_value_t = 128)]
     batch: usize,
@@ -62,9 +62,9 @@ pub fn run(args: &Args, context: &Context) -> Result<Outcome, Failure> {
     };
     let wanted: Wanted = super::eval::wanted(first)?;
     let set = args.data.open(&wanted, args.split, false, seed)?;
-    let mut engines: Vec<(Box<dyn Runner>, Promise)> = match first {
-        Opened::Packed(model) => of_packed(model)?.into_iter().skip(usize::from(args.no_reference)).collect(),
-        Opened::Float(model) => vec![(Box::new(Simulator::new("float", model)?), Promise::Bits)],
+    let mut ways = match first {
+        Opened::Packed(model) => of_packed(model, args.reference)?,
+        Opened::Float(model) => vec![Way::all(Box::new(Simulator::new("float", model)?), Promise::Bits)],
     };
     for (model, name) in others.iter().zip(&args.models[1..]) {
         let other = super::eval::wanted(model)?;
@@ -72,7 +72,8 @@ pub fn run(args: &Args, context: &Context) -> Result<Outcome, Failure> {
             let message = format!("`{name}` takes {:?} but `{}` takes {:?}", other.shape, args.models[0], wanted.shape);
             return Err(Failure::new(message).remedy("compare models of the same task"));
         }
-        engines.push((Box::new(Named { name: name.clone(), inner: engines::of(model)? }), Promise::Classes));
+        let named = Named { name: name.clone(), inner: engines::of(model)? };
+        ways.push(Way::all(Box::new(named), Promise::Classes));
     }
     let export = match (&args.onnx, first) {
         (None, _) => None,
@@ -82,10 +83,10 @@ pub fn run(args: &Args, context: &Context) -> Result<Outcome, Failure> {
         (Some(None), Opened::Float(model)) => Some(OnnxRuntime::of_float(model)?),
     };
     if let Some(onnx) = export {
-        engines.push((Box::new(onnx), Promise::Classes));
+        ways.push(Way::all(Box::new(onnx), Promise::Classes));
     }
     let loader = datasets::in_order(set, args.batch, context.threads)?;
-    let verdict = compare(&mut engines, &loader, &context.out.progress)?;
+    let verdict = compare(&mut ways, &loader, &context.out.progress)?;
     datasets::report_broken(loader.dataset(), &context.out.progress);
     let accuracies: Map<String, _> = verdict.engines.iter().map(|e| (e.name.clone(), json!(e.accuracy))).collect();
     let value = json!({
@@ -96,32 +97,38 @@ pub fn run(args: &Args, context: &Context) -> Result<Outcome, Failure> {
     Ok(if verdict.agrees() { Outcome::Done } else { Outcome::Disagree })
 }
 
-/// A way to compute a model, and how closely it must follow the first.
-pub type Way = (Box<dyn Runner>, Promise);
+/// Multiply-accumulates that the integer reference does in some seconds.
+const REFERENCE_MACS: u64 = 4_000_000_000;
 
-/// The three ways to compute a packed model, the integer reference first: it is what the numbers mean.
-pub fn of_packed(model: &QuantModel) -> Result<Vec<Way>, Failure> {
+/// The three ways to compute a packed model, the fast kernels first. The integer reference, which is what the numbers mean,
+/// computes `reference` samples, or as many as take some seconds.
+pub fn of_packed(model: &QuantModel, reference: Option<usize>) -> Result<Vec<Way>, Failure> {
     let float_activations = !model.sites().values().any(|(role, _)| *role == bitsmith_graph::Role::Activation);
     let simulated = if float_activations { Promise::Rounding } else { Promise::Classes };
-    Ok(vec![
-        (Box::new(Integers::new(model, Kernels::Reference)?), Promise::Bits),
-        (Box::new(Integers::new(model, Kernels::Fast)?), Promise::Bits),
-        (Box::new(Simulator::new("simulator", &model.to_model()?)?), simulated),
-    ])
+    let macs: u64 = model.graph().macs()?.iter().sum();
+    let samples = reference.unwrap_or((REFERENCE_MACS / macs.max(1)).max(1) as usize);
+    let mut ways = vec![Way::all(Box::new(Integers::new(model, Kernels::Fast)?), Promise::Bits)];
+    if samples > 0 {
+        let engine = Box::new(Integers::new(model, Kernels::Reference)?);
+        ways.push(Way { engine, promise: Promise::Bits, samples });
+    }
+    ways.push(Way::all(Box::new(Simulator::new("simulator", &model.to_model()?)?), simulated));
+    Ok(ways)
 }
 
 /// Verifies a packed model on some samples; what commands do that make one.
 pub fn packed(model: &QuantModel, set: Dataset, threads: usize, progress: &Progress) -> Result<Verdict, Failure> {
     let loader = datasets::in_order(set, 100, threads)?;
-    compare(&mut of_packed(model)?, &loader, progress)
+    compare(&mut of_packed(model, None)?, &loader, progress)
 }
 
 /// The comparison as a table with its verdict.
 pub fn text(verdict: &Verdict) -> String {
-    let mut table = Table::new(&["engine", ">accuracy", ">same class", ">largest difference", ""]);
+    let mut table = Table::new(&["engine", ">samples", ">accuracy", ">same class", ">largest difference", ""]);
     for (i, e) in verdict.engines.iter().enumerate() {
         table.row([
             e.name.clone(),
+            count(e.n as u64),
             e.accuracy.map_or_else(|| "-".to_owned(), percent),
             if i == 0 { String::new() } else { percent(e.top1_agreement) },
             if i == 0 { String::new() } else { format!("{:.2e}", e.max_abs_diff) },
