@@ -63,12 +63,22 @@ pub(super) fn walk(dims: &[usize], steps: &[usize], start: usize, mut visit: imp
     }
 }
 
+/// `y[to] = x[from]` over a [`walk`], in whole runs where the innermost axis is one.
+fn copy<T: Copy>(dims: &[usize], steps: &[usize], start: usize, x: &[T], y: &mut [T]) {
+    match (dims, steps) {
+        ([outer @ .., inner], [outer_steps @ .., 1]) => walk(outer, outer_steps, start, |to, from| {
+            y[to * inner..][..*inner].copy_from_slice(&x[from..][..*inner]);
+        }),
+        _ => walk(dims, steps, start, |to, from| y[to] = x[from]),
+    }
+}
+
 /// Output axis `i` is input axis `perm[i]`.
 pub(super) fn permute<T: Copy>(dims: &[usize], perm: &[usize], x: &[T], y: &mut [T]) {
     let strides = strides(dims);
     let out: Vec<_> = perm.iter().map(|&axis| dims[axis]).collect();
     let steps: Vec<_> = perm.iter().map(|&axis| strides[axis]).collect();
-    walk(&out, &steps, 0, |to, from| y[to] = x[from]);
+    copy(&out, &steps, 0, x, y);
 }
 
 /// `ranges` holds (first index, step, count) per axis.
@@ -77,7 +87,7 @@ pub(super) fn slice<T: Copy>(dims: &[usize], ranges: &[(usize, i64, usize)], x: 
     let out: Vec<_> = ranges.iter().map(|r| r.2).collect();
     let start = ranges.iter().zip(&strides).map(|(r, s)| r.0 * s).sum();
     let steps: Vec<_> = ranges.iter().zip(&strides).map(|(r, &s)| (r.1 as usize).wrapping_mul(s)).collect();
-    walk(&out, &steps, start, |to, from| y[to] = x[from]);
+    copy(&out, &steps, start, x, y);
 }
 
 /// How [`pad`] finds elements outside.
@@ -111,15 +121,30 @@ pub(super) fn pad<T: Copy>(dims: &[usize], pads: &[(i64, i64)], fill: Fill<T>, x
         (0..out[axis]).map(at).collect()
     };
     let maps: Vec<_> = (0..dims.len()).map(source).collect();
-    let mut index = vec![0usize; out.len()];
-    for value in y.iter_mut() {
-        let offset = index.iter().zip(&maps).try_fold(0, |n, (&i, map)| map[i].map(|m| n + m));
-        *value = match (offset, fill) {
-            (Some(offset), _) => x[offset],
-            (None, Fill::Constant(v)) => v,
-            // Checked when the plan was made: reflected and repeated indices lie inside.
-            (None, _) => x[0],
-        };
+    let Some((last, outer)) = maps.split_last() else { return y.copy_from_slice(x) };
+    // The part of a row that lies side by side in the input.
+    let (axis, before) = (outer.len(), pads[outer.len()].0);
+    let from = before.min(0).unsigned_abs() as usize;
+    let to = before.max(0) as usize;
+    let run = (dims[axis].saturating_sub(from)).min(out[axis].saturating_sub(to));
+    let mut index = vec![0usize; outer.len()];
+    for row in y.chunks_exact_mut(out[axis]) {
+        let offset = index.iter().zip(outer).try_fold(0, |n, (&i, map)| map[i].map(|m| n + m));
+        match (offset, fill) {
+            (None, Fill::Constant(v)) => row.fill(v),
+            (Some(offset), Fill::Constant(v)) => {
+                row[..to].fill(v);
+                if run > 0 {
+                    row[to..to + run].copy_from_slice(&x[offset + from..][..run]);
+                }
+                row[to + run..].fill(v);
+            }
+            (offset, _) => {
+                // Checked when the plan was made: reflected and repeated indices lie inside.
+                let at = |i: &Option<usize>| offset.unwrap_or(0) + i.unwrap_or(0);
+                row.iter_mut().zip(last).for_each(|(value, i)| *value = x[at(i)]);
+            }
+        }
         for axis in (0..index.len()).rev() {
             index[axis] += 1;
             if index[axis] < out[axis] {
@@ -167,6 +192,14 @@ mod tests {
         let mut y = vec![0; 8];
         pad(&[2, 3], &[(0, -1), (3, 2)], Fill::Constant(9), &x, &mut y);
         assert_eq!(y, [9, 9, 9, 0, 1, 2, 9, 9]);
+        let mut y = vec![0; 6];
+        pad(&[2, 3], &[(1, 0), (-2, 1)], Fill::Constant(9), &x, &mut y);
+        assert_eq!(y, [9, 9, 2, 9, 5, 9]);
+        pad(&[2, 3], &[(0, 0), (-4, 4)], Fill::Constant(9), &x, &mut y);
+        assert_eq!(y, [9; 6]);
+        let mut y = vec![0; 4];
+        pad(&[2, 3], &[(0, 0), (-1, 0)], Fill::Constant(9), &x, &mut y);
+        assert_eq!(y, [1, 2, 4, 5]);
         let mut y = vec![0; 7];
         pad(&[3], &[(2, 2)], Fill::Reflect, &x[..3], &mut y);
         assert_eq!(y, [2, 1, 0, 1, 2, 1, 0]);
