@@ -196,6 +196,11 @@ pub fn forward(act: Activation, x: &[f32], y: &mut [f32]) {
     });
 }
 
+/// `y = act(y)`, on this thread alone.
+pub fn in_place(act: Activation, y: &mut [f32]) {
+    dispatch(Isa::current(), InPlace { act, y });
+}
+
 /// `dx = dy * act'(·)`, where `saved` is the input or the output of the forward pass as [`Activation::saved`] says.
 ///
 /// # Panics
@@ -224,6 +229,25 @@ impl Kernel for Forward<'_> {
             for (x, y) in self.x.chunks(V::LANES).zip(self.y.chunks_mut(V::LANES)) {
                 // SAFETY: the caller promises the instruction set; both chunks have `y.len() <= LANES` elements.
                 unsafe { curve.apply(V::load_up_to(x.as_ptr(), y.len())).store_up_to(y.as_mut_ptr(), y.len()) }
+            }
+        });
+    }
+}
+
+struct InPlace<'a> {
+    act: Activation,
+    y: &'a mut [f32],
+}
+
+impl Kernel for InPlace<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<V: Vector>(self) {
+        with_curve!(self.act, curve => {
+            for y in self.y.chunks_mut(V::LANES) {
+                // SAFETY: the caller promises the instruction set; the chunk has `y.len() <= LANES` elements.
+                unsafe { curve.apply(V::load_up_to(y.as_ptr(), y.len())).store_up_to(y.as_mut_ptr(), y.len()) }
             }
         });
     }

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! acc[pixel, c] = Σ over taps and input channels of (x − zero_point) · w        padding is exactly zero
-//! y = f32(acc) · (scale_x · scale_w[c]), then bias, batch-norm, residual, activation in f32    [`Epilogue`]
+//! y = f32(acc) · (scale_x · scale_w[c]), then bias, batch-norm, residual, activation in f32    [`Requantize`]
 //! q = quantize(y)
 //! ```
 //!
@@ -11,17 +11,15 @@
 //! bit, on every machine and for every number of threads. Sums wrap around; they are the true sums as long as no dot product
 //! is longer than [`max_i32_dot`](crate::numerics::max_i32_dot) allows, which the caller checks.
 //!
-//! Measured (`benches/integer.rs`), one AVX-512 core with VNNI, batch 32, billions of multiply-accumulates per second: 3x3
-//! convolutions of 16, 32 and 64 channels 155, 230 and 250; all of ResNet-20 from codes to codes 3,000 images/s.
-//!
 //! Layouts: activations `[batch, height, width, channels]`; weights arrive as OIHW and are packed once
 //! ([`ConvWeights`]). A linear layer is a 1x1 convolution over rows ([`linear_shape`]).
 
 mod conv;
+mod depthwise;
 mod dot;
-mod epilogue;
-mod pool;
+mod narrow;
 pub mod reference;
+pub mod requantize;
 pub mod rows;
 mod weights;
 
@@ -29,8 +27,7 @@ mod weights;
 mod tests;
 
 pub use conv::{conv, conv_with};
-pub use epilogue::{Epilogue, OutputGrid, Residual, Stage};
-pub use pool::{max_pool, pool_counts, pool_sums};
+pub use requantize::{PerChannel, Requantize};
 pub use weights::ConvWeights;
 
 use crate::conv::ConvShape;
@@ -69,6 +66,41 @@ impl Operand for i8 {
     }
     fn unsigned(_codes: &[Self]) -> Option<&[u8]> {
         None
+    }
+}
+
+/// An affine grid with one scale, over unsigned bytes.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct ByteGrid {
+    /// Step, positive and finite.
+    pub scale: f32,
+    /// The byte of 0.0.
+    pub zero_point: i32,
+    /// Smallest byte.
+    pub low: i32,
+    /// Largest byte.
+    pub high: i32,
+}
+
+impl ByteGrid {
+    /// Largest magnitude of `code - zero_point`.
+    pub fn max_magnitude(&self) -> u32 {
+        (self.high - self.zero_point).max(self.zero_point - self.low).unsigned_abs()
+    }
+
+    /// The byte that stands for zero.
+    pub fn zero_byte(&self) -> u8 {
+        self.zero_point as u8
+    }
+
+    /// The numbers that the bytes stand for.
+    pub fn decode(&self, bytes: &[u8], out: &mut [f32]) {
+        rows::decode_u8(bytes, self.scale, self.zero_point, out);
+    }
+
+    /// The bytes of numbers.
+    pub fn encode(&self, x: &[f32], out: &mut [u8]) {
+        rows::quantize_u8(x, self.scale, self.zero_point, self.low, self.high, out);
     }
 }
 

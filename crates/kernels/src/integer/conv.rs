@@ -2,26 +2,27 @@
 //!
 //! ```text
 //! for each band of output rows of an image, in parallel:
-//!     strip = the input rows it needs, as unsigned bytes, with the zero point in place of padding
+//!     strip = the input rows it needs, as unsigned bytes or words, with the zero point in place of padding
 //!     for each pixel of the band: its window is kernel_h runs of kernel_w * channels bytes in the strip (no im2col)
 //!     acc = start + dot products,    start = −zero_point · Σ w
 //!     (optionally) the epilogue, while acc is still in the cache
 //! ```
 //!
-//! Where there is no padding and codes are unsigned, the input is read in place. Where padding or dilation is so large that a
+//! Where there is no padding and codes are unsigned bytes, as the kernel wants them, the input is read in place. Where padding or dilation is so large that a
 //! strip would be mostly padding, every window is gathered by itself instead: slower, but memory stays bounded.
 
-use super::Operand;
-use super::dot::{Job, Kernel, Segments};
-use super::weights::{ConvWeights, Kind, LANES, Layout, QUAD};
+use super::dot::{Chunk, Job};
+use super::weights::{ConvWeights, Kind, LANES, Layout, Packed, QUAD};
+use super::{Operand, depthwise};
 use crate::conv::ConvShape;
-use crate::multiversion::multiversion;
 use crate::threads;
 use std::cell::Cell;
 use std::ops::Range;
 
 /// Bytes of strip, and of accumulators, that a band may have: both stay in the second cache.
 const BAND_BYTES: usize = 96 * 1024;
+/// What may be read past a window: the last group of four of a segment, whose weights are 0, or a block of channels.
+const SLACK: usize = depthwise::SLACK;
 /// A strip for a single output row may be this long, or four times as long as an image.
 const LONG_STRIP: usize = 1 << 20;
 
@@ -31,20 +32,7 @@ const LONG_STRIP: usize = 1 << 20;
 /// If the shape is not valid, a slice has another length than it says, `weights` were packed for another shape, or
 /// `zero_point` is no code of `A`.
 pub fn conv<A: Operand>(shape: &ConvShape, x: &[A], zero_point: i32, weights: &ConvWeights, acc: &mut [i32]) {
-    conv_on(Kernel::current(), shape, x, zero_point, weights, acc);
-}
-
-/// [`conv`] with a given kernel.
-pub(super) fn conv_on<A: Operand>(
-    kernel: Kernel,
-    shape: &ConvShape,
-    x: &[A],
-    zero_point: i32,
-    weights: &ConvWeights,
-    acc: &mut [i32],
-) {
-    let plan = Plan::new(kernel, shape, x, acc.len(), zero_point, weights);
-    plan.for_each_band(acc, |band, scratch, acc| plan.accumulate(band, &mut scratch.strip, acc));
+    conv_with(shape, x, zero_point, weights, acc, |_, acc, out: &mut [i32]| out.copy_from_slice(acc));
 }
 
 /// [`conv`] with what follows it: `finish(first, acc, out)` turns the accumulators of whole pixels into outputs while they
@@ -60,22 +48,29 @@ pub fn conv_with<A: Operand, O: Send>(
     out: &mut [O],
     finish: impl Fn(usize, &[i32], &mut [O]) + Sync,
 ) {
-    let plan = Plan::new(Kernel::current(), shape, x, out.len(), zero_point, weights);
-    plan.for_each_band(out, |band, Scratch { strip, acc }, out| {
+    let plan = Plan::new(shape, x, out.len(), zero_point, weights);
+    if plan.shares_channels() {
+        return plan.channel_by_channel(out, finish);
+    }
+    plan.for_each_band(out, |band, scratch, out| {
+        let mut acc = std::mem::take(&mut scratch.acc);
         acc.resize(out.len(), 0);
-        plan.accumulate(band, strip, acc);
-        finish(plan.first(band), acc, out);
+        plan.accumulate(band, scratch, &mut acc);
+        finish(plan.first(band), &acc, out);
+        scratch.acc = acc;
     });
 }
 
 thread_local! {
-    static SCRATCH: Cell<Scratch> = const { Cell::new(Scratch { strip: Vec::new(), acc: Vec::new() }) };
+    static SCRATCH: Cell<Scratch> = Cell::default();
 }
 
 /// Buffers that a thread keeps from band to band.
 #[derive(Default)]
 struct Scratch {
-    strip: Vec<u8>,
+    bytes: Vec<u8>,
+    words: Vec<i16>,
+    pixels: Vec<usize>,
     acc: Vec<i32>,
 }
 
@@ -84,6 +79,19 @@ struct Scratch {
 struct Band {
     image: usize,
     rows: Range<usize>,
+}
+
+/// Inputs as a kernel takes them.
+#[derive(Clone, Copy)]
+enum Codes<'a> {
+    Bytes(&'a [u8]),
+    Words(&'a [i16]),
+}
+
+/// Inputs, and where in them the window of each pixel begins.
+struct Windows<'a> {
+    input: Codes<'a>,
+    pixels: &'a [usize],
 }
 
 /// How windows are found.
@@ -97,9 +105,12 @@ enum Input {
     Gather,
 }
 
+/// Bytes of weights above which threads share channels rather than rows, up to so many pixels.
+const MANY_WEIGHTS: usize = 128 * 1024;
+const MOST_SHARED_PIXELS: usize = 256;
+
 /// Everything that is the same for all bands.
 struct Plan<'a, A> {
-    kernel: Kernel,
     /// Pointwise convolutions are flattened: a pixel per row.
     shape: ConvShape,
     layout: Layout,
@@ -108,23 +119,18 @@ struct Plan<'a, A> {
     input: Input,
     /// Start value of the accumulators, per channel padded to blocks.
     start: Vec<i32>,
-    segments: Segments,
-    /// Bytes of a row of the strip.
-    row_bytes: usize,
+    /// Offset of each segment from a window's first code.
+    offsets: Vec<usize>,
+    chunks: Vec<Chunk>,
+    /// Codes of a row of the strip.
+    row_len: usize,
     /// Unsigned byte of code `zero_point`.
     fill: u8,
     band_rows: usize,
 }
 
 impl<'a, A: Operand> Plan<'a, A> {
-    fn new(
-        kernel: Kernel,
-        shape: &ConvShape,
-        x: &'a [A],
-        out_len: usize,
-        zero_point: i32,
-        weights: &'a ConvWeights,
-    ) -> Self {
+    fn new(shape: &ConvShape, x: &'a [A], out_len: usize, zero_point: i32, weights: &'a ConvWeights) -> Self {
         shape.assert_lengths(x.len(), shape.weight_len(), out_len);
         let layout = Layout::of(shape);
         assert_eq!(layout, weights.layout, "weights were packed for another shape than {shape:?}");
@@ -134,11 +140,14 @@ impl<'a, A: Operand> Plan<'a, A> {
             let pixels = shape.batch * shape.in_h * shape.in_w;
             (shape.batch, shape.in_h, shape.in_w) = (1, pixels, 1);
         }
-        let row_bytes = (shape.in_w + shape.pads[1] + shape.pads[3]) * shape.c_in;
+        let row_len = (shape.in_w + shape.pads[1] + shape.pads[3]) * shape.c_in;
         let image_bytes = shape.in_h * shape.in_w * shape.c_in;
-        let shortest = span(&shape).saturating_mul(row_bytes);
-        let exact = layout.kind == Kind::Depthwise || layout.is_exact();
-        let input = if shape.pads == [0; 4] && exact && A::unsigned(x).is_some() {
+        let shortest = span(&shape).saturating_mul(row_len);
+        let in_place = match layout.kind {
+            Kind::Depthwise => shape.c_in.is_multiple_of(depthwise::SLACK),
+            Kind::Rows | Kind::Taps => layout.is_exact() && !weights.kernel.is_wide(),
+        };
+        let input = if shape.pads == [0; 4] && in_place && A::unsigned(x).is_some() {
             Input::InPlace
         } else if shortest > LONG_STRIP.max(4 * image_bytes) {
             Input::Gather
@@ -148,9 +157,9 @@ impl<'a, A: Operand> Plan<'a, A> {
         let [kernel_h, kernel_w] = shape.kernel;
         let (row_step, tap_step) = match input {
             Input::Gather => (kernel_w * shape.c_in, shape.c_in),
-            _ => (shape.dilation[0] * row_bytes, shape.dilation[1] * shape.c_in),
+            _ => (shape.dilation[0] * row_len, shape.dilation[1] * shape.c_in),
         };
-        let offsets = match layout.kind {
+        let offsets: Vec<usize> = match layout.kind {
             Kind::Rows => (0..kernel_h).map(|kh| kh * row_step).collect(),
             Kind::Taps | Kind::Depthwise => {
                 (0..kernel_h * kernel_w).map(|tap| tap / kernel_w * row_step + tap % kernel_w * tap_step).collect()
@@ -159,19 +168,19 @@ impl<'a, A: Operand> Plan<'a, A> {
         let shifted = zero_point + A::OFFSET;
         let out_row = shape.out_w() * shape.c_out;
         let threads = rayon::current_num_threads();
-        let fair_share = (shape.batch * shape.out_h()).div_ceil(2 * threads);
-        let band_rows = (BAND_BYTES / (shape.stride[0] * row_bytes).max(1))
+        let fair_share = if threads > 1 { (shape.batch * shape.out_h()).div_ceil(2 * threads) } else { usize::MAX };
+        let band_rows = (BAND_BYTES / (shape.stride[0] * row_len).max(1))
             .min(BAND_BYTES / (out_row * size_of::<i32>()).max(1))
             .clamp(1, shape.out_h().min(fair_share).max(1));
         Plan {
-            kernel,
             layout,
             x,
             weights,
             input,
             start: weights.sums.iter().map(|sum| shifted.wrapping_mul(*sum).wrapping_neg()).collect(),
-            segments: Segments { offsets, quads: layout.segment_quads() },
-            row_bytes,
+            chunks: Chunk::cut(&offsets, layout.segment_quads(), weights.kernel.longest_chunk(weights.short_sums)),
+            offsets,
+            row_len,
             fill: shifted as u8,
             band_rows,
             shape,
@@ -196,122 +205,229 @@ impl<'a, A: Operand> Plan<'a, A> {
         });
     }
 
+    /// Whether threads share the channels instead of the rows: where there are more weights than anything else, each is then read
+    /// by one thread only.
+    fn shares_channels(&self) -> bool {
+        let pixels = self.shape.batch * self.shape.out_h() * self.shape.out_w();
+        let threads = rayon::current_num_threads();
+        threads > 1
+            && self.input != Input::Gather
+            && self.layout.kind != Kind::Depthwise
+            && self.shape.groups == 1
+            && self.shape.batch == 1
+            && (1..=MOST_SHARED_PIXELS).contains(&pixels)
+            && self.layout.blocks() >= 2 * threads
+            && self.weights.bytes() > MANY_WEIGHTS
+    }
+
+    /// All of the output, each thread with its share of the channels.
+    fn channel_by_channel<O: Send>(&self, out: &mut [O], finish: impl Fn(usize, &[i32], &mut [O]) + Sync) {
+        let (channels, blocks) = (self.shape.c_out, self.layout.blocks());
+        let mut scratch = SCRATCH.take();
+        let whole = Band { image: 0, rows: 0..self.shape.out_h() };
+        self.lay_out(&whole, &mut scratch);
+        let windows = self.laid_out_or_in_place(&whole, &scratch);
+        let pixels = windows.pixels.len();
+        let shares: Vec<Range<usize>> = threads::ranges(blocks, rayon::current_num_threads()).collect();
+        let parts = threads::map_jobs(shares, |share| {
+            let width = channels.min(share.end * LANES) - share.start * LANES;
+            let mut acc = vec![0i32; pixels * width];
+            self.run(&windows, share, &mut acc, width);
+            (width, acc)
+        });
+        let mut acc = std::mem::take(&mut scratch.acc);
+        acc.resize(out.len(), 0);
+        for (pixel, row) in acc.chunks_exact_mut(channels).enumerate() {
+            let mut at = 0;
+            for (width, part) in &parts {
+                row[at..at + width].copy_from_slice(&part[pixel * width..][..*width]);
+                at += width;
+            }
+        }
+        let rows: Vec<_> = threads::ranges(pixels, rayon::current_num_threads()).collect();
+        let mut rest = out;
+        let mut jobs = Vec::with_capacity(rows.len());
+        for range in rows {
+            let (part, tail) = rest.split_at_mut(range.len() * channels);
+            rest = tail;
+            jobs.push((range.start * channels, part));
+        }
+        threads::for_each_job(jobs, |(first, out)| finish(first, &acc[first..first + out.len()], out));
+        scratch.acc = acc;
+        SCRATCH.set(scratch);
+    }
+
     /// Offset of a band in the whole output.
     fn first(&self, band: &Band) -> usize {
         (band.image * self.shape.out_h() + band.rows.start) * self.shape.out_w() * self.shape.c_out
     }
 
     /// Fills the accumulators of a band.
-    fn accumulate(&self, band: &Band, strip: &mut Vec<u8>, acc: &mut [i32]) {
+    fn accumulate(&self, band: &Band, scratch: &mut Scratch, acc: &mut [i32]) {
         let s = &self.shape;
-        let (out_w, c_out) = (s.out_w(), s.c_out);
+        let out_w = s.out_w();
         if self.input == Input::Gather {
-            for (pixel, acc) in acc.chunks_exact_mut(c_out).enumerate() {
-                self.gather(band.image, band.rows.start + pixel / out_w, pixel % out_w, strip);
-                self.run_pixels(strip, &[0], acc);
+            scratch.pixels.clear();
+            scratch.pixels.push(0);
+            for (pixel, acc) in acc.chunks_exact_mut(s.c_out).enumerate() {
+                let at = [band.image, band.rows.start + pixel / out_w, pixel % out_w];
+                if self.takes_words() {
+                    self.gather(at, &mut scratch.words);
+                } else {
+                    self.gather(at, &mut scratch.bytes);
+                }
+                self.run(&self.laid_out(scratch), 0..self.layout.blocks(), acc, s.c_out);
             }
             return;
         }
-        let pixels: Vec<usize> = (0..band.rows.len() * out_w)
-            .map(|p| p / out_w * s.stride[0] * self.row_bytes + p % out_w * s.stride[1] * s.c_in)
-            .collect();
-        match A::unsigned(self.x) {
-            Some(x) if self.input == Input::InPlace => {
-                let first = (band.image * s.in_h + band.rows.start * s.stride[0]) * self.row_bytes;
-                self.run_pixels(&x[first..], &pixels, acc);
-            }
-            _ => {
-                self.fill_strip(band, strip);
-                self.run_pixels(strip, &pixels, acc);
-            }
+        self.lay_out(band, scratch);
+        self.run(&self.laid_out_or_in_place(band, scratch), 0..self.layout.blocks(), acc, s.c_out);
+    }
+
+    /// Whether inputs are widened.
+    fn takes_words(&self) -> bool {
+        self.weights.kernel.is_wide() && self.layout.kind != Kind::Depthwise
+    }
+
+    /// Finds the windows of a band and lays out its input, unless it is read in place.
+    fn lay_out(&self, band: &Band, scratch: &mut Scratch) {
+        let s = &self.shape;
+        scratch.pixels.clear();
+        for row in 0..band.rows.len() {
+            let first = row * s.stride[0] * self.row_len;
+            scratch.pixels.extend((0..s.out_w()).map(|column| first + column * s.stride[1] * s.c_in));
+        }
+        match self.input {
+            Input::InPlace => {}
+            _ if self.takes_words() => self.fill_strip(band, &mut scratch.words),
+            _ => self.fill_strip(band, &mut scratch.bytes),
         }
     }
 
-    /// All channels of pixels whose windows begin at `pixels` in `input`.
-    fn run_pixels(&self, input: &[u8], pixels: &[usize], acc: &mut [i32]) {
-        let (layout, c_out) = (&self.layout, self.shape.c_out);
-        if layout.kind == Kind::Depthwise {
-            for (acc, &pixel) in acc.chunks_exact_mut(c_out).zip(pixels) {
-                depthwise_pixel(&input[pixel..], &self.segments.offsets, &self.weights.data, &self.start, acc);
+    /// What was laid out.
+    fn laid_out<'b>(&self, scratch: &'b Scratch) -> Windows<'b> {
+        let input = match self.takes_words() {
+            true => Codes::Words(&scratch.words),
+            false => Codes::Bytes(&scratch.bytes),
+        };
+        Windows { input, pixels: &scratch.pixels }
+    }
+
+    fn laid_out_or_in_place<'b>(&'b self, band: &Band, scratch: &'b Scratch) -> Windows<'b> {
+        match A::unsigned(self.x) {
+            Some(x) if self.input == Input::InPlace => {
+                let s = &self.shape;
+                let first = (band.image * s.in_h + band.rows.start * s.stride[0]) * self.row_len;
+                Windows { input: Codes::Bytes(&x[first..]), pixels: &scratch.pixels }
             }
-            return;
+            _ => self.laid_out(scratch),
         }
-        let blocks = layout.blocks();
-        let weights_per_group = (blocks * layout.block_len()).max(1);
-        for (group, weights) in self.weights.data.chunks_exact(weights_per_group).enumerate() {
-            self.kernel.run(&mut Job {
+    }
+
+    /// Accumulates some blocks of each group's channels, `stride` accumulators from pixel to pixel. All blocks, if there are
+    /// several groups.
+    fn run(&self, windows: &Windows<'_>, blocks: Range<usize>, acc: &mut [i32], stride: usize) {
+        let (kernel, offsets, pixels) = (self.weights.kernel, &self.offsets, windows.pixels);
+        const WHOLE: usize = QUAD * LANES;
+        match (&self.weights.data, windows.input) {
+            (data, Codes::Bytes(input)) if self.layout.kind == Kind::Depthwise => {
+                depthwise::run(data, input, pixels, offsets, &self.start, self.shape.c_out, acc);
+            }
+            (Packed::Bytes(data), Codes::Bytes(input)) => {
+                self.for_each_group((data, WHOLE), input, pixels, blocks, acc, stride, |job| kernel.run_bytes(job));
+            }
+            (Packed::Narrow(form, data), Codes::Bytes(input)) => {
+                let weights = (&**data, form.group_bytes());
+                self.for_each_group(weights, input, pixels, blocks, acc, stride, |job| kernel.run_narrow(job, *form));
+            }
+            (Packed::Words(data), Codes::Words(input)) => {
+                self.for_each_group((data, WHOLE), input, pixels, blocks, acc, stride, |job| kernel.run_words(job));
+            }
+            (Packed::Bytes(data), Codes::Words(input)) => {
+                self.for_each_group((data, WHOLE), input, pixels, blocks, acc, stride, |job| kernel.run_words(job));
+            }
+            (Packed::Words(_) | Packed::Narrow(..), _) => unreachable!("inputs are laid out as the weights ask for"),
+        }
+    }
+
+    /// `weights` come with their elements per group of four inputs.
+    #[allow(clippy::too_many_arguments)]
+    fn for_each_group<X, W>(
+        &self,
+        (data, group_len): (&[W], usize),
+        input: &[X],
+        pixels: &[usize],
+        blocks: Range<usize>,
+        acc: &mut [i32],
+        stride: usize,
+        run: impl Fn(&mut Job<'_, X, W>),
+    ) {
+        let (layout, all) = (&self.layout, self.layout.blocks());
+        let block_len = self.offsets.len() * layout.segment_quads() * group_len;
+        for (group, weights) in data.chunks_exact((all * block_len).max(1)).enumerate() {
+            run(&mut Job {
                 input: &input[group * layout.group_in()..],
                 pixels,
-                segments: &self.segments,
-                weights,
-                short_sums: self.weights.short_sums,
-                block_len: layout.block_len(),
-                start: &self.start[group * blocks * LANES..][..blocks * LANES],
-                channels: layout.group_out(),
+                chunks: &self.chunks,
+                weights: &weights[blocks.start * block_len..blocks.end * block_len],
+                group_len,
+                start: &self.start[group * all * LANES..][blocks.start * LANES..blocks.end * LANES],
+                channels: layout.group_out().min(blocks.end * LANES) - blocks.start * LANES,
                 acc: &mut acc[group * layout.group_out()..],
-                stride: c_out,
+                stride,
             });
         }
     }
 
-    /// Lays out the input rows of a band, padded, as unsigned bytes.
-    fn fill_strip(&self, band: &Band, strip: &mut Vec<u8>) {
+    /// Lays out the input rows of a band, padded, as unsigned codes.
+    fn fill_strip<E: Copy + From<u8>>(&self, band: &Band, strip: &mut Vec<E>) {
         let s = &self.shape;
         let rows = (band.rows.len() - 1) * s.stride[0] + span(s);
-        // The last quad of a segment may read up to three bytes past it; their weights are 0.
-        strip.resize(rows * self.row_bytes + QUAD, self.fill);
+        let fill = E::from(self.fill);
+        strip.resize(rows * self.row_len + SLACK, fill);
         let (left, width) = (s.pads[1] * s.c_in, s.in_w * s.c_in);
-        for (i, row) in strip.chunks_exact_mut(self.row_bytes).take(rows).enumerate() {
+        for (i, row) in strip.chunks_exact_mut(self.row_len).take(rows).enumerate() {
             let ih = (band.rows.start * s.stride[0] + i).checked_sub(s.pads[0]).filter(|&ih| ih < s.in_h);
             let Some(ih) = ih else {
-                row.fill(self.fill);
+                row.fill(fill);
                 continue;
             };
             let source = &self.x[(band.image * s.in_h + ih) * width..][..width];
-            row[..left].fill(self.fill);
-            row[left + width..].fill(self.fill);
-            for (byte, &code) in row[left..left + width].iter_mut().zip(source) {
-                *byte = code.byte() ^ A::FLIP;
-            }
+            row[..left].fill(fill);
+            row[left + width..].fill(fill);
+            self.copy(source, &mut row[left..left + width]);
         }
     }
 
-    /// Lays out one window, taps in order.
-    fn gather(&self, image: usize, oh: usize, ow: usize, window: &mut Vec<u8>) {
+    /// Lays out the window of output `[image, row, column]`, taps in order.
+    fn gather<E: Copy + From<u8>>(&self, [image, oh, ow]: [usize; 3], window: &mut Vec<E>) {
         let s = &self.shape;
         let [kernel_h, kernel_w] = s.kernel;
         window.clear();
-        window.resize(kernel_h * kernel_w * s.c_in + QUAD, self.fill);
-        for (tap, bytes) in window.chunks_exact_mut(s.c_in).take(kernel_h * kernel_w).enumerate() {
+        window.resize(kernel_h * kernel_w * s.c_in + SLACK, E::from(self.fill));
+        for (tap, codes) in window.chunks_exact_mut(s.c_in).take(kernel_h * kernel_w).enumerate() {
             let source = |out: usize, tap: usize, axis: usize, size: usize| {
                 (out * s.stride[axis] + tap * s.dilation[axis]).checked_sub(s.pads[axis]).filter(|&i| i < size)
             };
             let (ih, iw) = (source(oh, tap / kernel_w, 0, s.in_h), source(ow, tap % kernel_w, 1, s.in_w));
             if let (Some(ih), Some(iw)) = (ih, iw) {
-                let codes = &self.x[((image * s.in_h + ih) * s.in_w + iw) * s.c_in..][..s.c_in];
-                for (byte, &code) in bytes.iter_mut().zip(codes) {
-                    *byte = code.byte() ^ A::FLIP;
-                }
+                self.copy(&self.x[((image * s.in_h + ih) * s.in_w + iw) * s.c_in..][..s.c_in], codes);
             }
         }
+    }
+
+    /// Codes to unsigned numbers.
+    fn copy<E: Copy + From<u8>>(&self, source: &[A], to: &mut [E]) {
+        let byte = |code: A| code.byte() ^ A::FLIP;
+        debug_assert!(
+            source.iter().all(|&code| byte(code) <= self.weights.largest),
+            "an input is larger than the weights were packed for"
+        );
+        to.iter_mut().zip(source).for_each(|(to, &code)| *to = E::from(byte(code)));
     }
 }
 
 /// Input rows that one window spans.
 fn span(shape: &ConvShape) -> usize {
     (shape.kernel[0] - 1) * shape.dilation[0] + 1
-}
-
-multiversion! {
-    /// One pixel of a depthwise convolution: taps at `offsets` in `input`, weights `[tap][channel]`.
-    fn depthwise_pixel(input: &[u8], offsets: &[usize], weights: &[i8], start: &[i32], acc: &mut [i32]) {
-        let channels = acc.len();
-        acc.copy_from_slice(&start[..channels]);
-        for (offset, weights) in offsets.iter().zip(weights.chunks_exact(channels)) {
-            let input = &input[*offset..][..channels];
-            for ((acc, &x), &w) in acc.iter_mut().zip(input).zip(weights) {
-                *acc = acc.wrapping_add(i32::from(x) * i32::from(w));
-            }
-        }
-    }
 }

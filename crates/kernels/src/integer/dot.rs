@@ -3,43 +3,78 @@
 //! | kernel | per instruction | tile |
 //! |---|---|---|
 //! | VNNI (AVX-512) | `vpdpbusd`: 64 products of u8 and i8, summed by fours into 16 i32 | 8 pixels x 1–3 blocks, 6 x 4 |
-//! | AVX2, weights up to 7 bits | `vpmaddubsw`: 32 products of u8 and i8, summed by twos into 16 i16, several of which are added before they are widened | 3 pixels x 1 block |
-//! | AVX2, 8-bit weights | `vpmaddwd` after widening to i16: 16 products, summed by twos | 2 pixels x 1 block |
+//! | short (AVX2) | `vpmaddubsw`: 32 products of u8 and i8, summed by twos into 16 i16, several of which are added before they are widened | 6 pixels x 1 block |
+//! | wide (AVX2) | `vpmaddwd`: 16 products of i16, summed by twos into 8 i32 | 6 pixels x 1 block |
+//! | narrow (AVX2) | as short, weights expanded from 1–7 bits in registers ([`narrow`](super::narrow)) | 6 pixels x 1 block |
 //! | portable | | 1 pixel x 1 block |
 //!
-//! All take input bytes as unsigned numbers; signed codes were shifted by 128 on the way in, which the start value of the
+//! All take input codes as unsigned numbers; signed codes were shifted by 128 on the way in, which the start value of the
 //! accumulators makes up for. `vpmaddubsw` saturates, so it is used only where the weights at hand cannot make it: how
-//! many of its results a 16-bit lane can hold for any input is known from packing, and nothing is ever clipped.
+//! many of its results a 16-bit lane can hold for any input is known from packing, long dot products are cut into chunks of no
+//! more, and nothing is ever clipped. Everything
+//! else is widened to 16 bits, inputs on the way into a band's strip, weights when they are packed, or when they are loaded
+//! where a layer has so few pixels that reading its weights takes longest.
+//!
+//! Both AVX2 kernels do a multiplication and an addition per register of weights and pixel. Zen 3 does two of each per cycle: 64
+//! multiply-accumulates for short sums and 32 for wide ones.
 
+use super::narrow::Narrow;
 use super::weights::{LANES, QUAD};
 use crate::isa::{Isa, Level};
 
 /// Most pixels and blocks that any kernel takes at once.
 const MAX_PIXELS: usize = 8;
+#[cfg(target_arch = "x86_64")]
 const MAX_BLOCKS: usize = 4;
 
-/// Where a tile's inputs lie, the same for all pixels of a band.
-#[derive(Debug, Clone)]
-pub(super) struct Segments {
-    /// Byte offset of each segment from a pixel's first byte.
-    pub offsets: Vec<usize>,
-    /// Groups of four bytes per segment.
-    pub quads: usize,
+/// A run of a dot product whose weights stay in the first cache while all pixels pass by, and whose sums stay in their range.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Chunk {
+    /// Groups of four inputs before it.
+    pub first: usize,
+    /// Where its inputs lie, the same for all pixels of a band: offset from a pixel's first code, and groups of four from there.
+    pub pieces: Vec<(usize, usize)>,
 }
 
-/// The pixels and channels of one call: accumulators `acc[pixel * stride + channel]`.
-pub(super) struct Job<'a> {
-    /// Input bytes, unsigned.
-    pub input: &'a [u8],
-    /// First byte of each pixel's window.
+impl Chunk {
+    /// Cuts segments of `quads` groups each, which begin at `offsets`, into chunks of at most `longest` groups.
+    pub fn cut(offsets: &[usize], quads: usize, longest: usize) -> Vec<Self> {
+        let mut chunks: Vec<Chunk> = vec![Chunk { first: 0, pieces: vec![] }];
+        let mut room = longest;
+        for (segment, &offset) in offsets.iter().enumerate() {
+            let mut done = 0;
+            while done < quads {
+                if room == 0 {
+                    chunks.push(Chunk { first: segment * quads + done, pieces: vec![] });
+                    room = longest;
+                }
+                let length = room.min(quads - done);
+                if let Some(chunk) = chunks.last_mut() {
+                    chunk.pieces.push((offset + done * QUAD, length));
+                }
+                (done, room) = (done + length, room - length);
+            }
+        }
+        chunks
+    }
+
+    /// Its groups of four inputs.
+    fn quads(&self) -> usize {
+        self.pieces.iter().map(|(_, quads)| quads).sum()
+    }
+}
+
+/// The pixels and channels of one call: accumulators `acc[pixel * stride + channel]`. `X` are codes and `W` weights.
+pub(super) struct Job<'a, X, W> {
+    /// Input codes, unsigned.
+    pub input: &'a [X],
+    /// First code of each pixel's window.
     pub pixels: &'a [usize],
-    pub segments: &'a Segments,
+    pub chunks: &'a [Chunk],
     /// Packed weights of consecutive blocks.
-    pub weights: &'a [i8],
-    /// Pairs of products that 16 bits can sum up, see [`ConvWeights`](super::ConvWeights).
-    pub short_sums: usize,
-    /// Bytes per block.
-    pub block_len: usize,
+    pub weights: &'a [W],
+    /// Elements of `weights` per group of four inputs.
+    pub group_len: usize,
     /// Start value per channel, whole blocks.
     pub start: &'a [i32],
     /// Channels wanted, at most those of the blocks.
@@ -50,19 +85,21 @@ pub(super) struct Job<'a> {
     pub stride: usize,
 }
 
-/// Which kernel this process runs.
+/// Which kernel a layer runs; chosen when its weights are packed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kernel {
     #[cfg(target_arch = "x86_64")]
     Vnni,
     #[cfg(target_arch = "x86_64")]
-    Avx2,
+    Short,
+    #[cfg(target_arch = "x86_64")]
+    Wide,
     Portable,
 }
 
 impl Kernel {
-    /// The best kernel of the level in use.
-    pub fn current() -> Self {
+    /// The best kernel of the level in use for weights with so many [`short_sums`](super::ConvWeights).
+    pub fn best(short_sums: usize) -> Self {
         #[cfg(target_arch = "x86_64")]
         {
             let level = Isa::current().level();
@@ -70,124 +107,245 @@ impl Kernel {
                 return Kernel::Vnni;
             }
             if level >= Level::Avx2 {
-                return Kernel::Avx2;
+                // A single sum that must be widened at once is no faster than products of words, which are simpler.
+                return if short_sums > 1 { Kernel::Short } else { Kernel::Wide };
             }
         }
         Kernel::Portable
     }
 
-    /// All kernels this processor can run.
+    /// All kernels that this processor can run for such weights.
     #[cfg(test)]
-    pub fn available() -> Vec<Self> {
+    pub fn available(short_sums: usize) -> Vec<Self> {
         let mut all = vec![Kernel::Portable];
         #[cfg(target_arch = "x86_64")]
         {
-            all.extend(Isa::new(Level::Avx2).map(|_| Kernel::Avx2));
+            all.extend(Isa::new(Level::Avx2).map(|_| Kernel::Wide));
+            all.extend(Isa::new(Level::Avx2).filter(|_| short_sums > 0).map(|_| Kernel::Short));
             let vnni = is_x86_feature_detected!("avx512vnni");
             all.extend(Isa::new(Level::Avx512).filter(|_| vnni).map(|_| Kernel::Vnni));
         }
         all
     }
 
-    /// Accumulates every pixel and channel of the job.
+    /// Whether inputs and weights are widened to 16 bits.
+    pub fn is_wide(self) -> bool {
+        #[cfg(target_arch = "x86_64")]
+        return self == Kernel::Wide;
+        #[cfg(not(target_arch = "x86_64"))]
+        false
+    }
+
+    /// Whether [`narrow`](super::narrow) weights can be run.
+    pub fn expands(self) -> bool {
+        #[cfg(target_arch = "x86_64")]
+        return self == Kernel::Short;
+        #[cfg(not(target_arch = "x86_64"))]
+        false
+    }
+
+    /// Whether the processor has AVX2, as whoever chose this kernel found out.
+    pub fn has_avx2(self) -> bool {
+        self != Kernel::Portable
+    }
+
+    /// The longest chunk that this kernel takes: 16 KiB of weights, and no more sums than 16 bits hold.
+    pub fn longest_chunk(self, short_sums: usize) -> usize {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Kernel::Short => short_sums.min(256),
+            #[cfg(target_arch = "x86_64")]
+            Kernel::Wide => 128,
+            _ => usize::MAX,
+        }
+    }
+
+    /// Accumulates every pixel and channel of a job of bytes.
     ///
     /// # Panics
-    /// If the job's slices do not hold what it describes.
-    pub fn run(self, job: &mut Job<'_>) {
-        let blocks = job.channels.div_ceil(LANES);
-        let quads = job.segments.offsets.len() * job.segments.quads;
-        let reach = job.segments.offsets.iter().max().map_or(0, |o| o + job.segments.quads * QUAD);
-        let last = job.pixels.iter().max().map_or(0, |p| p + reach);
-        assert!(last <= job.input.len(), "a window reaches past the input");
-        assert!(quads * QUAD * LANES <= job.block_len, "segments are longer than a block");
-        assert!(blocks * job.block_len <= job.weights.len() && blocks * LANES <= job.start.len(), "blocks are missing");
-        if let Some(before) = job.pixels.len().checked_sub(1) {
-            assert!(before * job.stride + job.channels <= job.acc.len(), "accumulators are missing");
+    /// If the job's slices do not hold what it describes, or the kernel is [`wide`](Self::is_wide).
+    pub fn run_bytes(self, job: &mut Job<'_, u8, i8>) {
+        assert!(!self.is_wide(), "words were expected");
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Kernel::Vnni => job.for_each_tile(
+                |left| if left >= MAX_BLOCKS { (MAX_BLOCKS, 6) } else { (left, 8) },
+                // SAFETY: `Vnni` is only chosen where its instructions were detected. `for_each_tile` sees to it that every piece of
+                // every pixel lies within the input, that the blocks' weights and start values exist, and that the accumulators
+                // of the `valid` pixels exist.
+                |tile, acc| unsafe {
+                    match tile.blocks {
+                        1 => x86::vnni::<8, 1>(tile, acc),
+                        2 => x86::vnni::<8, 2>(tile, acc),
+                        3 => x86::vnni::<8, 3>(tile, acc),
+                        _ => x86::vnni::<6, MAX_BLOCKS>(tile, acc),
+                    }
+                },
+            ),
+            #[cfg(target_arch = "x86_64")]
+            Kernel::Short => job.for_each_tile(
+                |_| (1, 6),
+                // SAFETY: `Short` is only chosen where AVX2 was detected; the rest as above.
+                |tile, acc| unsafe {
+                    match tile.valid {
+                        1 => x86::short::<1>(tile, acc),
+                        2 => x86::short::<2>(tile, acc),
+                        3 | 4 => x86::short::<4>(tile, acc),
+                        _ => x86::short::<6>(tile, acc),
+                    }
+                },
+            ),
+            #[cfg(target_arch = "x86_64")]
+            Kernel::Wide => {}
+            Kernel::Portable => job.for_each_tile(|_| (1, 1), portable),
+        }
+    }
+
+    /// Accumulates every pixel and channel of a job of bytes whose weights are [`narrow`](super::narrow).
+    ///
+    /// # Panics
+    /// If the job's slices do not hold what it describes, or the kernel does not [expand](Self::expands).
+    pub fn run_narrow(self, job: &mut Job<'_, u8, u8>, form: Narrow) {
+        assert!(self.expands(), "weights of another kind were expected");
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: `Short` is only chosen where AVX2 was detected; the rest as for bytes.
+        job.for_each_tile(|_| (1, 6), |tile, acc| unsafe { super::narrow::x86::run(tile, form, acc) });
+        #[cfg(not(target_arch = "x86_64"))]
+        let _ = (job, form);
+    }
+
+    /// Accumulates every pixel and channel of a job of words, with weights of either width.
+    ///
+    /// # Panics
+    /// If the job's slices do not hold what it describes, or the kernel is not [`wide`](Self::is_wide).
+    pub fn run_words<W: Word>(self, job: &mut Job<'_, i16, W>) {
+        assert!(self.is_wide(), "bytes were expected");
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: `Wide` is only chosen where AVX2 was detected; the rest as for bytes.
+        job.for_each_tile(
+            |_| (1, 6),
+            |tile, acc| unsafe {
+                match tile.valid {
+                    1 => x86::wide::<1, W>(tile, acc),
+                    2 => x86::wide::<2, W>(tile, acc),
+                    3 | 4 => x86::wide::<4, W>(tile, acc),
+                    _ => x86::wide::<6, W>(tile, acc),
+                }
+            },
+        );
+        #[cfg(not(target_arch = "x86_64"))]
+        let _ = job;
+    }
+}
+
+/// A weight that the wide kernel multiplies with words.
+pub(super) trait Word: Copy {
+    /// 16 consecutive weights as words.
+    ///
+    /// # Safety
+    /// AVX2 is available and `at` holds 16 weights.
+    #[cfg(target_arch = "x86_64")]
+    unsafe fn load(at: *const Self) -> std::arch::x86_64::__m256i;
+}
+
+impl Word for i16 {
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    unsafe fn load(at: *const Self) -> std::arch::x86_64::__m256i {
+        // SAFETY: the caller promises 16 words, and AVX2.
+        unsafe { std::arch::x86_64::_mm256_loadu_si256(at.cast()) }
+    }
+}
+
+impl Word for i8 {
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    unsafe fn load(at: *const Self) -> std::arch::x86_64::__m256i {
+        use std::arch::x86_64::{_mm_loadu_si128, _mm256_cvtepi8_epi16};
+        // SAFETY: the caller promises 16 bytes, and AVX2.
+        unsafe { _mm256_cvtepi8_epi16(_mm_loadu_si128(at.cast())) }
+    }
+}
+
+/// One call of an innermost loop; see [`Job`].
+pub(super) struct Tile<'a, X, W> {
+    pub input: &'a [X],
+    pub pixels: [usize; MAX_PIXELS],
+    pub pieces: &'a [(usize, usize)],
+    /// From the chunk's first on.
+    pub weights: &'a [W],
+    block_len: usize,
+    blocks: usize,
+    /// What is added to: start values, or with `None` the accumulators themselves.
+    start: Option<&'a [i32]>,
+    channels: usize,
+    pub valid: usize,
+    stride: usize,
+}
+
+impl<X, W> Job<'_, X, W> {
+    /// Cuts the job into tiles. `size(blocks left)` is how many blocks a tile has and how many pixels at most.
+    ///
+    /// # Panics
+    /// If the slices are shorter than they must be.
+    fn for_each_tile(
+        &mut self,
+        size: impl Fn(usize) -> (usize, usize),
+        mut run: impl FnMut(&Tile<'_, X, W>, &mut [i32]),
+    ) {
+        let blocks = self.channels.div_ceil(LANES);
+        let reach = self.chunks.iter().flat_map(|c| &c.pieces).map(|(offset, quads)| offset + quads * QUAD).max();
+        let last = self.pixels.iter().max().map_or(0, |p| p + reach.unwrap_or(0));
+        let quads = self.chunks.last().map_or(0, |c| c.first + c.quads());
+        let block_len = self.weights.len() / blocks.max(1);
+        assert!(last <= self.input.len(), "a window reaches past the input");
+        assert!(quads * self.group_len <= block_len && blocks * LANES <= self.start.len(), "blocks are missing");
+        assert!(
+            self.chunks.iter().zip(&self.chunks[1..]).all(|(a, b)| a.first + a.quads() == b.first),
+            "chunks leave something out"
+        );
+        if let Some(before) = self.pixels.len().checked_sub(1) {
+            assert!(before * self.stride + self.channels <= self.acc.len(), "accumulators are missing");
         }
         let mut block = 0;
         while block < blocks {
-            let (count, height) = match self {
-                #[cfg(target_arch = "x86_64")]
-                Kernel::Vnni => match blocks - block {
-                    1 => (1, 8),
-                    2 => (2, 8),
-                    3 => (3, 8),
-                    _ => (4, 6),
-                },
-                #[cfg(target_arch = "x86_64")]
-                Kernel::Avx2 if job.short_sums > 0 => (1, 3),
-                #[cfg(target_arch = "x86_64")]
-                Kernel::Avx2 => (1, 2),
-                Kernel::Portable => (1, 1),
-            };
-            let channels = (job.channels - block * LANES).min(count * LANES);
-            let mut pixel = 0;
-            while pixel < job.pixels.len() {
-                let valid = height.min(job.pixels.len() - pixel);
-                // A short last tile computes its last pixel several times and stores it once.
-                let mut pixels = [job.pixels[pixel + valid - 1]; MAX_PIXELS];
-                pixels[..valid].copy_from_slice(&job.pixels[pixel..pixel + valid]);
-                let at = pixel * job.stride + block * LANES;
-                let tile = Tile {
-                    input: job.input,
-                    pixels,
-                    segments: job.segments,
-                    weights: &job.weights[block * job.block_len..],
-                    block_len: job.block_len,
-                    start: &job.start[block * LANES..(block + count) * LANES],
-                    channels,
-                    valid,
-                    stride: job.stride,
+            let (count, height) = size(blocks - block);
+            for chunk in self.chunks {
+                let start = &self.start[block * LANES..(block + count) * LANES];
+                let mut tile = Tile {
+                    input: self.input,
+                    pixels: [0; MAX_PIXELS],
+                    pieces: &chunk.pieces,
+                    weights: &self.weights
+                        [block * block_len + chunk.first * self.group_len..(block + count) * block_len],
+                    block_len,
+                    blocks: count,
+                    start: (chunk.first == 0).then_some(start),
+                    channels: (self.channels - block * LANES).min(count * LANES),
+                    valid: height,
+                    stride: self.stride,
                 };
-                let acc = &mut job.acc[at..];
-                match self {
-                    // SAFETY: `Vnni` is only chosen where AVX-512 and its VNNI were detected. `run` checked that every
-                    // segment of every pixel lies within `input`, that `count` blocks of weights and start values exist
-                    // (`count` ≤ `blocks - block`), and that the accumulators of the `valid` pixels exist.
-                    #[cfg(target_arch = "x86_64")]
-                    Kernel::Vnni => unsafe {
-                        match count {
-                            1 => x86::vnni::<8, 1>(&tile, acc),
-                            2 => x86::vnni::<8, 2>(&tile, acc),
-                            3 => x86::vnni::<8, 3>(&tile, acc),
-                            _ => x86::vnni::<6, MAX_BLOCKS>(&tile, acc),
-                        }
-                    },
-                    // SAFETY: as above; `Avx2` is only chosen where AVX2 was detected.
-                    #[cfg(target_arch = "x86_64")]
-                    Kernel::Avx2 => unsafe {
-                        match job.short_sums {
-                            0 => x86::avx2::<2>(&tile, acc),
-                            short => x86::avx2_short::<3>(&tile, short, acc),
-                        }
-                    },
-                    Kernel::Portable => portable(&tile, acc),
+                for (idx, pixels) in self.pixels.chunks(height).enumerate() {
+                    tile.valid = pixels.len();
+                    tile.pixels[..pixels.len()].copy_from_slice(pixels);
+                    // A short last tile computes its last pixel several times and stores it once.
+                    tile.pixels[pixels.len()..].fill(pixels[pixels.len() - 1]);
+                    run(&tile, &mut self.acc[idx * height * self.stride + block * LANES..]);
                 }
-                pixel += valid;
             }
             block += count;
         }
     }
 }
 
-/// One call of an innermost loop; see [`Job`].
-struct Tile<'a> {
-    input: &'a [u8],
-    pixels: [usize; MAX_PIXELS],
-    segments: &'a Segments,
-    weights: &'a [i8],
-    block_len: usize,
-    start: &'a [i32],
-    channels: usize,
-    valid: usize,
-    stride: usize,
-}
-
-fn portable(tile: &Tile<'_>, acc: &mut [i32]) {
-    let mut sums: [i32; LANES] = std::array::from_fn(|lane| tile.start[lane]);
+/// The only pixel and block of a tile.
+fn portable(tile: &Tile<'_, u8, i8>, acc: &mut [i32]) {
+    let mut sums = [0; LANES];
+    let acc = &mut acc[..tile.channels];
+    sums[..tile.channels].copy_from_slice(tile.start.map_or(&*acc, |start| &start[..tile.channels]));
     let mut weights = tile.weights.chunks_exact(QUAD * LANES);
-    for &offset in &tile.segments.offsets {
-        let input = &tile.input[tile.pixels[0] + offset..][..tile.segments.quads * QUAD];
+    for &(offset, quads) in tile.pieces {
+        let input = &tile.input[tile.pixels[0] + offset..][..quads * QUAD];
         for (x, w) in input.chunks_exact(QUAD).zip(&mut weights) {
             for (sum, w) in sums.iter_mut().zip(w.chunks_exact(QUAD)) {
                 for (&x, &w) in x.iter().zip(w) {
@@ -196,47 +354,54 @@ fn portable(tile: &Tile<'_>, acc: &mut [i32]) {
             }
         }
     }
-    acc[..tile.channels].copy_from_slice(&sums[..tile.channels]);
+    acc.copy_from_slice(&sums[..tile.channels]);
 }
 
 #[cfg(target_arch = "x86_64")]
-mod x86 {
-    use super::{LANES, QUAD, Tile};
+pub(super) mod x86 {
+    use super::{LANES, QUAD, Tile, Word};
     use std::arch::x86_64::{
-        __m128i, __m256i, __m512i, _mm_cvtepu8_epi16, _mm_cvtsi32_si128, _mm_loadu_si128, _mm256_add_epi16,
-        _mm256_add_epi32, _mm256_broadcastq_epi64, _mm256_cvtepi8_epi16, _mm256_hadd_epi32, _mm256_loadu_si256,
-        _mm256_madd_epi16, _mm256_maddubs_epi16, _mm256_permute4x64_epi64, _mm256_set1_epi16, _mm256_set1_epi32,
-        _mm256_setzero_si256, _mm256_storeu_si256, _mm512_dpbusd_epi32, _mm512_loadu_si512, _mm512_mask_storeu_epi32,
-        _mm512_set1_epi32,
+        __m256i, __m512i, _mm256_add_epi16, _mm256_add_epi32, _mm256_loadu_si256, _mm256_madd_epi16,
+        _mm256_maddubs_epi16, _mm256_set1_epi16, _mm256_set1_epi32, _mm256_setzero_si256, _mm256_storeu_si256,
+        _mm512_dpbusd_epi32, _mm512_loadu_si512, _mm512_mask_storeu_epi32, _mm512_maskz_loadu_epi32, _mm512_set1_epi32,
     };
+
+    /// Registers of eight channels per block.
+    pub const PARTS: usize = LANES / 8;
 
     /// `PIXELS` pixels times `BLOCKS` blocks with `vpdpbusd`.
     ///
     /// # Safety
     /// * AVX-512 F and VNNI are available.
-    /// * Every segment of every pixel lies within `tile.input`; `BLOCKS` blocks of `tile.weights` and `tile.start` exist.
+    /// * Every piece of every pixel lies within `tile.input`; `BLOCKS` blocks of `tile.weights` and `tile.start` exist, each with
+    ///   weights for all pieces.
     /// * `acc` holds `(tile.valid - 1) * tile.stride + tile.channels` elements, and `tile.valid <= PIXELS`.
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
-    pub unsafe fn vnni<const PIXELS: usize, const BLOCKS: usize>(tile: &Tile<'_>, acc: &mut [i32]) {
-        let mut sums = [[_mm512_set1_epi32(0); BLOCKS]; PIXELS];
-        for j in 0..BLOCKS {
+    pub unsafe fn vnni<const PIXELS: usize, const BLOCKS: usize>(tile: &Tile<'_, u8, i8>, acc: &mut [i32]) {
+        let mask = |j: usize| ((1u32 << tile.channels.saturating_sub(j * LANES).min(LANES)) - 1) as u16;
+        let base = |m: usize, j: usize| match tile.start {
             // SAFETY: the caller promises `BLOCKS * LANES` start values.
-            let start = unsafe { _mm512_loadu_si512(tile.start.as_ptr().add(j * LANES).cast()) };
-            for row in &mut sums {
-                row[j] = start;
-            }
-        }
+            Some(start) => unsafe { _mm512_loadu_si512(start.as_ptr().add(j * LANES).cast()) },
+            // SAFETY: the mask loads the wanted channels of a valid pixel, whose accumulators the caller promises.
+            None => unsafe {
+                _mm512_maskz_loadu_epi32(
+                    mask(j),
+                    acc.as_ptr().wrapping_add(m.min(tile.valid - 1) * tile.stride + j * LANES),
+                )
+            },
+        };
+        let mut sums: [[__m512i; BLOCKS]; PIXELS] = std::array::from_fn(|m| std::array::from_fn(|j| base(m, j)));
         let inputs: [*const u8; PIXELS] = std::array::from_fn(|m| tile.input.as_ptr().wrapping_add(tile.pixels[m]));
         let mut weights = tile.weights.as_ptr();
-        for &offset in &tile.segments.offsets {
-            for quad in 0..tile.segments.quads {
+        for &(offset, quads) in tile.pieces {
+            for quad in 0..quads {
                 let at = offset + quad * QUAD;
-                // SAFETY: the caller promises `BLOCKS` blocks of weights as long as all segments together; `weights` moves
-                // 64 bytes per group of four inputs.
+                // SAFETY: the caller promises `BLOCKS` blocks of weights for all pieces; `weights` moves 64 bytes per group of four
+                // inputs.
                 let w: [__m512i; BLOCKS] =
                     std::array::from_fn(|j| unsafe { _mm512_loadu_si512(weights.add(j * tile.block_len).cast()) });
                 for m in 0..PIXELS {
-                    // SAFETY: the caller promises that the segment, of which these are 4 bytes, lies within the input.
+                    // SAFETY: the caller promises that the piece, of which these are 4 bytes, lies within the input.
                     let x = unsafe { inputs[m].add(at).cast::<i32>().read_unaligned() };
                     let x = _mm512_set1_epi32(x);
                     for j in 0..BLOCKS {
@@ -248,129 +413,116 @@ mod x86 {
         }
         for (m, row) in sums.iter().enumerate().take(tile.valid) {
             for (j, &sum) in row.iter().enumerate() {
-                let lanes = tile.channels.saturating_sub(j * LANES).min(LANES);
-                let mask = ((1u32 << lanes) - 1) as u16;
                 let at = acc.as_mut_ptr().wrapping_add(m * tile.stride + j * LANES);
                 // SAFETY: only the lanes of wanted channels of valid pixels are stored, which the caller promises exist.
-                unsafe { _mm512_mask_storeu_epi32(at, mask, sum) };
-            }
-        }
-    }
-
-    /// `PIXELS` pixels times one block with `vpmaddwd`: a register holds four channels x two partial sums.
-    ///
-    /// # Safety
-    /// As for [`vnni`] with one block, and AVX2.
-    #[target_feature(enable = "avx2")]
-    pub unsafe fn avx2<const PIXELS: usize>(tile: &Tile<'_>, acc: &mut [i32]) {
-        const PARTS: usize = LANES / 4;
-        let mut sums = [[_mm256_setzero_si256(); PARTS]; PIXELS];
-        let inputs: [*const u8; PIXELS] = std::array::from_fn(|m| tile.input.as_ptr().wrapping_add(tile.pixels[m]));
-        let mut weights = tile.weights.as_ptr();
-        for &offset in &tile.segments.offsets {
-            for quad in 0..tile.segments.quads {
-                let at = offset + quad * QUAD;
-                // SAFETY: the caller promises a block of weights as long as all segments together: 64 bytes per group.
-                let w: [__m256i; PARTS] = std::array::from_fn(|part| unsafe {
-                    _mm256_cvtepi8_epi16(_mm_loadu_si128(weights.add(part * 16).cast::<__m128i>()))
-                });
-                for m in 0..PIXELS {
-                    // SAFETY: the caller promises that the segment, of which these are 4 bytes, lies within the input.
-                    let x = unsafe { inputs[m].add(at).cast::<i32>().read_unaligned() };
-                    let x = _mm256_broadcastq_epi64(_mm_cvtepu8_epi16(_mm_cvtsi32_si128(x)));
-                    for part in 0..PARTS {
-                        sums[m][part] = _mm256_add_epi32(sums[m][part], _mm256_madd_epi16(x, w[part]));
-                    }
-                }
-                weights = weights.wrapping_add(QUAD * LANES);
-            }
-        }
-        for (m, parts) in sums.iter().enumerate().take(tile.valid) {
-            let mut row = [0i32; LANES];
-            for half in 0..2 {
-                // Adds neighbours; the result's quarters are channels 0 1 | 4 5 | 2 3 | 6 7, which the permutation sorts.
-                let pairs = _mm256_hadd_epi32(parts[2 * half], parts[2 * half + 1]);
-                let sorted = _mm256_permute4x64_epi64::<0b11_01_10_00>(pairs);
-                // SAFETY: `row` has 16 elements, of which this stores 8 from `8 * half` on.
-                unsafe { _mm256_storeu_si256(row.as_mut_ptr().add(8 * half).cast(), sorted) };
-            }
-            for ((acc, sum), start) in acc[m * tile.stride..][..tile.channels].iter_mut().zip(row).zip(tile.start) {
-                *acc = sum.wrapping_add(*start);
+                unsafe { _mm512_mask_storeu_epi32(at, mask(j), sum) };
             }
         }
     }
 
     /// `PIXELS` pixels times one block with `vpmaddubsw`: a register holds eight channels x two partial sums of 16 bits,
-    /// which are widened after every `short` groups of four inputs.
+    /// which can hold the whole chunk.
     ///
     /// # Safety
-    /// As for [`avx2`].
+    /// As for [`vnni`] with one block, and AVX2.
     #[target_feature(enable = "avx2")]
-    pub unsafe fn avx2_short<const PIXELS: usize>(tile: &Tile<'_>, short: usize, acc: &mut [i32]) {
-        const PARTS: usize = LANES / 8;
-        let ones = _mm256_set1_epi16(1);
-        let mut sums = [[_mm256_setzero_si256(); PARTS]; PIXELS];
-        let mut partial = sums;
-        let mut room = short;
+    pub unsafe fn short<const PIXELS: usize>(tile: &Tile<'_, u8, i8>, acc: &mut [i32]) {
+        // By index here and below: an iterator would take the sums' addresses and keep them in memory.
+        let mut partial = [[_mm256_setzero_si256(); PARTS]; PIXELS];
         let inputs: [*const u8; PIXELS] = std::array::from_fn(|m| tile.input.as_ptr().wrapping_add(tile.pixels[m]));
         let mut weights = tile.weights.as_ptr();
-        for &offset in &tile.segments.offsets {
-            let mut quad = 0;
-            while quad < tile.segments.quads {
-                let end = tile.segments.quads.min(quad + room);
-                room -= end - quad;
-                while quad < end {
-                    let at = offset + quad * QUAD;
-                    // SAFETY: the caller promises a block of weights as long as all segments together: 64 bytes per group.
-                    let w: [__m256i; PARTS] =
-                        std::array::from_fn(|part| unsafe { _mm256_loadu_si256(weights.add(part * 32).cast()) });
-                    for m in 0..PIXELS {
-                        // SAFETY: the caller promises that the segment, of which these are 4 bytes, lies within the input.
-                        let x = unsafe { inputs[m].add(at).cast::<i32>().read_unaligned() };
-                        let x = _mm256_set1_epi32(x);
-                        for part in 0..PARTS {
-                            partial[m][part] = _mm256_add_epi16(partial[m][part], _mm256_maddubs_epi16(x, w[part]));
-                        }
+        for &(offset, quads) in tile.pieces {
+            for at in (offset..offset + quads * QUAD).step_by(QUAD) {
+                // SAFETY: the caller promises a block of weights for all pieces: 64 bytes per group.
+                let w: [__m256i; PARTS] =
+                    std::array::from_fn(|part| unsafe { _mm256_loadu_si256(weights.add(part * 32).cast()) });
+                for m in 0..PIXELS {
+                    // SAFETY: the caller promises that the piece, of which these are 4 bytes, lies within the input.
+                    let x = _mm256_set1_epi32(unsafe { inputs[m].add(at).cast::<i32>().read_unaligned() });
+                    for part in 0..PARTS {
+                        partial[m][part] = _mm256_add_epi16(partial[m][part], _mm256_maddubs_epi16(x, w[part]));
                     }
-                    weights = weights.wrapping_add(QUAD * LANES);
-                    quad += 1;
                 }
-                if room == 0 {
-                    // By index, here and below: an iterator would take the sums' addresses and keep them out of registers.
-                    for m in 0..PIXELS {
-                        for part in 0..PARTS {
-                            sums[m][part] = _mm256_add_epi32(sums[m][part], _mm256_madd_epi16(partial[m][part], ones));
-                            partial[m][part] = _mm256_setzero_si256();
-                        }
-                    }
-                    room = short;
-                }
+                weights = weights.wrapping_add(QUAD * LANES);
             }
         }
+        // A copy, so that the partial sums themselves are never anywhere but in registers.
+        let mut sums = [[_mm256_setzero_si256(); PARTS]; PIXELS];
+        for m in 0..PIXELS {
+            for part in 0..PARTS {
+                sums[m][part] = widen(partial[m][part]);
+            }
+        }
+        add_to(tile, &sums, acc);
+    }
+
+    /// `PIXELS` pixels times one block with `vpmaddwd`: a register holds the sums of eight channels.
+    ///
+    /// # Safety
+    /// As for [`short`].
+    #[target_feature(enable = "avx2")]
+    pub unsafe fn wide<const PIXELS: usize, W: Word>(tile: &Tile<'_, i16, W>, acc: &mut [i32]) {
+        let mut partial = [[_mm256_setzero_si256(); PARTS]; PIXELS];
+        let inputs: [*const i16; PIXELS] = std::array::from_fn(|m| tile.input.as_ptr().wrapping_add(tile.pixels[m]));
+        let mut weights = tile.weights.as_ptr();
+        for &(offset, quads) in tile.pieces {
+            // A pair of inputs per round, two rounds per group of four.
+            for at in (offset..offset + quads * QUAD).step_by(2) {
+                // SAFETY: the caller promises a block of weights for all pieces: 32 per pair.
+                let w: [__m256i; PARTS] = std::array::from_fn(|part| unsafe { W::load(weights.add(part * 16)) });
+                for m in 0..PIXELS {
+                    // SAFETY: the caller promises that the piece, of which these are 2 words, lies within the input.
+                    let x = _mm256_set1_epi32(unsafe { inputs[m].add(at).cast::<i32>().read_unaligned() });
+                    for part in 0..PARTS {
+                        partial[m][part] = _mm256_add_epi32(partial[m][part], _mm256_madd_epi16(x, w[part]));
+                    }
+                }
+                weights = weights.wrapping_add(2 * LANES);
+            }
+        }
+        let sums = partial;
+        add_to(tile, &sums, acc);
+    }
+
+    /// Pairs of 16-bit sums to sums of 32 bits.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    pub fn widen(sums: __m256i) -> __m256i {
+        _mm256_madd_epi16(sums, _mm256_set1_epi16(1))
+    }
+
+    /// Adds sums to the start values, or to what is there, of wanted channels and valid pixels.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    pub fn add_to<X, W, const PIXELS: usize>(
+        tile: &Tile<'_, X, W>,
+        sums: &[[__m256i; PARTS]; PIXELS],
+        acc: &mut [i32],
+    ) {
+        let whole = tile.channels == LANES;
         for m in 0..PIXELS {
             if m >= tile.valid {
                 break;
             }
-            let mut row = [_mm256_setzero_si256(); PARTS];
-            for part in 0..PARTS {
-                // SAFETY: the caller promises `LANES` start values.
-                let start = unsafe { _mm256_loadu_si256(tile.start.as_ptr().add(8 * part).cast()) };
-                let rest = _mm256_madd_epi16(partial[m][part], ones);
-                row[part] = _mm256_add_epi32(_mm256_add_epi32(sums[m][part], rest), start);
-            }
             let to = &mut acc[m * tile.stride..][..tile.channels];
-            if to.len() == LANES {
-                for (part, &sum) in row.iter().enumerate() {
-                    // SAFETY: `to` has 16 elements, of which this stores 8 from `8 * part` on.
-                    unsafe { _mm256_storeu_si256(to.as_mut_ptr().add(8 * part).cast(), sum) };
-                }
+            let mut lanes = [0i32; LANES];
+            let row = if whole {
+                &mut to[..LANES]
             } else {
-                let mut lanes = [0i32; LANES];
-                for (part, &sum) in row.iter().enumerate() {
-                    // SAFETY: as above, in `lanes`.
-                    unsafe { _mm256_storeu_si256(lanes.as_mut_ptr().add(8 * part).cast(), sum) };
+                lanes[..tile.channels].copy_from_slice(to);
+                &mut lanes[..]
+            };
+            let base = tile.start.map_or(row.as_ptr(), |start| start[..LANES].as_ptr());
+            for (part, &sum) in sums[m].iter().enumerate() {
+                // SAFETY: both hold 16 elements, of which these are 8 from `8 * part` on.
+                unsafe {
+                    let base = _mm256_loadu_si256(base.add(8 * part).cast());
+                    let sum = _mm256_add_epi32(sum, base);
+                    _mm256_storeu_si256(row.as_mut_ptr().add(8 * part).cast(), sum);
                 }
-                to.copy_from_slice(&lanes[..to.len()]);
+            }
+            if !whole {
+                to.copy_from_slice(&lanes[..tile.channels]);
             }
         }
     }

@@ -1,15 +1,10 @@
 //! Every fast kernel against the naive one, bit for bit, over awkward shapes and at extreme values.
 
-use super::conv::conv_on;
 use super::dot::Kernel;
-use super::{
-    ConvWeights, Epilogue, Operand, OutputGrid, Residual, Stage, conv, conv_with, linear_shape, max_pool, pool_counts,
-    pool_sums, reference,
-};
-use crate::activation::Activation;
+use super::weights::short_sums;
+use super::{ByteGrid, ConvWeights, Operand, PerChannel, Requantize, conv, conv_with, linear_shape, reference};
 use crate::conv::ConvShape;
 use crate::numerics::{batch_norm_affine, dequantize, quantize};
-use crate::pool::{Padding, PoolShape, Rounding};
 use proptest::prelude::*;
 
 /// Deterministic codes: all values, and runs of the extremes.
@@ -36,12 +31,17 @@ fn codes<A: Operand>(n: usize, seed: u32) -> Vec<A> {
 fn check_conv<A: Operand>(shape: &ConvShape, zero_point: i32, x: &[A], w: &[i8]) {
     let mut want = vec![0; shape.output_len()];
     reference::conv(shape, x, zero_point, w, &mut want);
-    let weights = ConvWeights::new(shape, w);
-    for kernel in Kernel::available() {
-        let mut acc = vec![i32::MIN; shape.output_len()];
-        conv_on(kernel, shape, x, zero_point, &weights, &mut acc);
-        assert!(acc == want, "{kernel:?} on {shape:?}, zero point {zero_point}");
+    let largest = x.iter().map(|x| x.byte() ^ A::FLIP).max().unwrap_or(0).max((zero_point + A::OFFSET) as u8);
+    for largest in [u8::MAX, largest] {
+        let sums = short_sums(shape, w, largest);
+        for kernel in Kernel::available(sums) {
+            let weights = ConvWeights::packed(kernel, sums, shape, w, largest);
+            let mut acc = vec![i32::MIN; shape.output_len()];
+            conv(shape, x, zero_point, &weights, &mut acc);
+            assert!(acc == want, "{kernel:?} on {shape:?}, zero point {zero_point}, largest {largest}");
+        }
     }
+    let weights = ConvWeights::new(shape, w);
     let mut acc = vec![0i64; shape.output_len()];
     conv_with(shape, x, zero_point, &weights, &mut acc, |first, acc, out| {
         assert_eq!(acc, &want[first..first + acc.len()]);
@@ -60,6 +60,11 @@ fn check_both(shape: &ConvShape, seed: u32) {
         check_conv::<u8>(shape, zero_point, &codes(shape.input_len(), seed), &w);
         check_conv::<i8>(shape, zero_point - 128, &codes(shape.input_len(), seed), &w);
     }
+    // Inputs of fewer bits allow longer sums of 16 bits.
+    let narrow =
+        |bits: u8| -> Vec<u8> { codes::<u8>(shape.input_len(), seed).iter().map(|x| x >> (8 - bits)).collect() };
+    check_conv::<u8>(shape, 15, &narrow(4), &w);
+    check_conv::<u8>(shape, 0, &narrow(1), &w);
 }
 
 const BASE: ConvShape = ConvShape {
@@ -128,7 +133,7 @@ fn extreme_values() {
         // Each is the largest of its width, or the first beyond what 16-bit sums can hold.
         for w in [i8::MIN, -127, -64, -63, -32, -15, -7, -1, 1, 3, 7, 15, 31, 63, 64, 65, i8::MAX] {
             let w = vec![w; shape.weight_len()];
-            for (x, zero_point) in [(255u8, 0), (0, 255), (255, 255)] {
+            for (x, zero_point) in [(255u8, 0), (0, 255), (255, 255), (15, 0), (1, 0), (127, 127)] {
                 check_conv(&shape, zero_point, &vec![x; shape.input_len()], &w);
             }
             for (x, zero_point) in [(-128i8, 127), (127, -128), (-128, -128)] {
@@ -156,38 +161,6 @@ proptest! {
         check_conv::<u8>(&shape, zero_point, &codes(shape.input_len(), seed), &w);
         check_conv::<i8>(&shape, zero_point - 128, &codes(shape.input_len(), seed), &w);
     }
-
-    #[test]
-    fn any_pooling(
-        batch in 1usize..3, in_h in 1usize..9, in_w in 1usize..9, channels in 1usize..20, kernel in [1usize..4, 1usize..4],
-        stride in [1usize..4, 1usize..4], pads in [0usize..2, 0usize..2, 0usize..2, 0usize..2], seed: u32, ceil: bool, counted: bool,
-    ) {
-        let shape = PoolShape {
-            batch, in_h, in_w, channels, kernel, stride, pads,
-            rounding: if ceil { Rounding::Ceil } else { Rounding::Floor },
-            padding: if counted { Padding::Counted } else { Padding::Ignored },
-        };
-        prop_assume!(shape.validate().is_ok());
-        let x = codes::<u8>(shape.input_len(), seed);
-        let n = shape.output_len();
-        let (mut want, mut got) = (vec![0u8; n], vec![0u8; n]);
-        reference::max_pool(&shape, &x, &mut want);
-        max_pool(&shape, &x, &mut got);
-        prop_assert_eq!(&want, &got);
-        let (mut want, mut got) = (vec![0; n], vec![1; n]);
-        reference::pool_sums(&shape, &x, 7, &mut want);
-        pool_sums(&shape, &x, 7, &mut got);
-        prop_assert_eq!(&want, &got);
-        // Sums and counts are the average of the float specification.
-        let real: Vec<f32> = x.iter().map(|&q| f32::from(q) - 7.0).collect();
-        let mut average = vec![0f32; n];
-        crate::reference::pool::average(&shape, &real, &mut average);
-        let counts = pool_counts(&shape);
-        for (i, &average) in average.iter().enumerate() {
-            let count = counts[i / channels % counts.len()];
-            prop_assert!((got[i] as f32 / count as f32 - average).abs() < 1e-4);
-        }
-    }
 }
 
 #[test]
@@ -203,9 +176,36 @@ fn linear_is_a_pointwise_convolution() {
     }
 }
 
+/// Layers with few pixels keep weights narrow, and threads share their channels.
 #[test]
-fn epilogue_follows_the_graph() {
-    for channels in [1usize, 5, 16, 2000] {
+fn few_pixels() {
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(3).build().unwrap();
+    pool.install(|| {
+        for (rows, inputs, outputs) in
+            [(1, 64, 10), (1, 70, 33), (3, 257, 48), (4, 5, 17), (1, 1000, 160), (2, 1030, 370)]
+        {
+            let shape = linear_shape(rows, inputs, outputs);
+            for bits in 1..=8 {
+                let w: Vec<i8> = codes::<i8>(inputs * outputs, bits).iter().map(|w| w >> (8 - bits)).collect();
+                let x: Vec<u8> = codes(rows * inputs, bits + 1);
+                check_conv(&shape, 3, &x, &w);
+                let x: Vec<u8> = x.iter().map(|x| x >> 4).collect();
+                check_conv(&shape, 15, &x, &w);
+            }
+        }
+        // Late in a network: a small image and many channels.
+        for (kernel, pads) in [(3, 1), (1, 0)] {
+            let shape =
+                ConvShape { in_h: 4, in_w: 3, c_in: 128, c_out: 200, kernel: [kernel; 2], pads: [pads; 4], ..BASE };
+            check_both(&shape, 7);
+            check_both(&ConvShape { batch: 2, ..shape }, 4);
+        }
+    });
+}
+
+#[test]
+fn requantizing_follows_the_graph() {
+    for channels in [1usize, 5, 16, 17, 2000] {
         let pixels = 7;
         let n = pixels * channels;
         let acc: Vec<i32> = (0..n).map(|i| (i * 7919 % 4001) as i32 - 2000).collect();
@@ -214,40 +214,30 @@ fn epilogue_follows_the_graph() {
             (per_channel(0.001), per_channel(-0.2), per_channel(0.8), per_channel(0.05));
         let (a, b): (Vec<f32>, Vec<f32>) =
             (0..channels).map(|c| batch_norm_affine(gamma[c], 0.3, mean[c], 1.1, 1e-5)).unzip();
-        let whole: Vec<u8> = codes(3 * n, 5);
-        let signed: Vec<i8> = codes(3 * n, 6);
-        let floats: Vec<f32> = (0..3 * n).map(|i| i as f32 * 1e-4).collect();
-        let first = 2 * n;
-        for residual in [
-            Residual::U8 { codes: &whole, scale: 0.01, zero_point: 7 },
-            Residual::I8 { codes: &signed, scale: 0.02, zero_point: -1 },
-            Residual::F32(&floats),
-        ] {
-            let stages = [
-                Stage::Bias(&bias),
-                Stage::Affine { a: &a, b: &b },
-                Stage::Add(residual),
-                Stage::Activation(Activation::Relu),
-            ];
-            let epilogue = Epilogue { multiplier: &multiplier, stages: &stages };
-            let mut y = vec![0f32; n];
-            epilogue.to_f32(first, &acc, &mut y);
-            let grid = OutputGrid { scale: 0.037, zero_point: 3, range: (0, 15) };
-            let mut q = vec![0u8; n];
-            epilogue.to_codes(first, &acc, &grid, &mut q);
-            for i in 0..n {
-                let c = i % channels;
-                let mut want = acc[i] as f32 * multiplier[c];
-                want += bias[c];
-                want = want * a[c] + b[c];
-                want += match residual {
-                    Residual::U8 { scale, zero_point, .. } => dequantize(whole[first + i].into(), scale, zero_point),
-                    Residual::I8 { scale, zero_point, .. } => dequantize(signed[first + i].into(), scale, zero_point),
-                    Residual::F32(x) => x[first + i],
-                };
-                want = want.max(0.0);
-                assert_eq!(y[i].to_bits(), want.to_bits());
-                assert_eq!(i32::from(q[i]), quantize(want, 0.037, 3, 0, 15));
+        let codes: Vec<u8> = codes(n, 5);
+        let from = ByteGrid { scale: 0.01, zero_point: 7, low: 0, high: 255 };
+        for per_channel in [PerChannel::None, PerChannel::Bias(&bias), PerChannel::Affine(&a, &b)] {
+            for residual in [None, Some((&*codes, from))] {
+                for clip in [None, Some((0.0, f32::INFINITY)), Some((0.0, 0.3)), Some((-0.05, 6.0))] {
+                    for zero_point in [0, 3] {
+                        let grid = ByteGrid { scale: 0.037, zero_point, low: 0, high: 15 };
+                        let mut q = vec![0u8; n];
+                        let requantize = Requantize { multiplier: &multiplier, per_channel, residual, clip, grid };
+                        requantize.run(&acc, &mut q);
+                        for i in 0..n {
+                            let c = i % channels;
+                            let mut want = acc[i] as f32 * multiplier[c];
+                            want = match per_channel {
+                                PerChannel::None => want,
+                                PerChannel::Bias(bias) => want + bias[c],
+                                PerChannel::Affine(a, b) => want * a[c] + b[c],
+                            };
+                            want += residual.map_or(0.0, |_| dequantize(codes[i].into(), 0.01, 7));
+                            want = clip.map_or(want, |(low, high)| want.max(low).min(high));
+                            assert_eq!(i32::from(q[i]), quantize(want, 0.037, zero_point, 0, 15));
+                        }
+                    }
+                }
             }
         }
     }

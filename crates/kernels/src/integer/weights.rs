@@ -8,8 +8,13 @@
 //! [group][block of 16 output channels][segment, group of 4][16 channels][4 inputs]     i8, 64 bytes per innermost pair
 //! ```
 //!
-//! Depthwise weights are `[tap][channel]`: there is no sum over channels to speak of.
+//! The wide kernel reads `[…, pair][16 channels][2 inputs]`, i16. Layers with few pixels read weights about once each: theirs stay
+//! as narrow as they are ([`narrow`](super::narrow)), or bytes for the wide kernel. Depthwise weights have an order of their own
+//! ([`depthwise`](super::depthwise)): there is no sum over channels to speak of.
 
+use super::depthwise;
+use super::dot::Kernel;
+use super::narrow::Narrow;
 use crate::conv::ConvShape;
 
 /// Output channels per block.
@@ -21,13 +26,28 @@ pub(super) const QUAD: usize = 4;
 #[derive(Debug, Clone)]
 pub struct ConvWeights {
     pub(super) layout: Layout,
-    pub(super) data: Vec<i8>,
+    /// Which loops these are packed for.
+    pub(super) kernel: Kernel,
+    pub(super) data: Packed,
     /// Σ w per output channel, which the zero point is multiplied with; padded to whole blocks per group.
     pub(super) sums: Vec<i32>,
-    /// How many products of an unsigned byte with a pair of neighbouring weights a 16-bit sum can hold, whatever the bytes:
-    /// 0 if not even one.
+    /// How many products of a pair of inputs with a pair of neighbouring weights a 16-bit sum can hold, whatever the inputs: 0
+    /// if not even one.
     pub(super) short_sums: usize,
+    /// No input code, as an unsigned byte, is larger.
+    pub(super) largest: u8,
 }
+
+/// Weights as wide as their kernel takes them.
+#[derive(Debug, Clone)]
+pub(super) enum Packed {
+    Bytes(Vec<i8>),
+    Words(Vec<i16>),
+    Narrow(Narrow, Vec<u8>),
+}
+
+/// Up to so many pixels, a layer is packed for reading its weights fast.
+const FEW_PIXELS: usize = 4;
 
 /// What the packing depends on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -100,59 +120,106 @@ impl Layout {
 }
 
 impl ConvWeights {
-    /// Packs the OIHW weights `w` of a convolution of this shape (whose batch and image size do not matter).
+    /// Packs the OIHW weights `w` of a convolution of this shape. Its batch does not matter, its image size only for speed.
     ///
     /// # Panics
     /// If the shape is not valid or `w` has another length than it says.
     pub fn new(shape: &ConvShape, w: &[i8]) -> Self {
+        Self::for_inputs(shape, w, u8::MAX)
+    }
+
+    /// [`new`](Self::new) where no input, as an unsigned byte, is larger than `largest`: small codes make faster sums. Signed
+    /// codes are 128 larger as bytes.
+    ///
+    /// # Panics
+    /// As [`new`](Self::new).
+    pub fn for_inputs(shape: &ConvShape, w: &[i8], largest: u8) -> Self {
+        let sums = short_sums(shape, w, largest);
+        Self::packed(Kernel::best(sums), sums, shape, w, largest)
+    }
+
+    pub(super) fn packed(kernel: Kernel, short_sums: usize, shape: &ConvShape, w: &[i8], largest: u8) -> Self {
         if let Err(error) = shape.validate() {
             panic!("{error}");
         }
-        assert_eq!(w.len(), shape.weight_len(), "length of the weight of {shape:?}");
+        assert_eq!(w.len(), shape.weight_len(), "weights of {shape:?}");
         let layout = Layout::of(shape);
         let [kernel_h, kernel_w] = shape.kernel;
         let (group_in, taps) = (layout.group_in(), kernel_h * kernel_w);
         let sum = |c: usize| w[c * group_in * taps..][..group_in * taps].iter().map(|&w| i32::from(w)).sum::<i32>();
         if layout.kind == Kind::Depthwise {
-            let data = (0..taps * layout.c_out).map(|i| w[i % layout.c_out * taps + i / layout.c_out]).collect();
-            return ConvWeights { layout, data, sums: (0..layout.c_out).map(sum).collect(), short_sums: 0 };
+            let data = depthwise::pack(kernel, taps, w);
+            let mut sums: Vec<i32> = (0..layout.c_out).map(sum).collect();
+            sums.resize(layout.c_out.next_multiple_of(LANES), 0);
+            return ConvWeights { layout, kernel, data, sums, short_sums, largest };
         }
         let (group_out, blocks) = (layout.group_out(), layout.blocks());
-        let mut data = vec![0i8; layout.groups * blocks * layout.block_len()];
         let mut sums = vec![0i32; layout.groups * blocks * LANES];
+        // Inputs that lie side by side in an instruction.
+        let run = if kernel.is_wide() { 2 } else { QUAD };
+        let mut bytes = vec![0i8; layout.groups * blocks * layout.block_len()];
         for c in 0..layout.c_out {
             let lane = c / group_out * blocks * LANES + c % group_out;
             sums[lane] = sum(c);
-            let block = lane / LANES * layout.block_len() + lane % LANES * QUAD;
+            let block = lane / LANES * layout.block_len() + lane % LANES * run;
             for i in 0..group_in {
                 for tap in 0..taps {
-                    // Position of this weight's input byte in its segment.
+                    // Position of this weight's input in its segment.
                     let (segment, at) = match layout.kind {
                         Kind::Rows => (tap / kernel_w, tap % kernel_w * group_in + i),
                         Kind::Depthwise | Kind::Taps => (tap, i),
                     };
-                    let quad = segment * layout.segment_quads() + at / QUAD;
-                    data[block + quad * QUAD * LANES + at % QUAD] = w[(c * group_in + i) * taps + tap];
+                    let at = segment * layout.segment_quads() * QUAD + at;
+                    bytes[block + at / run * run * LANES + at % run] = w[(c * group_in + i) * taps + tap];
                 }
             }
         }
-        let short_sums = short_sums(&data);
-        ConvWeights { layout, data, sums, short_sums }
+        let few = shape.out_h() * shape.out_w() <= FEW_PIXELS;
+        let narrow = Narrow::of(&bytes).filter(|_| few && kernel.expands() && short_sums > 0);
+        let data = match narrow {
+            Some(form) => Packed::Narrow(form, form.pack(&bytes)),
+            None if kernel.is_wide() && !few => Packed::Words(bytes.into_iter().map(i16::from).collect()),
+            None => Packed::Bytes(bytes),
+        };
+        ConvWeights { layout, kernel, data, sums, short_sums, largest }
     }
 
     /// Bytes that the packed weights take in memory.
     pub fn bytes(&self) -> usize {
-        self.data.len() + self.sums.len() * size_of::<i32>()
+        let data = match &self.data {
+            Packed::Bytes(data) => data.len(),
+            Packed::Words(data) => data.len() * size_of::<i16>(),
+            Packed::Narrow(_, data) => data.len(),
+        };
+        data + self.sums.len() * size_of::<i32>()
     }
 }
 
-/// See [`ConvWeights::short_sums`]: the largest sum of a pair is 255 times its positive weights, the smallest 255 times its
-/// negative ones. 4-bit weights of ±7 allow 9, of 7 bits 1, of 8 bits usually none.
-fn short_sums(data: &[i8]) -> usize {
-    let largest = data.chunks_exact(2).map(|pair| {
-        let (positive, negative): (Vec<i32>, Vec<i32>) = pair.iter().map(|&w| i32::from(w)).partition(|&w| w > 0);
-        positive.iter().sum::<i32>().max(-negative.iter().sum::<i32>())
-    });
-    let largest = largest.max().unwrap_or(0).max(1);
-    (i32::from(i16::MAX) / (255 * largest)) as usize
+/// See [`ConvWeights::short_sums`]: the largest sum of a pair is `largest` times its positive weights, the smallest `largest`
+/// times its negative ones. With inputs of 8 bits, 4-bit weights of ±7 allow 9, of 7 bits 1, of 8 bits usually none; with inputs
+/// of 4 bits, 4-bit weights allow 156.
+///
+/// Which weights are neighbours depends on the shape; pairs are those that [`ConvWeights::packed`] makes.
+pub(super) fn short_sums(shape: &ConvShape, w: &[i8], largest: u8) -> usize {
+    let layout = Layout::of(shape);
+    let taps = shape.kernel[0] * shape.kernel[1];
+    let group_in = layout.group_in();
+    let mut worst = 1;
+    for filter in w.chunks_exact((group_in * taps).max(1)) {
+        // Weights of a filter in the order of its inputs: segment by segment.
+        let at = |segment: usize, i: usize| match layout.kind {
+            Kind::Rows => filter[i % group_in * taps + segment * shape.kernel[1] + i / group_in],
+            Kind::Depthwise | Kind::Taps => filter[i * taps + segment],
+        };
+        let (segments, length) = layout.segments();
+        for segment in 0..segments {
+            for i in (0..length).step_by(2) {
+                let pair = [at(segment, i).into(), if i + 1 < length { at(segment, i + 1).into() } else { 0i32 }];
+                let positive: i32 = pair.iter().filter(|&&w| w > 0).sum();
+                let negative: i32 = pair.iter().filter(|&&w| w < 0).sum();
+                worst = worst.max(positive).max(-negative);
+            }
+        }
+    }
+    (i32::from(i16::MAX) / (i32::from(largest).max(1) * worst)) as usize
 }

@@ -4,11 +4,12 @@
 //! A chain runs over small blocks that stay in the first cache, one operation after the other, so every operation is
 //! a loop that the compiler vectorises and no order of fusing can change a bit.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use bitsmith_graph::{Op, QParams};
-use bitsmith_kernels::activation::Activation;
-use bitsmith_kernels::integer::rows;
+use bitsmith_kernels::activation::{self, Activation};
+use bitsmith_kernels::integer::{PerChannel, Requantize, rows};
 use rayon::prelude::*;
 
 use super::grid::ByteGrid;
@@ -98,8 +99,8 @@ pub(super) enum Elements<'a> {
     Codes(&'a [u8], ByteGrid),
 }
 
-/// Elements per block: 16 KiB of floats.
-const BLOCK: usize = 4096;
+/// Elements per block: floats, accumulators and codes of one stay in the first cache together.
+const BLOCK: usize = 2048;
 
 /// Elements below which a second thread is not worth its while.
 const PART: usize = 1 << 16;
@@ -135,8 +136,51 @@ pub(super) fn from_accumulators(
     first: usize,
     target: Target<'_>,
 ) {
+    match target {
+        Target::Codes(out, grid) => match requantize(scale, links, first..first + acc.len(), grid) {
+            Some(fused) => fused.run(acc, out),
+            None => from_scaled(acc, scale, links, first, Target::Codes(out, grid)),
+        },
+        target => from_scaled(acc, scale, links, first, target),
+    }
+}
+
+fn from_scaled(acc: &[i32], scale: &[f32], links: &[Link<Elements<'_>>], first: usize, target: Target<'_>) {
     let load = |at: usize, x: &mut [f32]| rows::scale_rows(&acc[at - first..][..x.len()], scale, x);
     run(load, links, scale.len(), first, target);
+}
+
+/// The usual chain, bias or batch normalisation, then a residual, then a clip, as the one pass that does it all.
+fn requantize<'a>(
+    multiplier: &'a [f32],
+    mut links: &'a [Link<Elements<'a>>],
+    range: Range<usize>,
+    grid: ByteGrid,
+) -> Option<Requantize<'a>> {
+    let channels = multiplier.len();
+    let mut fused = Requantize { multiplier, per_channel: PerChannel::None, residual: None, clip: None, grid };
+    if let [Link::Channel { op: Binary::Add, values, .. }, rest @ ..] = links
+        && values.len() == channels
+    {
+        (fused.per_channel, links) = (PerChannel::Bias(values), rest);
+    } else if let [Link::Affine { a, b }, rest @ ..] = links
+        && a.len() == channels
+        && b.len() == channels
+    {
+        (fused.per_channel, links) = (PerChannel::Affine(a, b), rest);
+    }
+    if let [Link::Value { op: Binary::Add, other: Elements::Codes(codes, from), .. }, rest @ ..] = links {
+        (fused.residual, links) = (Some((codes.get(range)?, *from)), rest);
+    }
+    if let [Link::Activation(act), rest @ ..] = links {
+        let clip = match *act {
+            Activation::Relu => Some((0.0, f32::INFINITY)),
+            Activation::Clip { min, max } if min <= max => Some((min, max)),
+            _ => return None,
+        };
+        (fused.clip, links) = (clip, rest);
+    }
+    links.is_empty().then_some(fused)
 }
 
 /// Runs a chain on floats that are already where results go.
@@ -200,7 +244,7 @@ fn apply(link: &Link<Elements<'_>>, channels: usize, at: usize, x: &mut [f32]) {
                 with(*op, *side, &decoded[..v.len()], x);
             }
         }
-        Link::Activation(act) => activate(*act, x),
+        Link::Activation(act) => activation::in_place(*act, x),
         Link::Round(params) => x.iter_mut().for_each(|x| *x = params.decode(params.encode(*x, 0), 0)),
     }
 }
@@ -235,18 +279,6 @@ fn each(op: Binary, side: Side, x: &mut [f32], other: impl Fn(usize) -> f32) {
     }
 }
 
-fn activate(act: Activation, x: &mut [f32]) {
-    // The frequent ones get a loop of their own, without a choice inside.
-    match act {
-        Activation::Identity => {}
-        Activation::Relu => rows::relu(x),
-        Activation::Clip { min, max } => rows::clip(min, max, x),
-        Activation::LeakyRelu { alpha } => x.iter_mut().for_each(|x| *x = Activation::LeakyRelu { alpha }.apply(*x)),
-        Activation::HardSwish => x.iter_mut().for_each(|x| *x = Activation::HardSwish.apply(*x)),
-        act => x.iter_mut().for_each(|x| *x = act.apply(*x)),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -278,6 +310,43 @@ mod tests {
         let mut rounded = [0; 4];
         grid.encode(&expected, &mut rounded);
         assert_eq!(codes, rounded);
+    }
+
+    /// The pass for the usual chain gives what its links give one by one.
+    #[test]
+    fn usual_chains_run_in_one_pass() {
+        let (channels, n, first) = (19, 19 * 6, 38);
+        let noise = |seed| crate::testing::noise(channels, seed);
+        let acc: Vec<i32> = crate::testing::noise(n, 1).iter().map(|v| (v * 5000.0) as i32).collect();
+        let codes: Vec<u8> = (0..n + first).map(|i| (i * 37 % 256) as u8).collect();
+        let grid = |zero_point| ByteGrid { scale: 0.02, zero_point, low: 0, high: 200 };
+        let scale: Vec<f32> = noise(2).iter().map(|v| 1e-3 + v.abs() * 1e-3).collect();
+        let bias = || Link::Channel { op: Binary::Add, side: Side::Left, values: noise(3).into() };
+        let affine = || Link::Affine { a: noise(4).into(), b: noise(5).into() };
+        let residual = || Link::Value { op: Binary::Add, side: Side::Right, other: Elements::Codes(&codes, grid(90)) };
+        let relu = || Link::Activation(Activation::Relu);
+        let clip = || Link::Activation(Activation::Clip { min: -0.5, max: 1.0 });
+        for links in [
+            vec![],
+            vec![bias()],
+            vec![affine(), relu()],
+            vec![bias(), residual()],
+            vec![affine(), residual(), relu()],
+            vec![residual(), clip()],
+            vec![clip()],
+        ] {
+            for zero_point in [0, 100] {
+                let grid = grid(zero_point);
+                assert!(requantize(&scale, &links, first..first + n, grid).is_some());
+                let (mut fused, mut floats, mut one_by_one) = (vec![0; n], vec![0.0; n], vec![0; n]);
+                from_accumulators(&acc, &scale, &links, first, Target::Codes(&mut fused, grid));
+                from_scaled(&acc, &scale, &links, first, Target::F32(&mut floats));
+                grid.encode(&floats, &mut one_by_one);
+                assert_eq!(fused, one_by_one, "{links:?}");
+            }
+        }
+        let gelu = [Link::Activation(Activation::GeluErf)];
+        assert!(requantize(&scale, &gelu, 0..n, grid(0)).is_none());
     }
 
     /// Blocks, parts and rows do not show in the result.

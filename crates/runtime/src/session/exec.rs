@@ -3,6 +3,7 @@
 use bitsmith_graph::ops::{PadMode, broadcast};
 use bitsmith_graph::{Graph, Shape};
 use bitsmith_kernels::gemm::{self, Order};
+use bitsmith_kernels::integer::rows;
 use bitsmith_kernels::norm::layer;
 
 use super::chain::{Elements, Link, Target, from_elements, in_place};
@@ -428,6 +429,9 @@ fn code_sums(grid: super::grid::ByteGrid) -> (impl Fn(i64, u8) -> i64, impl Fn(i
 fn softmax(dims: &[usize], axis: usize, log: bool, x: &[f32], y: &mut [f32]) {
     let inner: usize = dims[axis + 1..].iter().product();
     let n = dims[axis];
+    if inner == 1 {
+        return rows::softmax(n, log, x, y);
+    }
     for outer in 0..dims[..axis].iter().product() {
         for i in 0..inner {
             let at = |k: usize| (outer * n + k) * inner + i;
@@ -486,6 +490,18 @@ mod tests {
         assert_eq!(y, [0.5; 4]);
         softmax(&[2, 2], 1, true, &[0.0, 0.0, 3.0, 3.0], &mut y);
         assert!(y.iter().all(|v| (v + std::f32::consts::LN_2).abs() < 1e-6));
+        // Rows that lie side by side have a loop of their own.
+        let x = crate::testing::noise(2 * 19, 3);
+        let turned: Vec<f32> = (0..38).map(|i| x[i % 2 * 19 + i / 2] * 9.0).collect();
+        let x: Vec<f32> = x.iter().map(|x| x * 9.0).collect();
+        for log in [false, true] {
+            let (mut rows, mut columns) = ([0.0; 38], [0.0; 38]);
+            softmax(&[2, 19], 1, log, &x, &mut rows);
+            softmax(&[19, 2], 0, log, &turned, &mut columns);
+            for i in 0..38 {
+                assert!((columns[i] - rows[i % 2 * 19 + i / 2]).abs() < 1e-5, "{log} {i}");
+            }
+        }
     }
 
     #[test]

@@ -17,7 +17,7 @@ use bitsmith_graph::{Data, Graph, Op, QParams, QuantTensor, Role, Shape, Tensor,
 
 use super::Kernels;
 use super::chain::{Binary, Link};
-use super::grid::ByteGrid;
+use super::grid::{ByteGrid, byte_grid};
 use super::product::{Geometry, IntegerWeight};
 use super::report::NodeReport;
 use crate::error::Error;
@@ -138,7 +138,7 @@ pub(super) enum Action {
 pub(super) enum Head {
     Value,
     Conv(Conv, Weight),
-    /// For one row; there are as many as the result has.
+    /// For one sample; there are as many rows as the result has.
     Linear(Geometry, Weight),
 }
 

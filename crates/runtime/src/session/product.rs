@@ -126,7 +126,7 @@ impl IntegerWeight {
         let pack = |narrow: &dyn Fn(i16) -> i16| {
             // The halves of ±255 fit, and codes are packed whole only if they do.
             let bytes: Vec<i8> = codes.iter().map(|&c| narrow(c) as i8).collect();
-            ConvWeights::new(&geometry.as_conv(), &bytes)
+            ConvWeights::for_inputs(&geometry.as_conv(), &bytes, grid.high as u8)
         };
         let packing = if kernels == Kernels::Reference {
             Packing::Reference(codes)

@@ -10,7 +10,7 @@ use super::super::geometry;
 use super::super::product::{Geometry, IntegerWeight};
 use super::super::report::Arithmetic;
 use super::planner::{Planner, rounding};
-use super::{Action, ByteGrid, Elem, Head, Layout, Link, Source, Weight};
+use super::{Action, Elem, Head, Layout, Link, Source, Weight, byte_grid};
 use crate::error::{Error, Kind};
 
 /// A chain that waits for its last node.
@@ -190,7 +190,7 @@ impl Planner<'_> {
         if let Some(site) = self.network.site(end) {
             let (kept, round) = rounding(site);
             elem = kept;
-            grid = ByteGrid::of(site);
+            grid = byte_grid(site);
             placed.extend(round);
         }
         let slot = self.make(end, elem, layout, grid);
@@ -213,7 +213,10 @@ impl Planner<'_> {
             op => {
                 let transposed = matches!(op, Op::Gemm(op) if op.trans_b);
                 let order = if transposed { Order::Transposed } else { Order::Plain };
-                Geometry::Linear { m: 1, k: w_shape[1 - channel_axis], n: w_shape[channel_axis], order }
+                let n = w_shape[channel_axis];
+                // Of one sample; how many there are really is known when the step runs.
+                let m = self.shape(node.output()).iter().product::<usize>() / n.max(1);
+                Geometry::Linear { m, k: w_shape[1 - channel_axis], n, order }
             }
         };
         let integer = self.integer_weight(w, x, channel_axis, &geometry)?;

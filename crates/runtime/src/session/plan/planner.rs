@@ -8,7 +8,9 @@ use bitsmith_graph::{Node, QParams, Shape, Tensor, ValueId};
 use super::super::report::{Arithmetic, NodeReport};
 use super::super::{Kernels, moves};
 use super::chains::Pending;
-use super::{Action, Buffer, ByteGrid, Elem, Form, Head, Layout, Link, Network, Plan, Source, Step, free_early};
+use super::{
+    Action, Buffer, ByteGrid, Elem, Form, Head, Layout, Link, Network, Plan, Source, Step, byte_grid, free_early,
+};
 use crate::error::{Error, Kind};
 /// What is known while a plan is made.
 pub(super) struct Planner<'a> {
@@ -181,7 +183,7 @@ impl Planner<'_> {
     pub fn settle(&mut self, id: ValueId, name: &str) -> Result<(), Error> {
         let Some(site) = self.network.site(id) else { return Ok(()) };
         let (elem, layout) = self.natural(id);
-        let grid = ByteGrid::of(site);
+        let grid = byte_grid(site);
         if elem == Elem::Codes && self.grid(id) == grid {
             return Ok(());
         }
@@ -220,7 +222,7 @@ impl Planner<'_> {
 
 /// How a site's values are kept, and the link that rounds them where they are not kept as codes.
 pub(super) fn rounding<V>(site: &QParams) -> (Elem, Vec<Link<V>>) {
-    match ByteGrid::of(site) {
+    match byte_grid(site) {
         Some(_) => (Elem::Codes, vec![]),
         None => (Elem::F32, vec![Link::Round(Arc::new(site.clone()))]),
     }

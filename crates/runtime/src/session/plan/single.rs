@@ -7,7 +7,7 @@ use super::super::chain::Binary;
 use super::super::geometry;
 use super::super::report::Arithmetic;
 use super::planner::Planner;
-use super::{Action, ByteGrid, Elem, Layout};
+use super::{Action, Elem, Layout, byte_grid};
 use crate::error::{Error, Kind};
 
 impl Planner<'_> {
@@ -37,7 +37,7 @@ impl Planner<'_> {
             grid = grid.filter(|g| grids.iter().all(|other| *other == Some(*g)));
         }
         let moves = moves_elements(&node.op) || matches!(node.op, Op::Concat(_) | Op::Split(_) | Op::Gather(_));
-        let fits = node.outputs.iter().all(|&id| self.network.site(id).is_none_or(|site| ByteGrid::of(site) == grid));
+        let fits = node.outputs.iter().all(|&id| self.network.site(id).is_none_or(|site| byte_grid(site) == grid));
         let keeps_codes = moves && grid.is_some() && fits;
         let moved = if keeps_codes { Elem::Codes } else { float(elem) };
         let grid = grid.filter(|_| keeps_codes);

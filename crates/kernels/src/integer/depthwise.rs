@@ -1,0 +1,152 @@
+//! Depthwise convolutions: every channel alone, one weight per tap.
+//!
+//! With AVX2, `vpmaddwd` adds two taps at a time: 16 channels of two taps are widened to 16 bits and interleaved,
+//!
+//! ```text
+//! x(tap 0): c0 … c15      low  = c0t0 c0t1 … c3t0 c3t1 | c8t0 c8t1 … c11t0 c11t1
+//! x(tap 1): c0 … c15      high = c4t0 c4t1 … c7t0 c7t1 | c12t0 …
+//! ```
+//!
+//! and multiplied with weights in the same order, `[block of 16 channels][pair of taps][low, high]`. An odd tap is paired with
+//! itself and a weight of 0. Without AVX2, weights are `[tap][channel]`.
+
+use super::dot::Kernel;
+use super::weights::{LANES, Packed};
+use crate::multiversion::multiversion;
+
+/// The bytes that may be read past a window's last one: a block of channels is read whole.
+pub(super) const SLACK: usize = LANES;
+
+/// Weights `[channel][tap]` in the order of the loops.
+pub(super) fn pack(kernel: Kernel, taps: usize, w: &[i8]) -> Packed {
+    let channels = w.len() / taps;
+    if !kernel.has_avx2() {
+        return Packed::Bytes((0..w.len()).map(|i| w[i % channels * taps + i / channels]).collect());
+    }
+    let pairs = taps.div_ceil(2);
+    let mut words = vec![0i16; channels.div_ceil(LANES) * pairs * 2 * LANES];
+    for (i, &w) in w.iter().enumerate() {
+        let (channel, tap) = (i / taps, i % taps);
+        let (block, lane) = (channel / LANES, channel % LANES);
+        // Quarters of four channels: low, high, low, high.
+        let quarter = [0, 2, 1, 3][lane / 4];
+        let at = (block * pairs + tap / 2) * 2 * LANES + quarter * 8 + lane % 4 * 2 + tap % 2;
+        words[at] = w.into();
+    }
+    Packed::Words(words)
+}
+
+/// Accumulates pixels whose windows begin at `pixels` in `input`; taps are at `offsets` from there. `start` has whole blocks.
+///
+/// # Panics
+/// If a window and its [`SLACK`] reach past `input`, or a slice is shorter than the others say.
+pub(super) fn run(
+    weights: &Packed,
+    input: &[u8],
+    pixels: &[usize],
+    offsets: &[usize],
+    start: &[i32],
+    channels: usize,
+    acc: &mut [i32],
+) {
+    match weights {
+        Packed::Bytes(weights) => {
+            for (acc, &pixel) in acc.chunks_exact_mut(channels).zip(pixels) {
+                pixel_by_tap(&input[pixel..], offsets, weights, start, acc);
+            }
+        }
+        Packed::Words(weights) => {
+            let blocks = channels.div_ceil(LANES);
+            let reach = offsets.iter().max().map_or(0, |o| o + (blocks - 1) * LANES + SLACK);
+            let last = pixels.iter().max().map_or(0, |p| p + reach);
+            assert!(last <= input.len(), "a window reaches past the input");
+            assert!(weights.len() >= blocks * offsets.len().div_ceil(2) * 2 * LANES, "weights are missing");
+            assert!(start.len() >= blocks * LANES && acc.len() >= pixels.len() * channels, "accumulators are missing");
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: `pack` makes words only for kernels that AVX2 was found for; lengths were checked just now.
+            unsafe {
+                x86::pairs(weights, input, pixels, offsets, start, channels, acc);
+            }
+        }
+        Packed::Narrow(..) => unreachable!("depthwise weights are never narrow"),
+    }
+}
+
+multiversion! {
+    /// One pixel, weights `[tap][channel]`.
+    fn pixel_by_tap(input: &[u8], offsets: &[usize], weights: &[i8], start: &[i32], acc: &mut [i32]) {
+        let channels = acc.len();
+        acc.copy_from_slice(&start[..channels]);
+        for (offset, weights) in offsets.iter().zip(weights.chunks_exact(channels)) {
+            let input = &input[*offset..][..channels];
+            for ((acc, &x), &w) in acc.iter_mut().zip(input).zip(weights) {
+                *acc = acc.wrapping_add(i32::from(x) * i32::from(w));
+            }
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use super::LANES;
+    use std::arch::x86_64::{
+        __m256i, _mm_loadu_si128, _mm256_add_epi32, _mm256_cvtepu8_epi16, _mm256_loadu_si256, _mm256_madd_epi16,
+        _mm256_permute2x128_si256, _mm256_storeu_si256, _mm256_unpackhi_epi16, _mm256_unpacklo_epi16,
+    };
+
+    /// All pixels and channels with `vpmaddwd`.
+    ///
+    /// # Safety
+    /// * AVX2 is available.
+    /// * From every pixel and offset on, `input` has a byte for every channel of every block, 16 to each.
+    /// * `weights` are packed as the module says, `start` has whole blocks, `acc` has `channels` elements per pixel.
+    #[target_feature(enable = "avx2")]
+    pub unsafe fn pairs(
+        weights: &[i16],
+        input: &[u8],
+        pixels: &[usize],
+        offsets: &[usize],
+        start: &[i32],
+        channels: usize,
+        acc: &mut [i32],
+    ) {
+        let per_block = offsets.len().div_ceil(2) * 2 * LANES;
+        for (block, weights) in weights.chunks_exact(per_block).enumerate().take(channels.div_ceil(LANES)) {
+            let first = block * LANES;
+            let wanted = (channels - first).min(LANES);
+            // SAFETY: `start` has whole blocks.
+            let start = |part: usize| unsafe { _mm256_loadu_si256(start.as_ptr().add(first + 8 * part).cast()) };
+            let (start0, start1) = (start(0), start(1));
+            // Sums are kept in the order of the interleaved halves until the end.
+            let low0 = _mm256_permute2x128_si256::<0x20>(start0, start1);
+            let high0 = _mm256_permute2x128_si256::<0x31>(start0, start1);
+            for (idx, &pixel) in pixels.iter().enumerate() {
+                let window = input.as_ptr().wrapping_add(pixel + first);
+                let (mut low, mut high) = (low0, high0);
+                let mut weight = weights.as_ptr();
+                for taps in offsets.chunks(2) {
+                    // SAFETY: the caller promises 16 bytes at every offset.
+                    let load =
+                        |offset: usize| unsafe { _mm256_cvtepu8_epi16(_mm_loadu_si128(window.add(offset).cast())) };
+                    let (x0, x1) = (load(taps[0]), load(taps[taps.len() - 1]));
+                    // SAFETY: the caller promises 32 weights per pair of taps, through which `weight` moves.
+                    let w = |half: usize| -> __m256i { unsafe { _mm256_loadu_si256(weight.add(half * LANES).cast()) } };
+                    low = _mm256_add_epi32(low, _mm256_madd_epi16(_mm256_unpacklo_epi16(x0, x1), w(0)));
+                    high = _mm256_add_epi32(high, _mm256_madd_epi16(_mm256_unpackhi_epi16(x0, x1), w(1)));
+                    weight = weight.wrapping_add(2 * LANES);
+                }
+                let sums = [_mm256_permute2x128_si256::<0x20>(low, high), _mm256_permute2x128_si256::<0x31>(low, high)];
+                let to = &mut acc[idx * channels + first..][..wanted];
+                let mut lanes = [0i32; LANES];
+                let row = if wanted == LANES { to.as_mut_ptr() } else { lanes.as_mut_ptr() };
+                for (part, &sum) in sums.iter().enumerate() {
+                    // SAFETY: both hold 16 elements, of which this stores 8 from `8 * part` on.
+                    unsafe { _mm256_storeu_si256(row.add(8 * part).cast(), sum) };
+                }
+                if wanted < LANES {
+                    to.copy_from_slice(&lanes[..wanted]);
+                }
+            }
+        }
+    }
+}
