@@ -62,6 +62,14 @@ pub fn round_clamped_to_i32(v: f32, low: f32, high: f32) -> i32 {
     ((clamp(v, low, high) + ROUND_MAGIC).to_bits() as i32).wrapping_sub(ROUND_MAGIC.to_bits() as i32)
 }
 
+/// [`round_clamped_to_i32`], and how far the clamped number is from its integer. NaN gives any integer, at the distance NaN.
+#[inline(always)]
+pub fn round_clamped_and_distance(v: f32, low: f32, high: f32) -> (i32, f32) {
+    let v = clamp(v, low, high);
+    let sum = v + ROUND_MAGIC;
+    ((sum.to_bits() as i32).wrapping_sub(ROUND_MAGIC.to_bits() as i32), (v - (sum - ROUND_MAGIC)).abs())
+}
+
 /// Clamps without `f32::clamp`'s check of its bounds, which hinders vectorisation. NaN stays NaN.
 #[inline(always)]
 fn clamp(v: f32, low: f32, high: f32) -> f32 {

@@ -331,7 +331,7 @@ impl<'a, A: Operand> Plan<'a, A> {
         const WHOLE: usize = QUAD * LANES;
         match (&self.weights.data, windows.input) {
             (data, Codes::Bytes(input)) if self.layout.kind == Kind::Depthwise => {
-                depthwise::run(data, input, pixels, offsets, &self.start, self.shape.c_out, acc);
+                depthwise::run(kernel, data, input, pixels, offsets, &self.start, self.shape.c_out, acc);
             }
             (Packed::Bytes(data), Codes::Bytes(input)) => {
                 self.for_each_group((data, WHOLE), input, pixels, blocks, acc, stride, |job| kernel.run_bytes(job));

@@ -7,40 +7,51 @@
 //! x(tap 1): c0 … c15      high = c4t0 c4t1 … c7t0 c7t1 | c12t0 …
 //! ```
 //!
-//! and multiplied with weights in the same order, `[block of 16 channels][pair of taps][low, high]`. An odd tap is paired with
-//! itself and a weight of 0. Without AVX2, weights are `[tap][channel]`.
+//! and multiplied with weights in the same order, `[block of 16 channels][pair of taps][low, high]`. Where 16 bits hold the sums,
+//! `vpmaddubsw` does the same with bytes, 32 channels at a time. An odd tap is paired with itself and a weight of 0. Without
+//! AVX2, weights are `[tap][channel]`.
 
 use super::dot::Kernel;
 use super::weights::{LANES, Packed};
 use crate::multiversion::multiversion;
 
-/// The bytes that may be read past a window's last one: a block of channels is read whole.
-pub(super) const SLACK: usize = LANES;
+/// Channels that are read together at most, and so the bytes that may be read past a window's last one.
+pub(super) const SLACK: usize = 2 * LANES;
 
-/// Weights `[channel][tap]` in the order of the loops.
-pub(super) fn pack(kernel: Kernel, taps: usize, w: &[i8]) -> Packed {
+/// Weights `[channel][tap]` in the order of the loops; `short_sums` are those of single weights.
+pub(super) fn pack(kernel: Kernel, short_sums: usize, taps: usize, w: &[i8]) -> Packed {
     let channels = w.len() / taps;
-    if !kernel.has_avx2() {
-        return Packed::Bytes((0..w.len()).map(|i| w[i % channels * taps + i / channels]).collect());
-    }
     let pairs = taps.div_ceil(2);
-    let mut words = vec![0i16; channels.div_ceil(LANES) * pairs * 2 * LANES];
-    for (i, &w) in w.iter().enumerate() {
-        let (channel, tap) = (i / taps, i % taps);
-        let (block, lane) = (channel / LANES, channel % LANES);
-        // Quarters of four channels: low, high, low, high.
-        let quarter = [0, 2, 1, 3][lane / 4];
-        let at = (block * pairs + tap / 2) * 2 * LANES + quarter * 8 + lane % 4 * 2 + tap % 2;
-        words[at] = w.into();
+    let by_pair = |block: usize, quarters: [usize; 4]| {
+        let mut out = vec![0i8; channels.div_ceil(block) * pairs * 2 * block];
+        for (i, &w) in w.iter().enumerate() {
+            let (channel, tap) = (i / taps, i % taps);
+            let lane = channel % block;
+            let at = (channel / block * pairs + tap / 2) * 2 * block;
+            let run = block / 4;
+            out[at + quarters[lane / run] * 2 * run + lane % run * 2 + tap % 2] = w;
+        }
+        out
+    };
+    // Low and high halves of either kind hold the quarters 0 2 | 1 3.
+    let quarters = [0, 2, 1, 3];
+    if !kernel.has_avx2() {
+        Packed::Bytes((0..w.len()).map(|i| w[i % channels * taps + i / channels]).collect())
+    } else if pairs <= short_sums / 2 {
+        Packed::Bytes(by_pair(2 * LANES, quarters))
+    } else {
+        Packed::Words(by_pair(LANES, quarters).into_iter().map(i16::from).collect())
     }
-    Packed::Words(words)
 }
 
-/// Accumulates pixels whose windows begin at `pixels` in `input`; taps are at `offsets` from there. `start` has whole blocks.
+/// Accumulates pixels whose windows begin at `pixels` in `input`; taps are at `offsets` from there. `start` has whole blocks of
+/// [`SLACK`] channels.
 ///
 /// # Panics
 /// If a window and its [`SLACK`] reach past `input`, or a slice is shorter than the others say.
+#[allow(clippy::too_many_arguments)]
 pub(super) fn run(
+    kernel: Kernel,
     weights: &Packed,
     input: &[u8],
     pixels: &[usize],
@@ -49,26 +60,33 @@ pub(super) fn run(
     channels: usize,
     acc: &mut [i32],
 ) {
+    if let (Packed::Bytes(weights), false) = (weights, kernel.has_avx2()) {
+        for (acc, &pixel) in acc.chunks_exact_mut(channels).zip(pixels) {
+            pixel_by_tap(&input[pixel..], offsets, weights, start, acc);
+        }
+        return;
+    }
+    let block = if matches!(weights, Packed::Bytes(_)) { 2 * LANES } else { LANES };
+    let blocks = channels.div_ceil(block);
+    let reach = offsets.iter().max().map_or(0, |o| o + blocks * block);
+    let last = pixels.iter().max().map_or(0, |p| p + reach);
+    let needed = blocks * offsets.len().div_ceil(2) * 2 * block;
+    assert!(last <= input.len(), "a window reaches past the input");
+    assert!(start.len() >= blocks * block && acc.len() >= pixels.len() * channels, "accumulators are missing");
     match weights {
+        #[cfg(target_arch = "x86_64")]
         Packed::Bytes(weights) => {
-            for (acc, &pixel) in acc.chunks_exact_mut(channels).zip(pixels) {
-                pixel_by_tap(&input[pixel..], offsets, weights, start, acc);
-            }
+            assert!(weights.len() >= needed, "weights are missing");
+            // SAFETY: the kernel was chosen where AVX2 was found; lengths were checked just now.
+            unsafe { x86::short_pairs(weights, input, pixels, offsets, start, channels, acc) };
         }
+        #[cfg(target_arch = "x86_64")]
         Packed::Words(weights) => {
-            let blocks = channels.div_ceil(LANES);
-            let reach = offsets.iter().max().map_or(0, |o| o + (blocks - 1) * LANES + SLACK);
-            let last = pixels.iter().max().map_or(0, |p| p + reach);
-            assert!(last <= input.len(), "a window reaches past the input");
-            assert!(weights.len() >= blocks * offsets.len().div_ceil(2) * 2 * LANES, "weights are missing");
-            assert!(start.len() >= blocks * LANES && acc.len() >= pixels.len() * channels, "accumulators are missing");
-            #[cfg(target_arch = "x86_64")]
-            // SAFETY: `pack` makes words only for kernels that AVX2 was found for; lengths were checked just now.
-            unsafe {
-                x86::pairs(weights, input, pixels, offsets, start, channels, acc);
-            }
+            assert!(weights.len() >= needed, "weights are missing");
+            // SAFETY: as above.
+            unsafe { x86::pairs(weights, input, pixels, offsets, start, channels, acc) };
         }
-        Packed::Narrow(..) => unreachable!("depthwise weights are never narrow"),
+        _ => unreachable!("{needed} depthwise weights are neither bytes nor words of this processor"),
     }
 }
 
@@ -90,8 +108,10 @@ multiversion! {
 mod x86 {
     use super::LANES;
     use std::arch::x86_64::{
-        __m256i, _mm_loadu_si128, _mm256_add_epi32, _mm256_cvtepu8_epi16, _mm256_loadu_si256, _mm256_madd_epi16,
-        _mm256_permute2x128_si256, _mm256_storeu_si256, _mm256_unpackhi_epi16, _mm256_unpacklo_epi16,
+        __m256i, _mm_loadu_si128, _mm256_add_epi16, _mm256_add_epi32, _mm256_castsi256_si128, _mm256_cvtepi16_epi32,
+        _mm256_cvtepu8_epi16, _mm256_extracti128_si256, _mm256_loadu_si256, _mm256_madd_epi16, _mm256_maddubs_epi16,
+        _mm256_permute2x128_si256, _mm256_setzero_si256, _mm256_storeu_si256, _mm256_unpackhi_epi8,
+        _mm256_unpackhi_epi16, _mm256_unpacklo_epi8, _mm256_unpacklo_epi16,
     };
 
     /// All pixels and channels with `vpmaddwd`.
@@ -144,6 +164,64 @@ mod x86 {
                     unsafe { _mm256_storeu_si256(row.add(8 * part).cast(), sum) };
                 }
                 if wanted < LANES {
+                    to.copy_from_slice(&lanes[..wanted]);
+                }
+            }
+        }
+    }
+
+    /// All pixels and channels with `vpmaddubsw`, where 16 bits hold the sums.
+    ///
+    /// # Safety
+    /// As for [`pairs`], with blocks of 32 channels.
+    #[target_feature(enable = "avx2")]
+    pub unsafe fn short_pairs(
+        weights: &[i8],
+        input: &[u8],
+        pixels: &[usize],
+        offsets: &[usize],
+        start: &[i32],
+        channels: usize,
+        acc: &mut [i32],
+    ) {
+        const BLOCK: usize = 2 * LANES;
+        let per_block = offsets.len().div_ceil(2) * 2 * BLOCK;
+        for (block, weights) in weights.chunks_exact(per_block).enumerate().take(channels.div_ceil(BLOCK)) {
+            let first = block * BLOCK;
+            let wanted = (channels - first).min(BLOCK);
+            for (idx, &pixel) in pixels.iter().enumerate() {
+                let window = input.as_ptr().wrapping_add(pixel + first);
+                let (mut low, mut high) = (_mm256_setzero_si256(), _mm256_setzero_si256());
+                let mut weight = weights.as_ptr();
+                for taps in offsets.chunks(2) {
+                    // SAFETY: the caller promises 32 bytes at every offset.
+                    let load = |offset: usize| -> __m256i { unsafe { _mm256_loadu_si256(window.add(offset).cast()) } };
+                    let (x0, x1) = (load(taps[0]), load(taps[taps.len() - 1]));
+                    // SAFETY: the caller promises 64 weights per pair of taps, through which `weight` moves.
+                    let w = |half: usize| -> __m256i { unsafe { _mm256_loadu_si256(weight.add(half * BLOCK).cast()) } };
+                    low = _mm256_add_epi16(low, _mm256_maddubs_epi16(_mm256_unpacklo_epi8(x0, x1), w(0)));
+                    high = _mm256_add_epi16(high, _mm256_maddubs_epi16(_mm256_unpackhi_epi8(x0, x1), w(1)));
+                    weight = weight.wrapping_add(2 * BLOCK);
+                }
+                // Eight channels each.
+                let sums = [
+                    _mm256_castsi256_si128(low),
+                    _mm256_castsi256_si128(high),
+                    _mm256_extracti128_si256::<1>(low),
+                    _mm256_extracti128_si256::<1>(high),
+                ];
+                let to = &mut acc[idx * channels + first..][..wanted];
+                let mut lanes = [0i32; BLOCK];
+                let row = if wanted == BLOCK { to.as_mut_ptr() } else { lanes.as_mut_ptr() };
+                for (part, sum) in sums.into_iter().enumerate() {
+                    // SAFETY: both hold 32 elements and `start` has whole blocks; these are 8 from `8 * part` on.
+                    unsafe {
+                        let start = _mm256_loadu_si256(start.as_ptr().add(first + 8 * part).cast());
+                        let sum = _mm256_add_epi32(start, _mm256_cvtepi16_epi32(sum));
+                        _mm256_storeu_si256(row.add(8 * part).cast(), sum);
+                    }
+                }
+                if wanted < BLOCK {
                     to.copy_from_slice(&lanes[..wanted]);
                 }
             }

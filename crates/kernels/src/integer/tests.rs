@@ -243,6 +243,34 @@ fn requantizing_follows_the_graph() {
     }
 }
 
+/// Numbers at and around the middle of two codes, where multiplying by the inverse would round differently than dividing.
+#[test]
+fn requantizing_rounds_as_division_does() {
+    for scale in [0.1f32, 1.0 / 3.0, 0.037, 0.05, 7e-3, 1.7e-39, 2e38] {
+        let grid = ByteGrid { scale, zero_point: 7, low: 0, high: 255 };
+        let (mut bias, mut want) = (vec![], vec![]);
+        for code in -20..270 {
+            let middle = (code as f32 + 0.5) * scale;
+            for ulps in -3..=3i32 {
+                let y = f32::from_bits(middle.to_bits().wrapping_add_signed(ulps));
+                bias.push(y);
+                want.push(quantize(y, scale, 7, 0, 255) as u8);
+            }
+        }
+        let n = bias.len();
+        let (multiplier, mut q) = (vec![1.0; n], vec![0; n]);
+        let requantize = Requantize {
+            multiplier: &multiplier,
+            per_channel: PerChannel::Bias(&bias),
+            residual: None,
+            clip: None,
+            grid,
+        };
+        requantize.run(&vec![0; n], &mut q);
+        assert_eq!(q, want, "scale {scale}");
+    }
+}
+
 #[test]
 fn thread_count_changes_nothing() {
     let shape = ConvShape { batch: 3, in_h: 17, in_w: 13, c_in: 16, c_out: 24, ..BASE };

@@ -148,9 +148,9 @@ impl ConvWeights {
         let (group_in, taps) = (layout.group_in(), kernel_h * kernel_w);
         let sum = |c: usize| w[c * group_in * taps..][..group_in * taps].iter().map(|&w| i32::from(w)).sum::<i32>();
         if layout.kind == Kind::Depthwise {
-            let data = depthwise::pack(kernel, taps, w);
+            let data = depthwise::pack(kernel, short_sums, taps, w);
             let mut sums: Vec<i32> = (0..layout.c_out).map(sum).collect();
-            sums.resize(layout.c_out.next_multiple_of(LANES), 0);
+            sums.resize(layout.c_out.next_multiple_of(depthwise::SLACK), 0);
             return ConvWeights { layout, kernel, data, sums, short_sums, largest };
         }
         let (group_out, blocks) = (layout.group_out(), layout.blocks());
