@@ -372,6 +372,7 @@ impl<'a, A: Operand> Plan<'a, A> {
                 weights: &weights[blocks.start * block_len..blocks.end * block_len],
                 group_len,
                 start: &self.start[group * all * LANES..][blocks.start * LANES..blocks.end * LANES],
+                short_sums: self.weights.short_sums,
                 channels: layout.group_out().min(blocks.end * LANES) - blocks.start * LANES,
                 acc: &mut acc[group * layout.group_out()..],
                 stride,

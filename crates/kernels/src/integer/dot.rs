@@ -10,8 +10,7 @@
 //!
 //! All take input codes as unsigned numbers; signed codes were shifted by 128 on the way in, which the start value of the
 //! accumulators makes up for. `vpmaddubsw` saturates, so it is used only where the weights at hand cannot make it: how
-//! many of its results a 16-bit lane can hold for any input is known from packing, long dot products are cut into chunks of no
-//! more, and nothing is ever clipped. Everything
+//! many of its results a 16-bit lane can hold for any input is known from packing, and nothing is ever clipped. Everything
 //! else is widened to 16 bits, inputs on the way into a band's strip, weights when they are packed, or when they are loaded
 //! where a layer has so few pixels that reading its weights takes longest.
 //!
@@ -21,17 +20,20 @@
 use super::narrow::Narrow;
 use super::weights::{LANES, QUAD};
 use crate::isa::{Isa, Level};
+use crate::multiversion::multiversion;
 
 /// Most pixels and blocks that any kernel takes at once.
 const MAX_PIXELS: usize = 8;
 #[cfg(target_arch = "x86_64")]
 const MAX_BLOCKS: usize = 4;
 
-/// A run of a dot product whose weights stay in the first cache while all pixels pass by, and whose sums stay in their range.
+/// A run of a dot product whose weights stay in the first cache while all pixels pass by.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Chunk {
-    /// Groups of four inputs before it.
+    /// Groups of four inputs before it, in the weights.
     pub first: usize,
+    /// Whether a dot product begins with it.
+    pub begins: bool,
     /// Where its inputs lie, the same for all pixels of a band: offset from a pixel's first code, and groups of four from there.
     pub pieces: Vec<(usize, usize)>,
 }
@@ -39,13 +41,13 @@ pub(super) struct Chunk {
 impl Chunk {
     /// Cuts segments of `quads` groups each, which begin at `offsets`, into chunks of at most `longest` groups.
     pub fn cut(offsets: &[usize], quads: usize, longest: usize) -> Vec<Self> {
-        let mut chunks: Vec<Chunk> = vec![Chunk { first: 0, pieces: vec![] }];
+        let mut chunks: Vec<Chunk> = vec![Chunk { first: 0, begins: true, pieces: vec![] }];
         let mut room = longest;
         for (segment, &offset) in offsets.iter().enumerate() {
             let mut done = 0;
             while done < quads {
                 if room == 0 {
-                    chunks.push(Chunk { first: segment * quads + done, pieces: vec![] });
+                    chunks.push(Chunk { first: segment * quads + done, begins: false, pieces: vec![] });
                     room = longest;
                 }
                 let length = room.min(quads - done);
@@ -77,6 +79,8 @@ pub(super) struct Job<'a, X, W> {
     pub group_len: usize,
     /// Start value per channel, whole blocks.
     pub start: &'a [i32],
+    /// Products of pairs that 16 bits can sum up.
+    pub short_sums: usize,
     /// Channels wanted, at most those of the blocks.
     pub channels: usize,
     /// First accumulator of the first pixel.
@@ -84,6 +88,17 @@ pub(super) struct Job<'a, X, W> {
     /// Accumulators between pixels.
     pub stride: usize,
 }
+
+/// With room for so many sums, chunks are cut so that each needs widening once; with less, it is done within them.
+#[cfg(target_arch = "x86_64")]
+const MANY_SHORT_SUMS: usize = 64;
+
+/// Groups of four inputs in a chunk, 64 bytes each: the inputs of many pixels share the first cache with them.
+#[cfg(target_arch = "x86_64")]
+const LONGEST: usize = 128;
+
+/// Pixels from which on weights are expanded once for all of them.
+const MANY_PIXELS: usize = 8;
 
 /// Which kernel a layer runs; chosen when its weights are packed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -149,13 +164,15 @@ impl Kernel {
         self != Kernel::Portable
     }
 
-    /// The longest chunk that this kernel takes: 16 KiB of weights, and no more sums than 16 bits hold.
+    /// The longest chunk that this kernel takes: 8 KiB of weights, and no more sums than 16 bits hold if they hold many.
     pub fn longest_chunk(self, short_sums: usize) -> usize {
         match self {
             #[cfg(target_arch = "x86_64")]
-            Kernel::Short => short_sums.min(256),
+            Kernel::Short if short_sums >= MANY_SHORT_SUMS => short_sums.min(LONGEST),
             #[cfg(target_arch = "x86_64")]
-            Kernel::Wide => 128,
+            Kernel::Short => LONGEST,
+            #[cfg(target_arch = "x86_64")]
+            Kernel::Wide => LONGEST / 2,
             _ => usize::MAX,
         }
     }
@@ -187,11 +204,13 @@ impl Kernel {
                 |_| (1, 6),
                 // SAFETY: `Short` is only chosen where AVX2 was detected; the rest as above.
                 |tile, acc| unsafe {
-                    match tile.valid {
-                        1 => x86::short::<1>(tile, acc),
-                        2 => x86::short::<2>(tile, acc),
-                        3 | 4 => x86::short::<4>(tile, acc),
-                        _ => x86::short::<6>(tile, acc),
+                    match (tile.valid, tile.needs_widening()) {
+                        (1, _) => x86::short::<1>(tile, acc),
+                        (2, _) => x86::short::<2>(tile, acc),
+                        (3 | 4, false) => x86::short_once::<4>(tile, acc),
+                        (3 | 4, true) => x86::short::<4>(tile, acc),
+                        (_, false) => x86::short_once::<6>(tile, acc),
+                        (_, true) => x86::short::<6>(tile, acc),
                     }
                 },
             ),
@@ -207,6 +226,9 @@ impl Kernel {
     /// If the job's slices do not hold what it describes, or the kernel does not [expand](Self::expands).
     pub fn run_narrow(self, job: &mut Job<'_, u8, u8>, form: Narrow) {
         assert!(self.expands(), "weights of another kind were expected");
+        if job.pixels.len() >= MANY_PIXELS {
+            return job.expanded(|narrow, bytes| form.expand(narrow, bytes), |job| self.run_bytes(job));
+        }
         #[cfg(target_arch = "x86_64")]
         // SAFETY: `Short` is only chosen where AVX2 was detected; the rest as for bytes.
         job.for_each_tile(|_| (1, 6), |tile, acc| unsafe { super::narrow::x86::run(tile, form, acc) });
@@ -220,6 +242,9 @@ impl Kernel {
     /// If the job's slices do not hold what it describes, or the kernel is not [`wide`](Self::is_wide).
     pub fn run_words<W: Word>(self, job: &mut Job<'_, i16, W>) {
         assert!(self.is_wide(), "bytes were expected");
+        if size_of::<W>() == 1 && job.pixels.len() >= MANY_PIXELS {
+            return job.expanded(W::widen, |job: &mut Job<'_, i16, i16>| self.run_words(job));
+        }
         #[cfg(target_arch = "x86_64")]
         // SAFETY: `Wide` is only chosen where AVX2 was detected; the rest as for bytes.
         job.for_each_tile(
@@ -240,6 +265,9 @@ impl Kernel {
 
 /// A weight that the wide kernel multiplies with words.
 pub(super) trait Word: Copy {
+    /// Weights as words, in the place of what `to` held.
+    fn widen(from: &[Self], to: &mut Vec<i16>);
+
     /// 16 consecutive weights as words.
     ///
     /// # Safety
@@ -249,6 +277,11 @@ pub(super) trait Word: Copy {
 }
 
 impl Word for i16 {
+    fn widen(from: &[Self], to: &mut Vec<i16>) {
+        to.clear();
+        to.extend_from_slice(from);
+    }
+
     #[cfg(target_arch = "x86_64")]
     #[inline(always)]
     unsafe fn load(at: *const Self) -> std::arch::x86_64::__m256i {
@@ -258,12 +291,23 @@ impl Word for i16 {
 }
 
 impl Word for i8 {
+    fn widen(from: &[Self], to: &mut Vec<i16>) {
+        to.resize(from.len(), 0);
+        widen_bytes(from, to);
+    }
+
     #[cfg(target_arch = "x86_64")]
     #[inline(always)]
     unsafe fn load(at: *const Self) -> std::arch::x86_64::__m256i {
         use std::arch::x86_64::{_mm_loadu_si128, _mm256_cvtepi8_epi16};
         // SAFETY: the caller promises 16 bytes, and AVX2.
         unsafe { _mm256_cvtepi8_epi16(_mm_loadu_si128(at.cast())) }
+    }
+}
+
+multiversion! {
+    fn widen_bytes(from: &[i8], to: &mut [i16]) {
+        to.iter_mut().zip(from).for_each(|(to, &w)| *to = i16::from(w));
     }
 }
 
@@ -281,9 +325,43 @@ pub(super) struct Tile<'a, X, W> {
     channels: usize,
     pub valid: usize,
     stride: usize,
+    pub short_sums: usize,
+}
+
+impl<X, W> Tile<'_, X, W> {
+    /// Whether 16 bits cannot hold the sums of all pieces.
+    fn needs_widening(&self) -> bool {
+        self.pieces.iter().map(|(_, quads)| quads).sum::<usize>() > self.short_sums
+    }
 }
 
 impl<X, W> Job<'_, X, W> {
+    /// Expands the weights of a block and chunk at a time, for all pixels, and runs each as a job of its own.
+    fn expanded<E>(&mut self, expand: impl Fn(&[W], &mut Vec<E>), run: impl Fn(&mut Job<'_, X, E>)) {
+        let blocks = self.channels.div_ceil(LANES);
+        let block_len = self.weights.len() / blocks.max(1);
+        let mut panel = Vec::new();
+        for block in 0..blocks {
+            for chunk in self.chunks {
+                let from = block * block_len + chunk.first * self.group_len;
+                panel.clear();
+                expand(&self.weights[from..from + chunk.quads() * self.group_len], &mut panel);
+                run(&mut Job {
+                    input: self.input,
+                    pixels: self.pixels,
+                    chunks: &[Chunk { first: 0, ..chunk.clone() }],
+                    weights: &panel,
+                    group_len: QUAD * LANES,
+                    start: &self.start[block * LANES..(block + 1) * LANES],
+                    short_sums: self.short_sums,
+                    channels: (self.channels - block * LANES).min(LANES),
+                    acc: &mut self.acc[block * LANES..],
+                    stride: self.stride,
+                });
+            }
+        }
+    }
+
     /// Cuts the job into tiles. `size(blocks left)` is how many blocks a tile has and how many pixels at most.
     ///
     /// # Panics
@@ -301,7 +379,7 @@ impl<X, W> Job<'_, X, W> {
         assert!(last <= self.input.len(), "a window reaches past the input");
         assert!(quads * self.group_len <= block_len && blocks * LANES <= self.start.len(), "blocks are missing");
         assert!(
-            self.chunks.iter().zip(&self.chunks[1..]).all(|(a, b)| a.first + a.quads() == b.first),
+            self.chunks.windows(2).all(|pair| pair[0].first + pair[0].quads() == pair[1].first),
             "chunks leave something out"
         );
         if let Some(before) = self.pixels.len().checked_sub(1) {
@@ -320,10 +398,11 @@ impl<X, W> Job<'_, X, W> {
                         [block * block_len + chunk.first * self.group_len..(block + count) * block_len],
                     block_len,
                     blocks: count,
-                    start: (chunk.first == 0).then_some(start),
+                    start: chunk.begins.then_some(start),
                     channels: (self.channels - block * LANES).min(count * LANES),
                     valid: height,
                     stride: self.stride,
+                    short_sums: self.short_sums,
                 };
                 for (idx, pixels) in self.pixels.chunks(height).enumerate() {
                     tile.valid = pixels.len();
@@ -426,7 +505,7 @@ pub(super) mod x86 {
     /// # Safety
     /// As for [`vnni`] with one block, and AVX2.
     #[target_feature(enable = "avx2")]
-    pub unsafe fn short<const PIXELS: usize>(tile: &Tile<'_, u8, i8>, acc: &mut [i32]) {
+    pub unsafe fn short_once<const PIXELS: usize>(tile: &Tile<'_, u8, i8>, acc: &mut [i32]) {
         // By index here and below: an iterator would take the sums' addresses and keep them in memory.
         let mut partial = [[_mm256_setzero_si256(); PARTS]; PIXELS];
         let inputs: [*const u8; PIXELS] = std::array::from_fn(|m| tile.input.as_ptr().wrapping_add(tile.pixels[m]));
@@ -454,6 +533,76 @@ pub(super) mod x86 {
             }
         }
         add_to(tile, &sums, acc);
+    }
+
+    /// [`short_once`] for chunks of any length: partial sums are widened whenever they could be full.
+    ///
+    /// # Safety
+    /// As for [`short_once`].
+    #[target_feature(enable = "avx2")]
+    pub unsafe fn short<const PIXELS: usize>(tile: &Tile<'_, u8, i8>, acc: &mut [i32]) {
+        let mut weights = tile.weights.as_ptr();
+        // SAFETY: the caller promises a block of weights for all pieces: 64 bytes per group.
+        let next = || unsafe {
+            let w = [_mm256_loadu_si256(weights.cast()), _mm256_loadu_si256(weights.add(32).cast())];
+            weights = weights.add(QUAD * LANES);
+            w
+        };
+        // SAFETY: the caller's promises are those that `short_with` asks for.
+        unsafe { short_with::<PIXELS, _>(tile, next, acc) }
+    }
+
+    /// [`short`] with weights from `next`, a group of four inputs at a time.
+    ///
+    /// # Safety
+    /// As for [`short`]; `next` gives weights for all pieces.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    pub unsafe fn short_with<const PIXELS: usize, W>(
+        tile: &Tile<'_, u8, W>,
+        mut next: impl FnMut() -> [__m256i; PARTS],
+        acc: &mut [i32],
+    ) {
+        // With many pixels the sums live in memory, and all registers are for the partial ones.
+        let mut sums = [[_mm256_setzero_si256(); PARTS]; PIXELS];
+        let mut partial = [[_mm256_setzero_si256(); PARTS]; PIXELS];
+        let mut room = tile.short_sums;
+        let inputs: [*const u8; PIXELS] = std::array::from_fn(|m| tile.input.as_ptr().wrapping_add(tile.pixels[m]));
+        for &(offset, quads) in tile.pieces {
+            let mut at = offset;
+            let stop = offset + quads * QUAD;
+            while at < stop {
+                let until = stop.min(at + room * QUAD);
+                room -= (until - at) / QUAD;
+                while at < until {
+                    let w = next();
+                    for m in 0..PIXELS {
+                        // SAFETY: the caller promises that the piece, of which these are 4 bytes, lies within the input.
+                        let x = _mm256_set1_epi32(unsafe { inputs[m].add(at).cast::<i32>().read_unaligned() });
+                        for part in 0..PARTS {
+                            partial[m][part] = _mm256_add_epi16(partial[m][part], _mm256_maddubs_epi16(x, w[part]));
+                        }
+                    }
+                    at += QUAD;
+                }
+                if room == 0 {
+                    for m in 0..PIXELS {
+                        for part in 0..PARTS {
+                            sums[m][part] = _mm256_add_epi32(sums[m][part], widen(partial[m][part]));
+                            partial[m][part] = _mm256_setzero_si256();
+                        }
+                    }
+                    room = tile.short_sums;
+                }
+            }
+        }
+        let mut whole = [[_mm256_setzero_si256(); PARTS]; PIXELS];
+        for m in 0..PIXELS {
+            for part in 0..PARTS {
+                whole[m][part] = _mm256_add_epi32(sums[m][part], widen(partial[m][part]));
+            }
+        }
+        add_to(tile, &whole, acc);
     }
 
     /// `PIXELS` pixels times one block with `vpmaddwd`: a register holds the sums of eight channels.

@@ -1,5 +1,6 @@
-//! Weights of 1 to 7 bits that stay as narrow in memory and are expanded in registers, for layers that meet each weight once or
-//! a few times: there, reading weights takes the time, and half the bits take half of it.
+//! Weights of 1 to 7 bits that stay as narrow in memory, for layers that meet each weight once or a few times: there, reading
+//! weights takes the time, and half the bits take half of it. They are expanded in registers, or for many rows a chunk at a
+//! time into the first cache.
 //!
 //! A code is its distance from the lowest weight, cut into fields of 4, 2 and 1 bits by the binary digits of its width, low
 //! bits first: 7 = 4 + 2 + 1. The 64 weights of a block of 16 channels and a group of four inputs, in the order of
@@ -37,6 +38,21 @@ impl Narrow {
         usize::from(self.bits) * GROUP / 8
     }
 
+    /// Packed weights of whole groups, expanded to bytes at the end of `to`.
+    ///
+    /// # Panics
+    /// If this processor has no AVX2.
+    pub fn expand(self, from: &[u8], to: &mut Vec<i8>) {
+        assert!(crate::isa::Isa::new(crate::isa::Level::Avx2).is_some(), "narrow weights are for AVX2");
+        let begin = to.len();
+        to.resize(begin + from.len() / self.group_bytes() * GROUP, 0);
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: AVX2 was found just now; `to` has room for as many groups as `from` holds.
+        unsafe {
+            x86::expand_all(self, from, &mut to[begin..])
+        };
+    }
+
     /// Weights in the order of the short kernel, as this form.
     pub fn pack(self, w: &[i8]) -> Vec<u8> {
         let mut out = Vec::with_capacity(w.len() / GROUP * self.group_bytes());
@@ -67,13 +83,13 @@ impl Narrow {
 #[cfg(target_arch = "x86_64")]
 pub(super) mod x86 {
     use super::super::dot::Tile;
-    use super::super::dot::x86::{PARTS, add_to, widen};
-    use super::{Narrow, QUAD};
+    use super::super::dot::x86::{PARTS, short_with};
+    use super::{GROUP, Narrow};
     use std::arch::x86_64::{
-        __m256i, _mm_loadu_si128, _mm256_add_epi8, _mm256_add_epi16, _mm256_and_si256, _mm256_broadcastsi128_si256,
-        _mm256_cmpeq_epi8, _mm256_loadu_si256, _mm256_maddubs_epi16, _mm256_or_si256, _mm256_set1_epi8,
-        _mm256_set1_epi32, _mm256_set1_epi64x, _mm256_setr_epi8, _mm256_setr_epi32, _mm256_setzero_si256,
-        _mm256_shuffle_epi8, _mm256_slli_epi16, _mm256_srli_epi16, _mm256_srlv_epi32,
+        __m256i, _mm_loadu_si128, _mm256_add_epi8, _mm256_and_si256, _mm256_broadcastsi128_si256, _mm256_cmpeq_epi8,
+        _mm256_loadu_si256, _mm256_or_si256, _mm256_set1_epi8, _mm256_set1_epi64x, _mm256_setr_epi8, _mm256_setr_epi32,
+        _mm256_setzero_si256, _mm256_shuffle_epi8, _mm256_slli_epi16, _mm256_srli_epi16, _mm256_srlv_epi32,
+        _mm256_storeu_si256,
     };
 
     /// A tile of as many pixels as are valid.
@@ -106,32 +122,47 @@ pub(super) mod x86 {
     /// As for [`run`]; `BITS` are those of the weights.
     #[target_feature(enable = "avx2")]
     unsafe fn pixels<const PIXELS: usize, const BITS: u8>(tile: &Tile<'_, u8, u8>, lowest: i8, acc: &mut [i32]) {
-        let mut partial = [[_mm256_setzero_si256(); PARTS]; PIXELS];
         let lowest = _mm256_set1_epi8(lowest);
-        let inputs: [*const u8; PIXELS] = std::array::from_fn(|m| tile.input.as_ptr().wrapping_add(tile.pixels[m]));
         let mut weights = tile.weights.as_ptr();
-        for &(offset, quads) in tile.pieces {
-            for at in (offset..offset + quads * QUAD).step_by(QUAD) {
-                // SAFETY: the caller promises a block of weights for all pieces.
-                let codes = unsafe { expand::<BITS>(weights) };
-                let w = [_mm256_add_epi8(codes[0], lowest), _mm256_add_epi8(codes[1], lowest)];
-                for m in 0..PIXELS {
-                    // SAFETY: the caller promises that the piece, of which these are 4 bytes, lies within the input.
-                    let x = _mm256_set1_epi32(unsafe { inputs[m].add(at).cast::<i32>().read_unaligned() });
-                    for part in 0..PARTS {
-                        partial[m][part] = _mm256_add_epi16(partial[m][part], _mm256_maddubs_epi16(x, w[part]));
-                    }
+        // SAFETY: the caller promises a block of weights for all pieces.
+        let next = || unsafe {
+            let codes = expand::<BITS>(weights);
+            weights = weights.add(usize::from(BITS) * 8);
+            [_mm256_add_epi8(codes[0], lowest), _mm256_add_epi8(codes[1], lowest)]
+        };
+        // SAFETY: the caller's promises are those that `short_with` asks for.
+        unsafe { short_with::<PIXELS, _>(tile, next, acc) }
+    }
+
+    /// Weights of whole groups as bytes.
+    ///
+    /// # Safety
+    /// AVX2 is available; `from` holds whole groups of the form, `to` 64 elements for each.
+    pub unsafe fn expand_all(form: Narrow, from: &[u8], to: &mut [i8]) {
+        #[target_feature(enable = "avx2")]
+        unsafe fn all<const BITS: u8>(lowest: i8, from: &[u8], to: &mut [i8]) {
+            let lowest = _mm256_set1_epi8(lowest);
+            for (from, to) in from.chunks_exact(usize::from(BITS) * 8).zip(to.chunks_exact_mut(GROUP)) {
+                // SAFETY: `from` is a group.
+                let codes = unsafe { expand::<BITS>(from.as_ptr()) };
+                for (part, codes) in codes.into_iter().enumerate() {
+                    // SAFETY: `to` has 64 elements, of which this stores 32 from `32 * part` on.
+                    unsafe {
+                        _mm256_storeu_si256(to.as_mut_ptr().add(32 * part).cast(), _mm256_add_epi8(codes, lowest))
+                    };
                 }
-                weights = weights.wrapping_add(usize::from(BITS) * 8);
             }
         }
-        let mut sums = [[_mm256_setzero_si256(); PARTS]; PIXELS];
-        for m in 0..PIXELS {
-            for part in 0..PARTS {
-                sums[m][part] = widen(partial[m][part]);
-            }
+        macro_rules! bits {
+            ($($bits:literal)*) => {
+                match form.bits {
+                    // SAFETY: the caller promises AVX2.
+                    $($bits => unsafe { all::<$bits>(form.lowest, from, to) },)*
+                    bits => unreachable!("weights of {bits} bits are not narrow"),
+                }
+            };
         }
-        add_to(tile, &sums, acc);
+        bits!(1 2 3 4 5 6 7)
     }
 
     /// The codes of 64 weights.

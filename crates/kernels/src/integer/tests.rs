@@ -182,7 +182,7 @@ fn few_pixels() {
     let pool = rayon::ThreadPoolBuilder::new().num_threads(3).build().unwrap();
     pool.install(|| {
         for (rows, inputs, outputs) in
-            [(1, 64, 10), (1, 70, 33), (3, 257, 48), (4, 5, 17), (1, 1000, 160), (2, 1030, 370)]
+            [(1, 64, 10), (1, 70, 33), (3, 257, 48), (4, 5, 17), (1, 1000, 160), (2, 1030, 370), (5, 2100, 40)]
         {
             let shape = linear_shape(rows, inputs, outputs);
             for bits in 1..=8 {
@@ -191,6 +191,19 @@ fn few_pixels() {
                 check_conv(&shape, 3, &x, &w);
                 let x: Vec<u8> = x.iter().map(|x| x >> 4).collect();
                 check_conv(&shape, 15, &x, &w);
+            }
+        }
+        // Weights that were packed for few rows meet many.
+        let (inputs, outputs) = (1100, 40);
+        for bits in 1..=8 {
+            let w: Vec<i8> = codes::<i8>(inputs * outputs, bits).iter().map(|w| w >> (8 - bits)).collect();
+            let weights = ConvWeights::new(&linear_shape(1, inputs, outputs), &w);
+            for rows in [2, 7, 8, 33] {
+                let x: Vec<u8> = codes(rows * inputs, bits);
+                let (mut want, mut got) = (vec![0; rows * outputs], vec![1; rows * outputs]);
+                reference::linear(inputs, &x, 9, &w, &mut want);
+                conv(&linear_shape(rows, inputs, outputs), &x, 9, &weights, &mut got);
+                assert!(want == got, "{bits} bits, {rows} rows");
             }
         }
         // Late in a network: a small image and many channels.
