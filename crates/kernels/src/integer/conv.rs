@@ -105,6 +105,11 @@ enum Input {
     Gather,
 }
 
+/// Bytes of a cache line, the distance of rows that collide in the first cache, and how many of them hurt.
+const LINE_BYTES: usize = 64;
+const COLLIDING_BYTES: usize = 512;
+const MANY_ROWS: usize = 8;
+
 /// Bytes of weights above which threads share channels rather than rows, up to so many pixels.
 const MANY_WEIGHTS: usize = 128 * 1024;
 const MOST_SHARED_PIXELS: usize = 256;
@@ -140,13 +145,17 @@ impl<'a, A: Operand> Plan<'a, A> {
             let pixels = shape.batch * shape.in_h * shape.in_w;
             (shape.batch, shape.in_h, shape.in_w) = (1, pixels, 1);
         }
-        let row_len = (shape.in_w + shape.pads[1] + shape.pads[3]) * shape.c_in;
+        let mut row_len = (shape.in_w + shape.pads[1] + shape.pads[3]) * shape.c_in;
         let image_bytes = shape.in_h * shape.in_w * shape.c_in;
         let shortest = span(&shape).saturating_mul(row_len);
         let in_place = match layout.kind {
             Kind::Depthwise => shape.c_in.is_multiple_of(depthwise::SLACK),
             Kind::Rows | Kind::Taps => layout.is_exact() && !weights.kernel.is_wide(),
         };
+        let code_bytes = if weights.kernel.is_wide() && layout.kind != Kind::Depthwise { 2 } else { 1 };
+        // Rows that far apart fall on the same few sets of a cache.
+        let collides = (row_len * code_bytes).is_multiple_of(COLLIDING_BYTES);
+        let in_place = in_place && !(collides && shape.in_w == 1 && shape.in_h >= MANY_ROWS);
         let input = if shape.pads == [0; 4] && in_place && A::unsigned(x).is_some() {
             Input::InPlace
         } else if shortest > LONG_STRIP.max(4 * image_bytes) {
@@ -154,6 +163,9 @@ impl<'a, A: Operand> Plan<'a, A> {
         } else {
             Input::Strip
         };
+        if input == Input::Strip && collides {
+            row_len += LINE_BYTES / code_bytes;
+        }
         let [kernel_h, kernel_w] = shape.kernel;
         let (row_step, tap_step) = match input {
             Input::Gather => (kernel_w * shape.c_in, shape.c_in),
