@@ -1,7 +1,7 @@
 //! Every fast kernel against the naive one, bit for bit, over awkward shapes and at extreme values.
 
 use super::dot::Kernel;
-use super::weights::short_sums;
+use super::weights::{Layout, in_order, short_sums};
 use super::{ByteGrid, ConvWeights, Operand, PerChannel, Requantize, conv, conv_with, linear_shape, reference};
 use crate::conv::ConvShape;
 use crate::numerics::{batch_norm_affine, dequantize, quantize};
@@ -33,9 +33,9 @@ fn check_conv<A: Operand>(shape: &ConvShape, zero_point: i32, x: &[A], w: &[i8])
     reference::conv(shape, x, zero_point, w, &mut want);
     let largest = x.iter().map(|x| x.byte() ^ A::FLIP).max().unwrap_or(0).max((zero_point + A::OFFSET) as u8);
     for largest in [u8::MAX, largest] {
-        let sums = short_sums(shape, w, largest);
-        for kernel in Kernel::available(sums) {
-            let weights = ConvWeights::packed(kernel, sums, shape, w, largest);
+        let ordered = in_order(shape, w);
+        for kernel in Kernel::available(short_sums(Layout::of(shape).kind, &ordered, largest)) {
+            let weights = ConvWeights::packed(kernel, shape, ordered.clone(), largest);
             let mut acc = vec![i32::MIN; shape.output_len()];
             conv(shape, x, zero_point, &weights, &mut acc);
             assert!(acc == want, "{kernel:?} on {shape:?}, zero point {zero_point}, largest {largest}");

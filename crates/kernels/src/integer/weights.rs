@@ -134,52 +134,36 @@ impl ConvWeights {
     /// # Panics
     /// As [`new`](Self::new).
     pub fn for_inputs(shape: &ConvShape, w: &[i8], largest: u8) -> Self {
-        let sums = short_sums(shape, w, largest);
-        Self::packed(Kernel::best(sums), sums, shape, w, largest)
+        let ordered = in_order(shape, w);
+        let sums = short_sums(Layout::of(shape).kind, &ordered, largest);
+        Self::packed(Kernel::best(sums), shape, ordered, largest)
     }
 
-    pub(super) fn packed(kernel: Kernel, short_sums: usize, shape: &ConvShape, w: &[i8], largest: u8) -> Self {
-        if let Err(error) = shape.validate() {
-            panic!("{error}");
-        }
-        assert_eq!(w.len(), shape.weight_len(), "weights of {shape:?}");
+    /// Packs weights that are [in order](in_order) for a kernel.
+    pub(super) fn packed(kernel: Kernel, shape: &ConvShape, ordered: Vec<i8>, largest: u8) -> Self {
         let layout = Layout::of(shape);
-        let [kernel_h, kernel_w] = shape.kernel;
-        let (group_in, taps) = (layout.group_in(), kernel_h * kernel_w);
-        let sum = |c: usize| w[c * group_in * taps..][..group_in * taps].iter().map(|&w| i32::from(w)).sum::<i32>();
+        let taps = shape.kernel[0] * shape.kernel[1];
+        let short_sums = short_sums(layout.kind, &ordered, largest);
+        let add = |sum: i32, w: &i8| sum + i32::from(*w);
         if layout.kind == Kind::Depthwise {
-            let data = depthwise::pack(kernel, short_sums, taps, w);
-            let mut sums: Vec<i32> = (0..layout.c_out).map(sum).collect();
+            let mut sums: Vec<i32> = ordered.chunks_exact(taps).map(|w| w.iter().fold(0, add)).collect();
             sums.resize(layout.c_out.next_multiple_of(depthwise::SLACK), 0);
+            let data = depthwise::pack(kernel, short_sums, taps, &ordered);
             return ConvWeights { layout, kernel, data, sums, short_sums, largest };
         }
-        let (group_out, blocks) = (layout.group_out(), layout.blocks());
-        let mut sums = vec![0i32; layout.groups * blocks * LANES];
-        // Inputs that lie side by side in an instruction.
-        let run = if kernel.is_wide() { 2 } else { QUAD };
-        let mut bytes = vec![0i8; layout.groups * blocks * layout.block_len()];
-        for c in 0..layout.c_out {
-            let lane = c / group_out * blocks * LANES + c % group_out;
-            sums[lane] = sum(c);
-            let block = lane / LANES * layout.block_len() + lane % LANES * run;
-            for i in 0..group_in {
-                for tap in 0..taps {
-                    // Position of this weight's input in its segment.
-                    let (segment, at) = match layout.kind {
-                        Kind::Rows => (tap / kernel_w, tap % kernel_w * group_in + i),
-                        Kind::Depthwise | Kind::Taps => (tap, i),
-                    };
-                    let at = segment * layout.segment_quads() * QUAD + at;
-                    bytes[block + at / run * run * LANES + at % run] = w[(c * group_in + i) * taps + tap];
-                }
+        let mut sums = vec![0i32; layout.groups * layout.blocks() * LANES];
+        for (block, sums) in ordered.chunks_exact(layout.block_len().max(1)).zip(sums.chunks_exact_mut(LANES)) {
+            for group in block.chunks_exact(QUAD * LANES) {
+                sums.iter_mut().zip(group.chunks_exact(QUAD)).for_each(|(sum, w)| *sum = w.iter().fold(*sum, add));
             }
         }
         let few = shape.out_h() * shape.out_w() <= FEW_PIXELS;
-        let narrow = Narrow::of(&bytes).filter(|_| few && kernel.expands() && short_sums > 0);
+        let narrow = Narrow::of(&ordered).filter(|_| few && kernel.expands() && short_sums > 0);
         let data = match narrow {
-            Some(form) => Packed::Narrow(form, form.pack(&bytes)),
-            None if kernel.is_wide() && !few => Packed::Words(bytes.into_iter().map(i16::from).collect()),
-            None => Packed::Bytes(bytes),
+            Some(form) => Packed::Narrow(form, form.pack(&ordered)),
+            None if kernel.is_wide() && few => Packed::Bytes(by_pairs(&ordered)),
+            None if kernel.is_wide() => Packed::Words(by_pairs(&ordered).into_iter().map(i16::from).collect()),
+            None => Packed::Bytes(ordered),
         };
         ConvWeights { layout, kernel, data, sums, short_sums, largest }
     }
@@ -195,31 +179,62 @@ impl ConvWeights {
     }
 }
 
-/// See [`ConvWeights::short_sums`]: the largest sum of a pair is `largest` times its positive weights, the smallest `largest`
-/// times its negative ones. With inputs of 8 bits, 4-bit weights of ±7 allow 9, of 7 bits 1, of 8 bits usually none; with inputs
-/// of 4 bits, 4-bit weights allow 156.
+/// The OIHW weights `w` in the order of the dot kernels for bytes; those of a depthwise layer as they are.
 ///
-/// Which weights are neighbours depends on the shape; pairs are those that [`ConvWeights::packed`] makes.
-pub(super) fn short_sums(shape: &ConvShape, w: &[i8], largest: u8) -> usize {
+/// # Panics
+/// If the shape is not valid or `w` has another length than it says.
+pub(super) fn in_order(shape: &ConvShape, w: &[i8]) -> Vec<i8> {
+    if let Err(error) = shape.validate() {
+        panic!("{error}");
+    }
+    assert_eq!(w.len(), shape.weight_len(), "weights of {shape:?}");
     let layout = Layout::of(shape);
-    let taps = shape.kernel[0] * shape.kernel[1];
-    let group_in = layout.group_in();
-    let mut worst = 1;
-    for filter in w.chunks_exact((group_in * taps).max(1)) {
-        // Weights of a filter in the order of its inputs: segment by segment.
-        let at = |segment: usize, i: usize| match layout.kind {
-            Kind::Rows => filter[i % group_in * taps + segment * shape.kernel[1] + i / group_in],
-            Kind::Depthwise | Kind::Taps => filter[i * taps + segment],
-        };
-        let (segments, length) = layout.segments();
-        for segment in 0..segments {
-            for i in (0..length).step_by(2) {
-                let pair = [at(segment, i).into(), if i + 1 < length { at(segment, i + 1).into() } else { 0i32 }];
-                let positive: i32 = pair.iter().filter(|&&w| w > 0).sum();
-                let negative: i32 = pair.iter().filter(|&&w| w < 0).sum();
-                worst = worst.max(positive).max(-negative);
+    if layout.kind == Kind::Depthwise {
+        return w.to_vec();
+    }
+    let [kernel_h, kernel_w] = shape.kernel;
+    let (group_in, taps) = (layout.group_in(), kernel_h * kernel_w);
+    let (group_out, blocks) = (layout.group_out(), layout.blocks());
+    let mut out = vec![0i8; layout.groups * blocks * layout.block_len()];
+    for (c, filter) in w.chunks_exact(group_in * taps).enumerate() {
+        let lane = c / group_out * blocks * LANES + c % group_out;
+        let block = &mut out[lane / LANES * layout.block_len()..][..layout.block_len()];
+        for tap in 0..taps {
+            // Position of this tap's first input in its segment.
+            let (segment, first) = match layout.kind {
+                Kind::Rows => (tap / kernel_w, tap % kernel_w * group_in),
+                Kind::Depthwise | Kind::Taps => (tap, 0),
+            };
+            let first = segment * layout.segment_quads() * QUAD + first;
+            for (at, &w) in (first..).zip(filter[tap..].iter().step_by(taps)) {
+                block[at / QUAD * QUAD * LANES + lane % LANES * QUAD + at % QUAD] = w;
             }
         }
     }
+    out
+}
+
+/// From groups of four inputs per channel to two groups of two.
+fn by_pairs(ordered: &[i8]) -> Vec<i8> {
+    let mut out = Vec::with_capacity(ordered.len());
+    for group in ordered.chunks_exact(QUAD * LANES) {
+        for half in 0..2 {
+            out.extend(group.chunks_exact(QUAD).flat_map(|w| [w[2 * half], w[2 * half + 1]]));
+        }
+    }
+    out
+}
+
+/// See [`ConvWeights::short_sums`]: the largest sum of a pair is `largest` times its positive weights, the smallest `largest`
+/// times its negative ones. With inputs of 8 bits, 4-bit weights of ±7 allow 9, of 7 bits 1, of 8 bits usually none; with inputs
+/// of 4 bits, 4-bit weights allow 156. Weights are [in order](in_order); depthwise ones, whose pairs are made later, count one by one.
+pub(super) fn short_sums(kind: Kind, ordered: &[i8], largest: u8) -> usize {
+    let neighbours = if kind == Kind::Depthwise { 1 } else { 2 };
+    let (mut most, mut least) = (1i16, -1i16);
+    for pair in ordered.chunks(neighbours) {
+        most = most.max(pair.iter().map(|&w| i16::from(w.max(0))).sum());
+        least = least.min(pair.iter().map(|&w| i16::from(w.min(0))).sum());
+    }
+    let worst = i32::from(most.max(-least));
     (i32::from(i16::MAX) / (i32::from(largest).max(1) * worst)) as usize
 }
