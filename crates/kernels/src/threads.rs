@@ -35,7 +35,7 @@ pub fn for_each_part(out: &mut [f32], row: usize, run: impl Fn(usize, &mut [f32]
 }
 
 /// As [`for_each_part`], where computing `out` costs as much as passing over `work` elements.
-pub fn for_each_part_weighing(out: &mut [f32], row: usize, work: usize, run: impl Fn(usize, &mut [f32]) + Sync) {
+pub fn for_each_part_weighing<T: Send>(out: &mut [T], row: usize, work: usize, run: impl Fn(usize, &mut [T]) + Sync) {
     let rows = out.len() / row.max(1);
     let parts = parts_for(work);
     if parts == 1 {

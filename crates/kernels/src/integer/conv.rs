@@ -12,7 +12,7 @@
 //! strip would be mostly padding, every window is gathered by itself instead: slower, but memory stays bounded.
 
 use super::dot::{Chunk, Job};
-use super::weights::{ConvWeights, Kind, LANES, Layout, Packed, QUAD};
+use super::weights::{ConvWeights, Kind, LANES, Layout, Packed};
 use super::{Operand, depthwise};
 use crate::conv::ConvShape;
 use crate::threads;
@@ -150,9 +150,9 @@ impl<'a, A: Operand> Plan<'a, A> {
         let shortest = span(&shape).saturating_mul(row_len);
         let in_place = match layout.kind {
             Kind::Depthwise => shape.c_in.is_multiple_of(depthwise::SLACK),
-            Kind::Rows | Kind::Taps => layout.is_exact() && !weights.kernel.is_wide(),
+            Kind::Rows | Kind::Taps => layout.is_exact() && !weights.takes_words(),
         };
-        let code_bytes = if weights.kernel.is_wide() && layout.kind != Kind::Depthwise { 2 } else { 1 };
+        let code_bytes = if weights.takes_words() { 2 } else { 1 };
         // Rows that far apart fall on the same few sets of a cache.
         let collides = (row_len * code_bytes).is_multiple_of(COLLIDING_BYTES);
         let in_place = in_place && !(collides && shape.in_w == 1 && shape.in_h >= MANY_ROWS);
@@ -238,7 +238,7 @@ impl<'a, A: Operand> Plan<'a, A> {
         let mut scratch = SCRATCH.take();
         let whole = Band { image: 0, rows: 0..self.shape.out_h() };
         self.lay_out(&whole, &mut scratch);
-        let windows = self.laid_out_or_in_place(&whole, &scratch);
+        let windows = self.windows(&whole, &scratch);
         let pixels = windows.pixels.len();
         let shares: Vec<Range<usize>> = threads::ranges(blocks, rayon::current_num_threads()).collect();
         let parts = threads::map_jobs(shares, |share| {
@@ -256,15 +256,10 @@ impl<'a, A: Operand> Plan<'a, A> {
                 at += width;
             }
         }
-        let rows: Vec<_> = threads::ranges(pixels, rayon::current_num_threads()).collect();
-        let mut rest = out;
-        let mut jobs = Vec::with_capacity(rows.len());
-        for range in rows {
-            let (part, tail) = rest.split_at_mut(range.len() * channels);
-            rest = tail;
-            jobs.push((range.start * channels, part));
-        }
-        threads::for_each_job(jobs, |(first, out)| finish(first, &acc[first..first + out.len()], out));
+        // Worth all threads: there were many weights.
+        threads::for_each_part_weighing(out, channels, usize::MAX, |first, out| {
+            finish(first, &acc[first..first + out.len()], out);
+        });
         scratch.acc = acc;
         SCRATCH.set(scratch);
     }
@@ -283,22 +278,17 @@ impl<'a, A: Operand> Plan<'a, A> {
             scratch.pixels.push(0);
             for (pixel, acc) in acc.chunks_exact_mut(s.c_out).enumerate() {
                 let at = [band.image, band.rows.start + pixel / out_w, pixel % out_w];
-                if self.takes_words() {
+                if self.weights.takes_words() {
                     self.gather(at, &mut scratch.words);
                 } else {
                     self.gather(at, &mut scratch.bytes);
                 }
-                self.run(&self.laid_out(scratch), 0..self.layout.blocks(), acc, s.c_out);
+                self.run(&self.windows(band, scratch), 0..self.layout.blocks(), acc, s.c_out);
             }
             return;
         }
         self.lay_out(band, scratch);
-        self.run(&self.laid_out_or_in_place(band, scratch), 0..self.layout.blocks(), acc, s.c_out);
-    }
-
-    /// Whether inputs are widened.
-    fn takes_words(&self) -> bool {
-        self.weights.kernel.is_wide() && self.layout.kind != Kind::Depthwise
+        self.run(&self.windows(band, scratch), 0..self.layout.blocks(), acc, s.c_out);
     }
 
     /// Finds the windows of a band and lays out its input, unless it is read in place.
@@ -311,62 +301,52 @@ impl<'a, A: Operand> Plan<'a, A> {
         }
         match self.input {
             Input::InPlace => {}
-            _ if self.takes_words() => self.fill_strip(band, &mut scratch.words),
+            _ if self.weights.takes_words() => self.fill_strip(band, &mut scratch.words),
             _ => self.fill_strip(band, &mut scratch.bytes),
         }
     }
 
-    /// What was laid out.
-    fn laid_out<'b>(&self, scratch: &'b Scratch) -> Windows<'b> {
-        let input = match self.takes_words() {
-            true => Codes::Words(&scratch.words),
-            false => Codes::Bytes(&scratch.bytes),
+    /// The windows that were found, in what was laid out for them or in place.
+    fn windows<'b>(&'b self, band: &Band, scratch: &'b Scratch) -> Windows<'b> {
+        let s = &self.shape;
+        let input = match A::unsigned(self.x) {
+            Some(x) if self.input == Input::InPlace => {
+                Codes::Bytes(&x[(band.image * s.in_h + band.rows.start * s.stride[0]) * self.row_len..])
+            }
+            _ if self.weights.takes_words() => Codes::Words(&scratch.words),
+            _ => Codes::Bytes(&scratch.bytes),
         };
         Windows { input, pixels: &scratch.pixels }
-    }
-
-    fn laid_out_or_in_place<'b>(&'b self, band: &Band, scratch: &'b Scratch) -> Windows<'b> {
-        match A::unsigned(self.x) {
-            Some(x) if self.input == Input::InPlace => {
-                let s = &self.shape;
-                let first = (band.image * s.in_h + band.rows.start * s.stride[0]) * self.row_len;
-                Windows { input: Codes::Bytes(&x[first..]), pixels: &scratch.pixels }
-            }
-            _ => self.laid_out(scratch),
-        }
     }
 
     /// Accumulates some blocks of each group's channels, `stride` accumulators from pixel to pixel. All blocks, if there are
     /// several groups.
     fn run(&self, windows: &Windows<'_>, blocks: Range<usize>, acc: &mut [i32], stride: usize) {
         let (kernel, offsets, pixels) = (self.weights.kernel, &self.offsets, windows.pixels);
-        const WHOLE: usize = QUAD * LANES;
         match (&self.weights.data, windows.input) {
             (data, Codes::Bytes(input)) if self.layout.kind == Kind::Depthwise => {
                 depthwise::run(kernel, data, input, pixels, offsets, &self.start, self.shape.c_out, acc);
             }
             (Packed::Bytes(data), Codes::Bytes(input)) => {
-                self.for_each_group((data, WHOLE), input, pixels, blocks, acc, stride, |job| kernel.run_bytes(job));
+                self.for_each_group(data, input, pixels, blocks, acc, stride, |job| kernel.run_bytes(job));
             }
             (Packed::Narrow(form, data), Codes::Bytes(input)) => {
-                let weights = (&**data, form.group_bytes());
-                self.for_each_group(weights, input, pixels, blocks, acc, stride, |job| kernel.run_narrow(job, *form));
+                self.for_each_group(data, input, pixels, blocks, acc, stride, |job| kernel.run_narrow(job, *form));
             }
             (Packed::Words(data), Codes::Words(input)) => {
-                self.for_each_group((data, WHOLE), input, pixels, blocks, acc, stride, |job| kernel.run_words(job));
+                self.for_each_group(data, input, pixels, blocks, acc, stride, |job| kernel.run_words(job));
             }
             (Packed::Bytes(data), Codes::Words(input)) => {
-                self.for_each_group((data, WHOLE), input, pixels, blocks, acc, stride, |job| kernel.run_words(job));
+                self.for_each_group(data, input, pixels, blocks, acc, stride, |job| kernel.run_words(job));
             }
             (Packed::Words(_) | Packed::Narrow(..), _) => unreachable!("inputs are laid out as the weights ask for"),
         }
     }
 
-    /// `weights` come with their elements per group of four inputs.
     #[allow(clippy::too_many_arguments)]
     fn for_each_group<X, W>(
         &self,
-        (data, group_len): (&[W], usize),
+        data: &[W],
         input: &[X],
         pixels: &[usize],
         blocks: Range<usize>,
@@ -375,14 +355,13 @@ impl<'a, A: Operand> Plan<'a, A> {
         run: impl Fn(&mut Job<'_, X, W>),
     ) {
         let (layout, all) = (&self.layout, self.layout.blocks());
-        let block_len = self.offsets.len() * layout.segment_quads() * group_len;
+        let block_len = data.len() / (layout.groups * all).max(1);
         for (group, weights) in data.chunks_exact((all * block_len).max(1)).enumerate() {
             run(&mut Job {
                 input: &input[group * layout.group_in()..],
                 pixels,
                 chunks: &self.chunks,
                 weights: &weights[blocks.start * block_len..blocks.end * block_len],
-                group_len,
                 start: &self.start[group * all * LANES..][blocks.start * LANES..blocks.end * LANES],
                 short_sums: self.weights.short_sums,
                 channels: layout.group_out().min(blocks.end * LANES) - blocks.start * LANES,

@@ -24,6 +24,8 @@ use crate::multiversion::multiversion;
 
 /// Most pixels and blocks that any kernel takes at once.
 const MAX_PIXELS: usize = 8;
+/// Whole weights per block and group of four inputs.
+const GROUP: usize = QUAD * LANES;
 #[cfg(target_arch = "x86_64")]
 const MAX_BLOCKS: usize = 4;
 
@@ -75,8 +77,6 @@ pub(super) struct Job<'a, X, W> {
     pub chunks: &'a [Chunk],
     /// Packed weights of consecutive blocks.
     pub weights: &'a [W],
-    /// Elements of `weights` per group of four inputs.
-    pub group_len: usize,
     /// Start value per channel, whole blocks.
     pub start: &'a [i32],
     /// Products of pairs that 16 bits can sum up.
@@ -186,6 +186,7 @@ impl Kernel {
         match self {
             #[cfg(target_arch = "x86_64")]
             Kernel::Vnni => job.for_each_tile(
+                GROUP,
                 |left| if left >= MAX_BLOCKS { (MAX_BLOCKS, 6) } else { (left, 8) },
                 // SAFETY: `Vnni` is only chosen where its instructions were detected. `for_each_tile` sees to it that every piece of
                 // every pixel lies within the input, that the blocks' weights and start values exist, and that the accumulators
@@ -201,6 +202,7 @@ impl Kernel {
             ),
             #[cfg(target_arch = "x86_64")]
             Kernel::Short => job.for_each_tile(
+                GROUP,
                 |_| (1, 6),
                 // SAFETY: `Short` is only chosen where AVX2 was detected; the rest as above.
                 |tile, acc| unsafe {
@@ -216,7 +218,7 @@ impl Kernel {
             ),
             #[cfg(target_arch = "x86_64")]
             Kernel::Wide => {}
-            Kernel::Portable => job.for_each_tile(|_| (1, 1), portable),
+            Kernel::Portable => job.for_each_tile(GROUP, |_| (1, 1), portable),
         }
     }
 
@@ -227,11 +229,16 @@ impl Kernel {
     pub fn run_narrow(self, job: &mut Job<'_, u8, u8>, form: Narrow) {
         assert!(self.expands(), "weights of another kind were expected");
         if job.pixels.len() >= MANY_PIXELS {
-            return job.expanded(|narrow, bytes| form.expand(narrow, bytes), |job| self.run_bytes(job));
+            let expand = |narrow: &[u8], bytes: &mut Vec<i8>| form.expand(narrow, bytes);
+            return job.expanded(form.group_bytes(), expand, |job| self.run_bytes(job));
         }
         #[cfg(target_arch = "x86_64")]
         // SAFETY: `Short` is only chosen where AVX2 was detected; the rest as for bytes.
-        job.for_each_tile(|_| (1, 6), |tile, acc| unsafe { super::narrow::x86::run(tile, form, acc) });
+        job.for_each_tile(
+            form.group_bytes(),
+            |_| (1, 6),
+            |tile, acc| unsafe { super::narrow::x86::run(tile, form, acc) },
+        );
         #[cfg(not(target_arch = "x86_64"))]
         let _ = (job, form);
     }
@@ -243,11 +250,12 @@ impl Kernel {
     pub fn run_words<W: Word>(self, job: &mut Job<'_, i16, W>) {
         assert!(self.is_wide(), "bytes were expected");
         if size_of::<W>() == 1 && job.pixels.len() >= MANY_PIXELS {
-            return job.expanded(W::widen, |job: &mut Job<'_, i16, i16>| self.run_words(job));
+            return job.expanded(GROUP, W::widen, |job: &mut Job<'_, i16, i16>| self.run_words(job));
         }
         #[cfg(target_arch = "x86_64")]
         // SAFETY: `Wide` is only chosen where AVX2 was detected; the rest as for bytes.
         job.for_each_tile(
+            GROUP,
             |_| (1, 6),
             |tile, acc| unsafe {
                 match tile.valid {
@@ -336,22 +344,22 @@ impl<X, W> Tile<'_, X, W> {
 }
 
 impl<X, W> Job<'_, X, W> {
-    /// Expands the weights of a block and chunk at a time, for all pixels, and runs each as a job of its own.
-    fn expanded<E>(&mut self, expand: impl Fn(&[W], &mut Vec<E>), run: impl Fn(&mut Job<'_, X, E>)) {
+    /// Expands the weights of a block and chunk at a time, `group_len` elements per group of four inputs, for all pixels, and runs
+    /// each as a job of its own.
+    fn expanded<E>(&mut self, group_len: usize, expand: impl Fn(&[W], &mut Vec<E>), run: impl Fn(&mut Job<'_, X, E>)) {
         let blocks = self.channels.div_ceil(LANES);
         let block_len = self.weights.len() / blocks.max(1);
         let mut panel = Vec::new();
         for block in 0..blocks {
             for chunk in self.chunks {
-                let from = block * block_len + chunk.first * self.group_len;
+                let from = block * block_len + chunk.first * group_len;
                 panel.clear();
-                expand(&self.weights[from..from + chunk.quads() * self.group_len], &mut panel);
+                expand(&self.weights[from..from + chunk.quads() * group_len], &mut panel);
                 run(&mut Job {
                     input: self.input,
                     pixels: self.pixels,
                     chunks: &[Chunk { first: 0, ..chunk.clone() }],
                     weights: &panel,
-                    group_len: QUAD * LANES,
                     start: &self.start[block * LANES..(block + 1) * LANES],
                     short_sums: self.short_sums,
                     channels: (self.channels - block * LANES).min(LANES),
@@ -362,12 +370,13 @@ impl<X, W> Job<'_, X, W> {
         }
     }
 
-    /// Cuts the job into tiles. `size(blocks left)` is how many blocks a tile has and how many pixels at most.
+    /// Cuts the job into tiles. Weights are `group_len` elements per group of four inputs; `size(blocks left)` is how many blocks a tile has and how many pixels at most.
     ///
     /// # Panics
     /// If the slices are shorter than they must be.
     fn for_each_tile(
         &mut self,
+        group_len: usize,
         size: impl Fn(usize) -> (usize, usize),
         mut run: impl FnMut(&Tile<'_, X, W>, &mut [i32]),
     ) {
@@ -377,7 +386,7 @@ impl<X, W> Job<'_, X, W> {
         let quads = self.chunks.last().map_or(0, |c| c.first + c.quads());
         let block_len = self.weights.len() / blocks.max(1);
         assert!(last <= self.input.len(), "a window reaches past the input");
-        assert!(quads * self.group_len <= block_len && blocks * LANES <= self.start.len(), "blocks are missing");
+        assert!(quads * group_len <= block_len && blocks * LANES <= self.start.len(), "blocks are missing");
         assert!(
             self.chunks.windows(2).all(|pair| pair[0].first + pair[0].quads() == pair[1].first),
             "chunks leave something out"
@@ -394,8 +403,7 @@ impl<X, W> Job<'_, X, W> {
                     input: self.input,
                     pixels: [0; MAX_PIXELS],
                     pieces: &chunk.pieces,
-                    weights: &self.weights
-                        [block * block_len + chunk.first * self.group_len..(block + count) * block_len],
+                    weights: &self.weights[block * block_len + chunk.first * group_len..(block + count) * block_len],
                     block_len,
                     blocks: count,
                     start: chunk.begins.then_some(start),

@@ -34,8 +34,9 @@ fn check_conv<A: Operand>(shape: &ConvShape, zero_point: i32, x: &[A], w: &[i8])
     let largest = x.iter().map(|x| x.byte() ^ A::FLIP).max().unwrap_or(0).max((zero_point + A::OFFSET) as u8);
     for largest in [u8::MAX, largest] {
         let ordered = in_order(shape, w);
-        for kernel in Kernel::available(short_sums(Layout::of(shape).kind, &ordered, largest)) {
-            let weights = ConvWeights::packed(kernel, shape, ordered.clone(), largest);
+        let sums = short_sums(Layout::of(shape).kind, &ordered, largest);
+        for kernel in Kernel::available(sums) {
+            let weights = ConvWeights::packed(kernel, sums, shape, ordered.clone(), largest);
             let mut acc = vec![i32::MIN; shape.output_len()];
             conv(shape, x, zero_point, &weights, &mut acc);
             assert!(acc == want, "{kernel:?} on {shape:?}, zero point {zero_point}, largest {largest}");

@@ -136,14 +136,13 @@ impl ConvWeights {
     pub fn for_inputs(shape: &ConvShape, w: &[i8], largest: u8) -> Self {
         let ordered = in_order(shape, w);
         let sums = short_sums(Layout::of(shape).kind, &ordered, largest);
-        Self::packed(Kernel::best(sums), shape, ordered, largest)
+        Self::packed(Kernel::best(sums), sums, shape, ordered, largest)
     }
 
     /// Packs weights that are [in order](in_order) for a kernel.
-    pub(super) fn packed(kernel: Kernel, shape: &ConvShape, ordered: Vec<i8>, largest: u8) -> Self {
+    pub(super) fn packed(kernel: Kernel, short_sums: usize, shape: &ConvShape, ordered: Vec<i8>, largest: u8) -> Self {
         let layout = Layout::of(shape);
         let taps = shape.kernel[0] * shape.kernel[1];
-        let short_sums = short_sums(layout.kind, &ordered, largest);
         let add = |sum: i32, w: &i8| sum + i32::from(*w);
         if layout.kind == Kind::Depthwise {
             let mut sums: Vec<i32> = ordered.chunks_exact(taps).map(|w| w.iter().fold(0, add)).collect();
@@ -158,7 +157,7 @@ impl ConvWeights {
             }
         }
         let few = shape.out_h() * shape.out_w() <= FEW_PIXELS;
-        let narrow = Narrow::of(&ordered).filter(|_| few && kernel.expands() && short_sums > 0);
+        let narrow = if few && kernel.expands() { Narrow::of(&ordered) } else { None };
         let data = match narrow {
             Some(form) => Packed::Narrow(form, form.pack(&ordered)),
             None if kernel.is_wide() && few => Packed::Bytes(by_pairs(&ordered)),
@@ -166,6 +165,11 @@ impl ConvWeights {
             None => Packed::Bytes(ordered),
         };
         ConvWeights { layout, kernel, data, sums, short_sums, largest }
+    }
+
+    /// Whether inputs are widened for them.
+    pub(super) fn takes_words(&self) -> bool {
+        self.kernel.is_wide() && self.layout.kind != Kind::Depthwise
     }
 
     /// Bytes that the packed weights take in memory.
