@@ -88,18 +88,18 @@ pub(crate) fn floats(x: &FlexTensor) -> &[f32] {
 
 /// Gives a tensor's buffer back if nobody else holds it.
 pub(crate) fn recycle(x: FlexTensor) {
-    if let Some(buffer) = into_buffer(x) {
+    if let Ok(buffer) = into_buffer(x) {
         give(buffer);
     }
 }
 
-/// The buffer of a tensor that nobody else holds.
-pub(crate) fn into_buffer(x: FlexTensor) -> Option<Vec<f32>> {
+/// The buffer of a tensor that nobody else holds; else the tensor.
+pub(crate) fn into_buffer(x: FlexTensor) -> Result<Vec<f32>, FlexTensor> {
     if TensorMetadata::dtype(&x) != DType::F32 || !x.is_unique() || !x.is_contiguous() {
-        return None;
+        return Err(x);
     }
-    let (bytes, _, _) = x.into_data().into_parts();
-    bytes.try_into_vec::<f32>().ok()
+    let (bytes, shape, dtype) = x.into_data().into_parts();
+    bytes.try_into_vec::<f32>().map_err(|bytes| FlexTensor::from_data(TensorData::from_bytes(bytes, shape, dtype)))
 }
 
 #[cfg(test)]
@@ -126,7 +126,7 @@ mod tests {
         let address = buffer.as_ptr();
         let x = tensor(buffer, Shape::new([4, 25]));
         let shared = x.clone();
-        assert!(into_buffer(x).is_none(), "a shared tensor keeps its buffer");
+        assert!(into_buffer(x).is_err(), "a shared tensor keeps its buffer");
         let buffer = into_buffer(shared).unwrap();
         assert_eq!((buffer.as_ptr(), buffer.len()), (address, 100));
     }

@@ -7,6 +7,7 @@
 //! Convolutional operators work on channels-last tensors `[batch, height, width, channels]` of rank 4; those of one
 //! spatial axis have height 1. Normalisation takes any tensor whose last axis is the channels.
 
+mod attention;
 mod composed;
 mod flex;
 mod rounding;
@@ -139,6 +140,26 @@ pub(crate) trait TrainOps: 'static {
     /// `x [m, k]` times `w [k, n]` (or `[n, k]` where `transposed`), plus a bias `[n]`.
     fn linear(x: Tensor<Self>, w: Tensor<Self>, bias: Option<Tensor<Self>>, transposed: bool) -> Tensor<Self> {
         composed::linear::<Self::B>(x, w, bias, transposed)
+    }
+
+    /// `[.., m, k]` times `[.., k, n]`, leading axes broadcast.
+    fn matmul(a: Tensor<Self>, b: Tensor<Self>) -> Tensor<Self> {
+        composed::matmul::<Self::B>(a, b)
+    }
+
+    /// Softmax along the last axis.
+    fn softmax(x: Tensor<Self>) -> Tensor<Self> {
+        composed::softmax::<Self::B>(x)
+    }
+
+    /// Output axis `i` is input axis `axes[i]`.
+    fn permute(x: Tensor<Self>, axes: &[usize]) -> Tensor<Self> {
+        composed::permute::<Self::B>(x, axes)
+    }
+
+    /// `len` elements of the last axis, from `at` on.
+    fn part(x: Tensor<Self>, at: usize, len: usize) -> Tensor<Self> {
+        composed::part::<Self::B>(x, at, len)
     }
 
     /// `[batch, channels, height, width]` to channels-last.

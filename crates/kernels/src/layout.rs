@@ -1,6 +1,6 @@
-//! Moving between channels-first and channels-last, and plain transposes. Copies, never in place.
+//! Moving between channels-first and channels-last, plain transposes, and any other order of axes. Copies, never in place.
 
-use rayon::prelude::*;
+use crate::threads::for_each_part_weighing;
 
 /// Rows and columns of the squares that a transpose works in: both sides of a 16x16 square stay in the first cache.
 const BLOCK: usize = 16;
@@ -42,13 +42,86 @@ pub fn transpose_2d(rows: usize, columns: usize, x: &[f32], y: &mut [f32]) {
 fn batched_transpose(batch: usize, rows: usize, columns: usize, x: &[f32], y: &mut [f32]) {
     assert_eq!(x.len(), batch * rows * columns, "length of x");
     assert_eq!(y.len(), x.len(), "length of y");
-    let image = (rows * columns).max(1);
-    x.par_chunks(image).zip(y.par_chunks_mut(image)).for_each(|(x, y)| transpose_2d(rows, columns, x, y));
+    let (image, work) = ((rows * columns).max(1), y.len());
+    for_each_part_weighing(y, image, work, |at, y| {
+        let x = x[at..].chunks_exact(image);
+        y.chunks_exact_mut(image).zip(x).for_each(|(y, x)| transpose_2d(rows, columns, x, y));
+    });
+}
+
+/// Row-major strides.
+pub fn strides(dims: &[usize]) -> Vec<usize> {
+    let mut out = vec![1; dims.len()];
+    for axis in (1..dims.len()).rev() {
+        out[axis - 1] = out[axis] * dims[axis];
+    }
+    out
+}
+
+/// Calls `visit(output offset, input offset)` for the elements of a box in row-major order of the output, where one step along
+/// an axis moves the input offset by `steps[axis]`. Offsets wrap, so that negative steps can be given as their complement.
+pub fn walk(dims: &[usize], steps: &[usize], start: usize, mut visit: impl FnMut(usize, usize)) {
+    let Some((&inner, outer)) = dims.split_last() else { return visit(0, start) };
+    if dims.contains(&0) {
+        return;
+    }
+    let inner_step = steps[outer.len()];
+    let mut index = vec![0; outer.len()];
+    let (mut row, mut at) = (start, 0);
+    loop {
+        let mut source = row;
+        for _ in 0..inner {
+            visit(at, source);
+            at += 1;
+            source = source.wrapping_add(inner_step);
+        }
+        // The next row: count up like an odometer.
+        let mut axis = outer.len();
+        loop {
+            let Some(a) = axis.checked_sub(1) else { return };
+            axis = a;
+            index[axis] += 1;
+            row = row.wrapping_add(steps[axis]);
+            if index[axis] < outer[axis] {
+                break;
+            }
+            row = row.wrapping_sub(steps[axis].wrapping_mul(outer[axis]));
+            index[axis] = 0;
+        }
+    }
+}
+
+/// `y[to] = x[from]` over a [`walk`], in whole runs where the innermost axis is one.
+pub fn copy<T: Copy>(dims: &[usize], steps: &[usize], start: usize, x: &[T], y: &mut [T]) {
+    match (dims, steps) {
+        ([outer @ .., inner], [outer_steps @ .., 1]) => walk(outer, outer_steps, start, |to, from| {
+            y[to * inner..][..*inner].copy_from_slice(&x[from..][..*inner]);
+        }),
+        _ => walk(dims, steps, start, |to, from| y[to] = x[from]),
+    }
+}
+
+/// Output axis `i` is input axis `perm[i]`. Output rows are shared among threads.
+///
+/// # Panics
+/// If `perm` does not permute the axes of `dims`, or a slice has another length.
+pub fn permute<T: Copy + Send + Sync>(dims: &[usize], perm: &[usize], x: &[T], y: &mut [T]) {
+    let strides = strides(dims);
+    let out: Vec<_> = perm.iter().map(|&axis| dims[axis]).collect();
+    let steps: Vec<_> = perm.iter().map(|&axis| strides[axis]).collect();
+    assert!(out.len() == dims.len() && x.len() == y.len() && out.iter().product::<usize>() == y.len(), "a permutation");
+    let Some((&step, &rows)) = steps.first().zip(out.first()) else { return y.copy_from_slice(x) };
+    let (row, work) = (y.len() / rows.max(1), y.len());
+    for_each_part_weighing(y, row, work, |at, y| {
+        let first = at / row.max(1);
+        let part: Vec<_> = std::iter::once(y.len() / row.max(1)).chain(out[1..].iter().copied()).collect();
+        copy(&part, &steps, first * step, x, y);
+    });
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{nchw_to_nhwc, nhwc_to_nchw, transpose_2d};
+    use super::{nchw_to_nhwc, nhwc_to_nchw, permute, transpose_2d};
 
     #[test]
     fn by_hand() {
@@ -72,6 +145,33 @@ mod tests {
             }
             nhwc_to_nchw(batch, channels, pixels, &y, &mut back);
             assert_eq!(x, back);
+        }
+    }
+
+    #[test]
+    fn permutations() {
+        let mut y = [0; 6];
+        permute(&[2, 3], &[1, 0], &[0, 1, 2, 3, 4, 5], &mut y);
+        assert_eq!(y, [0, 3, 1, 4, 2, 5]);
+        let mut scalar = [0];
+        permute(&[], &[], &[5], &mut scalar);
+        assert_eq!(scalar, [5]);
+        // Large enough for several threads.
+        let dims = [7, 30, 4, 33];
+        let x: Vec<u32> = (0..dims.iter().product::<usize>() as u32).collect();
+        for perm in [[0, 2, 1, 3], [0, 2, 3, 1], [3, 1, 0, 2], [1, 0, 2, 3]] {
+            let mut y = vec![0; x.len()];
+            permute(&dims, &perm, &x, &mut y);
+            let size = perm.map(|axis| dims[axis]);
+            for (i, &value) in y.iter().enumerate() {
+                let (mut rest, mut index) = (i, [0; 4]);
+                for axis in (0..4).rev() {
+                    index[perm[axis]] = rest % size[axis];
+                    rest /= size[axis];
+                }
+                let from = index.iter().zip(dims).fold(0, |at, (i, d)| at * d + i);
+                assert_eq!(value, x[from], "{perm:?} at {i}");
+            }
         }
     }
 }

@@ -23,4 +23,5 @@ pub mod reference;
 mod runs;
 pub mod sigmoid;
 pub mod simd;
+pub mod softmax;
 pub mod threads;

@@ -2,12 +2,16 @@
 
 use bitsmith_kernels::activation::Activation;
 use bitsmith_kernels::conv::ConvShape;
+use bitsmith_kernels::integer::rows;
 use bitsmith_kernels::pool::PoolShape;
+use bitsmith_kernels::threads::for_each_part;
 use bitsmith_kernels::{activation, conv, gemm, layout, norm, numerics, pool};
 use burn_backend::{Shape, TensorMetadata};
 use burn_flex::{Flex, FlexTensor};
 
-use super::{BatchStatistics, FakeQuant, Fused, Norm, Shortcut, Statistics, TrainOps, rounding, shortcut};
+use super::{
+    BatchStatistics, FakeQuant, Fused, Norm, Shortcut, Statistics, TrainOps, attention, composed, rounding, shortcut,
+};
 use crate::memory::{dense, floats, recycle, take, tensor};
 use crate::profile;
 
@@ -93,6 +97,38 @@ impl TrainOps for Fused<Flex> {
     fn linear(x: FlexTensor, w: FlexTensor, bias: Option<FlexTensor>, transposed: bool) -> FlexTensor {
         let x = dense(x);
         let y = multiply(&x, &dense(w), bias.map(dense).as_ref(), transposed);
+        recycle(x);
+        y
+    }
+
+    fn matmul(a: FlexTensor, b: FlexTensor) -> FlexTensor {
+        if !attention::multiplies(&a.shape(), &b.shape()) {
+            return composed::matmul::<Flex>(a, b);
+        }
+        let (a, b) = (dense(a), dense(b));
+        let y = attention::multiply(&a, &b);
+        recycle(a);
+        recycle(b);
+        y
+    }
+
+    fn softmax(x: FlexTensor) -> FlexTensor {
+        let x = dense(x);
+        let y = attention::soften(&x);
+        recycle(x);
+        y
+    }
+
+    fn permute(x: FlexTensor, axes: &[usize]) -> FlexTensor {
+        let x = dense(x);
+        let y = attention::permuted(&x, axes);
+        recycle(x);
+        y
+    }
+
+    fn part(x: FlexTensor, at: usize, len: usize) -> FlexTensor {
+        let x = dense(x);
+        let y = attention::part(&x, at, len);
         recycle(x);
         y
     }
@@ -229,8 +265,7 @@ pub(super) fn multiply(x: &FlexTensor, w: &FlexTensor, bias: Option<&FlexTensor>
     let mut y = take(m * n);
     gemm::matmul([m, k, n], floats(x), gemm::Order::Plain, floats(w), order, &mut y);
     if let Some(bias) = bias {
-        let bias = floats(bias);
-        y.chunks_exact_mut(n.max(1)).for_each(|row| row.iter_mut().zip(bias).for_each(|(y, b)| *y += b));
+        for_each_part(&mut y, n, |_, y| rows::add_rows(floats(bias), y));
     }
     tensor(y, Shape::new([m, n]))
 }

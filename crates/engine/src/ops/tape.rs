@@ -18,12 +18,15 @@ use burn_autodiff::checkpoint::base::Checkpointer;
 use burn_autodiff::checkpoint::strategy::NoCheckpointing;
 use burn_autodiff::grads::Gradients;
 use burn_autodiff::ops::{Backward, Ops, OpsKind};
+use burn_backend::ops::FloatTensorOps;
 use burn_backend::tensor::FloatTensor;
 use burn_backend::{AutodiffBackend, Shape, TensorMetadata};
 use burn_flex::{Flex, FlexTensor};
 
 use super::flex::{self, Affine, scalar};
-use super::{BatchStatistics, FakeQuant, Fused, Norm, Shortcut, Statistics, TrainOps, rounding, shortcut};
+use super::{
+    BatchStatistics, FakeQuant, Fused, Norm, Shortcut, Statistics, TrainOps, attention, composed, rounding, shortcut,
+};
 use crate::memory::{dense, floats, give, into_buffer, recycle, take, tensor};
 use crate::profile;
 
@@ -148,6 +151,31 @@ impl TrainOps for Fused<Cpu> {
         record(Linear, [x, w, bias.unwrap_or_else(absent)], y, || (x_data, w_data, transposed))
     }
 
+    fn matmul(a: Tracked, b: Tracked) -> Tracked {
+        if !attention::multiplies(&a.shape(), &b.shape()) {
+            return composed::matmul::<Cpu>(a, b);
+        }
+        let (a_data, b_data) = (dense(a.primitive().clone()), dense(b.primitive().clone()));
+        let y = attention::multiply(&a_data, &b_data);
+        record(attention::MatMul, [a, b], y, || [a_data, b_data])
+    }
+
+    fn softmax(x: Tracked) -> Tracked {
+        let y = attention::soften(&dense(x.primitive().clone()));
+        record(attention::Softmax, [x], y.clone(), || y)
+    }
+
+    fn permute(x: Tracked, axes: &[usize]) -> Tracked {
+        let y = attention::permuted(&dense(x.primitive().clone()), axes);
+        record(attention::Permute, [x], y, || axes.to_vec())
+    }
+
+    fn part(x: Tracked, at: usize, len: usize) -> Tracked {
+        let shape = x.shape();
+        let y = attention::part(&dense(x.primitive().clone()), at, len);
+        record(attention::Part, [x], y, || (shape, at))
+    }
+
     fn to_channels_last(x: Tracked) -> Tracked {
         let y = flex::channels_last(&dense(x.primitive().clone()));
         record(Relayout, [x], y, || Direction::Last)
@@ -168,42 +196,49 @@ thread_local! {
     static REGISTERED: RefCell<HashSet<u64>> = RefCell::new(HashSet::new());
 }
 
+/// Whether no operator of ours has registered a gradient of this node yet; remembers that one has now.
+pub(super) fn is_first(node: u64) -> bool {
+    REGISTERED.with_borrow_mut(|nodes| {
+        // Numbers are never used twice: what earlier passes left can only lie around.
+        if nodes.len() > 1 << 14 {
+            nodes.clear();
+        }
+        nodes.insert(node)
+    })
+}
+
 /// Registers the gradient of an activation: `grads.register`, but where there is one already (both ways around a residual
 /// block meet), the sum is made in place and the other buffer goes back to the pool, where burn would drop it.
 macro_rules! register {
     ($grads:expr, $node:expr, $value:expr) => {{
         let (node, mut value) = ($node, $value);
-        let is_new = REGISTERED.with_borrow_mut(|nodes| {
-            // Numbers are never used twice: what earlier passes left can only lie around.
-            if nodes.len() > 1 << 14 {
-                nodes.clear();
-            }
-            nodes.insert(node.id.value)
-        });
-        if !is_new {
-            // Fails for a leaf, whose gradient stays registered; then burn adds.
-            value = match add_in_place($grads.consume::<Flex>(&node), value) {
-                Ok(sum) => sum,
-                Err(value) => value,
-            };
+        if !$crate::ops::tape::is_first(node.id.value) {
+            value = $crate::ops::tape::added(node.parents.is_empty(), $grads.consume::<Flex>(&node), value);
         }
         $grads.register::<Flex>(node.id, value);
     }};
 }
+pub(super) use register;
 
-/// `a + b` in the buffer of `a`, if nobody else holds that; else gives `b` back.
-fn add_in_place(a: FlexTensor, b: FlexTensor) -> Result<FlexTensor, FlexTensor> {
-    let shape = a.shape();
-    match into_buffer(a) {
-        Some(mut sum) if sum.len() == floats(&b).len() => {
-            let _time = profile::span("gradients added");
+/// What to register for a node that has the gradient `old`, which was consumed, and gets `new`: their sum, in the buffer of
+/// `old` if nobody else holds that.
+pub(super) fn added(is_leaf: bool, old: FlexTensor, new: FlexTensor) -> FlexTensor {
+    // Consuming leaves a leaf's gradient where it is, and registering adds to it.
+    if is_leaf {
+        return new;
+    }
+    let _time = profile::span("gradients added");
+    let shape = old.shape();
+    match into_buffer(old) {
+        Ok(mut sum) if sum.len() == floats(&new).len() => {
             for_each_part(&mut sum, 1, |start, part| {
-                part.iter_mut().zip(&floats(&b)[start..]).for_each(|(a, b)| *a += b)
+                part.iter_mut().zip(&floats(&new)[start..]).for_each(|(a, b)| *a += b)
             });
-            recycle(b);
-            Ok(tensor(sum, shape))
+            recycle(new);
+            tensor(sum, shape)
         }
-        _ => Err(b),
+        Ok(old) => Flex::float_add(tensor(old, shape), new),
+        Err(old) => Flex::float_add(old, new),
     }
 }
 

@@ -113,7 +113,11 @@ fn perform<O: TrainOps>(
         Kind::Binary(..) => Some(profile::span("elementwise")),
         Kind::MaxPool(_) | Kind::AveragePool(_) | Kind::GlobalAveragePool | Kind::Shortcut(_) => None,
         Kind::ToFirst | Kind::ToLast | Kind::LayerNorm { .. } => None,
-        _ => Some(profile::span("other")),
+        Kind::MatMul | Kind::Permute(_) | Kind::Split { .. } => None,
+        Kind::Reshape => Some(profile::span("reshape")),
+        Kind::Scale(_) => Some(profile::span("elementwise")),
+        Kind::Mean(_) => Some(profile::span("mean")),
+        Kind::Softmax { .. } | Kind::Concat { .. } | Kind::Gather { .. } => Some(profile::span("other")),
     };
     let one = match &step.kind {
         Kind::Conv(op) => {
@@ -151,7 +155,7 @@ fn perform<O: TrainOps>(
         Kind::ToLast => O::to_channels_last(spatial::<O>(x)),
         Kind::ToFirst => reshape::<O>(O::to_channels_first(x), y_shape),
         Kind::Reshape => reshape::<O>(x, y_shape),
-        Kind::Permute(axes) => O::B::float_permute(x, axes),
+        Kind::Permute(axes) => O::permute(x, axes),
         Kind::Binary(op, layout) => {
             let is_constant = |index: usize| matches!(step.inputs.get(index), Some(Arg::Constant(_)));
             binary::<O>(*op, *layout, [(x, is_constant(0)), (next()?, is_constant(1))], y_shape.len())
@@ -159,9 +163,10 @@ fn perform<O: TrainOps>(
         Kind::MatMul => {
             let b = next()?;
             let rank = y_shape.len().max(2);
-            O::B::float_matmul(aligned::<O>(x, rank), aligned::<O>(b, rank))
+            O::matmul(aligned::<O>(x, rank), aligned::<O>(b, rank))
         }
         Kind::Scale(factor) => O::B::float_mul_scalar(x, Scalar::from(*factor)),
+        Kind::Softmax { axis, log: false } if axis + 1 == y_shape.len() => O::softmax(x),
         Kind::Softmax { axis, log: false } => O::B::softmax(x, *axis),
         Kind::Softmax { axis, log: true } => O::B::log_softmax(x, *axis),
         Kind::Mean(axes) => {
@@ -179,6 +184,10 @@ fn perform<O: TrainOps>(
             let rank = x.shape().num_dims();
             let mut at = 0;
             let part = |&size: &usize| {
+                if axis + 1 == rank {
+                    at += size;
+                    return O::part(x.clone(), at - size, size);
+                }
                 let mut slices = vec![Slice::full(); rank];
                 slices[*axis] = Slice::new(at as isize, Some((at + size) as isize), 1);
                 at += size;

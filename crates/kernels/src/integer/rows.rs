@@ -4,7 +4,6 @@
 
 use crate::multiversion::multiversion;
 use crate::numerics::{dequantize, quantize};
-use crate::sigmoid::exp_clamped;
 
 multiversion! {
     /// `out = acc · multiplier[c]`.
@@ -70,32 +69,5 @@ multiversion! {
     /// [`quantize`] to bytes, element by element; the range lies within 0..=255.
     pub fn quantize_u8(x: &[f32], scale: f32, zero_point: i32, q_min: i32, q_max: i32, codes: &mut [u8]) {
         codes.iter_mut().zip(x).for_each(|(q, &x)| *q = quantize(x, scale, zero_point, q_min, q_max) as u8);
-    }
-}
-
-multiversion! {
-    /// `e^(x − max) / Σ` of each row of `n`, or its logarithm.
-    pub fn softmax(n: usize, log: bool, x: &[f32], y: &mut [f32]) {
-        for (x, y) in x.chunks_exact(n.max(1)).zip(y.chunks_exact_mut(n.max(1))) {
-            let max = x.iter().fold(f32::NEG_INFINITY, |max, &x| if x > max { x } else { max });
-            for (y, &x) in y.iter_mut().zip(x) {
-                *y = exp_clamped(x - max);
-            }
-            // Side by side, so that the sum is vectorised; what is left over comes last.
-            let mut lanes = [0f32; 8];
-            let (whole, rest) = y.as_chunks::<8>();
-            for part in whole {
-                for (sum, y) in lanes.iter_mut().zip(part) {
-                    *sum += y;
-                }
-            }
-            let sum = rest.iter().chain(&lanes).sum::<f32>();
-            if log {
-                let offset = max + sum.ln();
-                y.iter_mut().zip(x).for_each(|(y, &x)| *y = x - offset);
-            } else {
-                y.iter_mut().for_each(|y| *y /= sum);
-            }
-        }
     }
 }

@@ -3,8 +3,8 @@
 use bitsmith_graph::ops::{PadMode, broadcast};
 use bitsmith_graph::{Graph, Shape};
 use bitsmith_kernels::gemm::{self, Order};
-use bitsmith_kernels::integer::rows;
 use bitsmith_kernels::norm::layer;
+use bitsmith_kernels::{layout, softmax};
 
 use super::chain::{Elements, Link, Target, from_elements, in_place};
 use super::geometry;
@@ -183,7 +183,7 @@ impl<'a> Context<'a> {
                 let (rows, columns) = if layout == Layout::Plain { (channels, pixels) } else { (pixels, channels) };
                 same_elements!(self.buffer(x)?, y, |x, y| moves::transpose(rows, columns, x, y));
             }
-            Action::Permute(perm) => same_elements!(self.buffer(x)?, y, |x, y| moves::permute(&dims, perm, x, y)),
+            Action::Permute(perm) => same_elements!(self.buffer(x)?, y, |x, y| layout::permute(&dims, perm, x, y)),
             Action::Copy => same_elements!(self.buffer(x)?, y, |x, y| y.copy_from_slice(x)),
             Action::Slice(op) => {
                 let ranges = layout.arrange(&op.per_axis(self.shape(x))?);
@@ -430,7 +430,7 @@ fn softmax(dims: &[usize], axis: usize, log: bool, x: &[f32], y: &mut [f32]) {
     let inner: usize = dims[axis + 1..].iter().product();
     let n = dims[axis];
     if inner == 1 {
-        return rows::softmax(n, log, x, y);
+        return softmax::forward(n, log, x, y);
     }
     for outer in 0..dims[..axis].iter().product() {
         for i in 0..inner {
@@ -449,12 +449,12 @@ fn softmax(dims: &[usize], axis: usize, log: bool, x: &[f32], y: &mut [f32]) {
 fn binary<T: Copy>(out: &[usize], a: (&[usize], &[T]), b: (&[usize], &[T]), y: &mut [T], op: impl Fn(T, T) -> T) {
     // Steps of an operand along the axes of the result: 0 where it is repeated.
     let steps = |dims: &[usize]| -> Vec<usize> {
-        let own = moves::strides(dims);
+        let own = layout::strides(dims);
         let missing = out.len() - dims.len();
         (0..out.len()).map(|i| i.checked_sub(missing).map_or(0, |k| if dims[k] == 1 { 0 } else { own[k] })).collect()
     };
-    moves::walk(out, &steps(a.0), 0, |to, from| y[to] = a.1[from]);
-    moves::walk(out, &steps(b.0), 0, |to, from| y[to] = op(y[to], b.1[from]));
+    layout::walk(out, &steps(a.0), 0, |to, from| y[to] = a.1[from]);
+    layout::walk(out, &steps(b.0), 0, |to, from| y[to] = op(y[to], b.1[from]));
 }
 
 /// Products of the last two axes, the others broadcast.

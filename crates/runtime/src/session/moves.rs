@@ -1,5 +1,7 @@
 //! Moving elements: transposes, slices, pads, joins. Generic over what is moved, so that codes move as they are.
 
+use bitsmith_kernels::layout::{copy, strides};
+
 /// `[batch, rows, columns]` to `[batch, columns, rows]`: between channels-first and channels-last.
 pub(super) fn transpose<T: Copy>(rows: usize, columns: usize, x: &[T], y: &mut [T]) {
     // Squares whose both sides stay in the first cache.
@@ -19,66 +21,6 @@ pub(super) fn transpose<T: Copy>(rows: usize, columns: usize, x: &[T], y: &mut [
             }
         }
     }
-}
-
-/// Row-major strides.
-pub(super) fn strides(dims: &[usize]) -> Vec<usize> {
-    let mut out = vec![1; dims.len()];
-    for axis in (1..dims.len()).rev() {
-        out[axis - 1] = out[axis] * dims[axis];
-    }
-    out
-}
-
-/// Calls `visit(output offset, input offset)` for the elements of a box in row-major order of the output, where one step along
-/// an axis moves the input offset by `steps[axis]`. Offsets wrap, so that negative steps can be given as their complement.
-pub(super) fn walk(dims: &[usize], steps: &[usize], start: usize, mut visit: impl FnMut(usize, usize)) {
-    let Some((&inner, outer)) = dims.split_last() else { return visit(0, start) };
-    if dims.contains(&0) {
-        return;
-    }
-    let inner_step = steps[outer.len()];
-    let mut index = vec![0; outer.len()];
-    let (mut row, mut at) = (start, 0);
-    loop {
-        let mut source = row;
-        for _ in 0..inner {
-            visit(at, source);
-            at += 1;
-            source = source.wrapping_add(inner_step);
-        }
-        // The next row: count up like an odometer.
-        let mut axis = outer.len();
-        loop {
-            let Some(a) = axis.checked_sub(1) else { return };
-            axis = a;
-            index[axis] += 1;
-            row = row.wrapping_add(steps[axis]);
-            if index[axis] < outer[axis] {
-                break;
-            }
-            row = row.wrapping_sub(steps[axis].wrapping_mul(outer[axis]));
-            index[axis] = 0;
-        }
-    }
-}
-
-/// `y[to] = x[from]` over a [`walk`], in whole runs where the innermost axis is one.
-fn copy<T: Copy>(dims: &[usize], steps: &[usize], start: usize, x: &[T], y: &mut [T]) {
-    match (dims, steps) {
-        ([outer @ .., inner], [outer_steps @ .., 1]) => walk(outer, outer_steps, start, |to, from| {
-            y[to * inner..][..*inner].copy_from_slice(&x[from..][..*inner]);
-        }),
-        _ => walk(dims, steps, start, |to, from| y[to] = x[from]),
-    }
-}
-
-/// Output axis `i` is input axis `perm[i]`.
-pub(super) fn permute<T: Copy>(dims: &[usize], perm: &[usize], x: &[T], y: &mut [T]) {
-    let strides = strides(dims);
-    let out: Vec<_> = perm.iter().map(|&axis| dims[axis]).collect();
-    let steps: Vec<_> = perm.iter().map(|&axis| strides[axis]).collect();
-    copy(&out, &steps, 0, x, y);
 }
 
 /// `ranges` holds (first index, step, count) per axis.
@@ -184,8 +126,6 @@ mod tests {
         let mut y = vec![0; 6];
         transpose(2, 3, &x, &mut y);
         assert_eq!(y, [0, 3, 1, 4, 2, 5]);
-        permute(&[2, 3], &[1, 0], &x, &mut y);
-        assert_eq!(y, [0, 3, 1, 4, 2, 5]);
         let mut y = vec![0; 4];
         slice(&[2, 3], &[(1, -1, 2), (0, 2, 2)], &x, &mut y);
         assert_eq!(y, [3, 5, 0, 2]);
@@ -211,8 +151,5 @@ mod tests {
         let mut part = vec![0; 4];
         columns(2, 4, 2, 2, &y, &mut part);
         assert_eq!(part, [2, 7, 5, 8]);
-        let mut scalar = [0];
-        permute(&[], &[], &[5], &mut scalar);
-        assert_eq!(scalar, [5]);
     }
 }

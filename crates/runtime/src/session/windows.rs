@@ -110,7 +110,7 @@ pub(super) fn mean<T: Copy, S: Copy + Default>(
         }
     }
     let mut sums = vec![S::default(); y.len()];
-    super::moves::walk(dims, &steps, 0, |from, to| sums[to] = add(sums[to], x[from]));
+    bitsmith_kernels::layout::walk(dims, &steps, 0, |from, to| sums[to] = add(sums[to], x[from]));
     let count = dims.iter().zip(reduced).filter(|(_, r)| **r).map(|(d, _)| d).product();
     y.iter_mut().zip(sums).for_each(|(o, s)| *o = finish(s, count));
 }
