@@ -3,7 +3,7 @@
 use bitsmith_engine::data::Loader;
 use bitsmith_engine::{Engine, EngineOptions, Params};
 use bitsmith_graph::{Model, QuantModel};
-use bitsmith_runtime::{Kernels, Session, SessionOptions};
+use bitsmith_runtime::{Kernels, Session, SessionOptions, StepProfile};
 
 use crate::failure::Failure;
 use crate::models::Opened;
@@ -60,6 +60,11 @@ impl Integers {
         };
         let options = SessionOptions { kernels, ..SessionOptions::default() };
         Ok(Self { name, session: Session::new(model, options)? })
+    }
+
+    /// Where the time of runs goes; see [`Session::profile`].
+    pub fn profile(&self, x: &[f32], batch: usize, runs: usize) -> Result<Vec<StepProfile>, Failure> {
+        Ok(self.session.profile(x, batch, runs)?)
     }
 }
 

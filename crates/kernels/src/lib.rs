@@ -20,6 +20,7 @@ pub mod pack;
 pub mod planes;
 pub mod pool;
 pub mod reference;
+pub mod roofline;
 mod runs;
 pub mod sigmoid;
 pub mod simd;

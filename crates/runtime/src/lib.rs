@@ -29,4 +29,4 @@ pub mod session;
 mod testing;
 
 pub use error::{Error, Kind};
-pub use session::{Arithmetic, Kernels, NodeReport, Session, SessionOptions};
+pub use session::{Arithmetic, Kernels, NodeReport, Session, SessionOptions, StepProfile};

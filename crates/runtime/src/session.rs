@@ -18,6 +18,7 @@ mod grid;
 mod moves;
 mod plan;
 mod product;
+mod profile;
 mod report;
 #[cfg(test)]
 mod simulate;
@@ -35,7 +36,9 @@ use bitsmith_kernels::threads::team;
 use crate::error::{Error, Kind};
 use exec::Worker;
 use plan::{Buffer, Network, Plan};
+use profile::Measured;
 
+pub use profile::StepProfile;
 pub use report::{Arithmetic, NodeReport};
 
 /// Which loops compute products of integers. Both give the same bits.
@@ -142,6 +145,38 @@ impl Session {
             _ => Err(Error::new(Kind::Input, "the output is no float tensor: read it by name")
                 .at(&self.graph.value(output).name)),
         }
+    }
+
+    /// Where the time of [`run`](Self::run) goes: the mean over `runs` runs, at least one, in the order of execution. Other
+    /// threads should not use the session meanwhile: their runs would be counted, too.
+    pub fn profile(&self, x: &[f32], batch: usize, runs: usize) -> Result<Vec<StepProfile>, Error> {
+        let (runs, all) = (runs.max(1), || self.workers.lock().unwrap_or_else(|e| e.into_inner()));
+        // Buffers are there by then.
+        self.run(x, batch)?;
+        // Enough workers for all threads, since those that are made on the way would not know.
+        let mut workers = std::mem::take(&mut *all());
+        workers.resize_with(workers.len().max(self.narrow.len()).max(1), Worker::default);
+        workers.iter_mut().for_each(|worker| worker.profile = Some(vec![]));
+        *all() = workers;
+        for _ in 0..runs {
+            self.run(x, batch)?;
+        }
+        let mut sums = vec![Measured::default(); self.plan.steps.len()];
+        for worker in all().iter_mut() {
+            let measured = worker.profile.take().unwrap_or_default();
+            sums.iter_mut().zip(measured).for_each(|(sum, part)| sum.add(part));
+        }
+        let is_split = self.plan.splits && self.group(batch) < batch;
+        let side_by_side = if is_split { self.narrow.len().max(1) } else { 1 };
+        let step = |(step, sum): (&plan::Step, Measured)| StepProfile {
+            name: step.name.clone(),
+            kind: step.action.name(),
+            size: [sum.size[0], sum.size[1], sum.size[2] / runs],
+            time: sum.time / (runs * side_by_side) as u32,
+            macs: sum.macs / runs as u64,
+            bytes: sum.bytes / runs as u64,
+        };
+        Ok(self.plan.steps.iter().zip(sums).map(step).collect())
     }
 
     /// Runs the model on tensors by input name and returns tensors by output name.

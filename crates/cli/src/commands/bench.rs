@@ -1,11 +1,13 @@
 //! `bitsmith bench MODEL` and `bitsmith bench train`: how long inference or a training step takes here.
 
+mod layers;
 mod training;
 
 use std::time::{Duration, Instant};
 
 use bitsmith_graph::zoo::ZooOptions;
-use serde_json::json;
+use bitsmith_runtime::Kernels;
+use serde_json::{Value, json};
 
 use super::{Context, Outcome};
 use crate::datasets::Wanted;
@@ -18,12 +20,13 @@ use crate::system;
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   bitsmith bench model.bitsmith --batch 1
+  bitsmith bench model.bitsmith --batch 1 --profile                             (where the time goes)
   bitsmith bench resnet20 --batch 128 --json
   bitsmith bench train --model resnet20 --batch 128 --profile
   bitsmith bench train --method lsq --weight-bits 4 --activation-bits 4 --json
   bitsmith bench train --method csq --phase 1 --activation-bits 4               (the frozen scheme's finetuning)
 
-JSON for a model: {median_ms, p99_ms, images_per_s, peak_rss_mb, threads, batch}; for training: {images_per_s, median_ms,
+JSON for a model: {median_ms, p99_ms, images_per_s, peak_rss_mb, threads, batch}, with --profile also layers and limits; for training: {images_per_s, median_ms,
 peak_rss_mb, threads, batch}. Times are of one call with one batch of random input, after warming up. A training step is
 forward, backward, everything that the method adds, and optimiser; data loading is not in it.")]
 pub struct Args {
@@ -54,7 +57,7 @@ pub struct Args {
     /// Any other value of a recipe, for `train`
     #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<String>,
-    /// Also say where the time of a training step goes
+    /// Also say where the time goes: by layer of a packed model, by operator of a training step
     #[arg(long)]
     profile: bool,
     /// Use the runtime's plain reference kernels instead of the fast ones
@@ -74,8 +77,8 @@ pub fn run(args: &Args, context: &Context) -> Result<Outcome, Failure> {
         return Err(Failure::usage(format!("`--batch {batch}` cannot be computed")).remedy("1 to 65536"));
     }
     let (times, profile) = match is_training {
-        true => training::run(args, context, batch)?,
-        false => (inference(args, context, batch)?, None),
+        true => training::run(args, context, batch).map(|(times, table)| (times, table.map(|t| (json!({}), t))))?,
+        false => inference(args, context, batch)?,
     };
     let (median, p99) = (quantile(&times, 0.5), quantile(&times, 0.99));
     let images_per_s = batch as f64 * 1000.0 / median;
@@ -86,6 +89,10 @@ pub fn run(args: &Args, context: &Context) -> Result<Outcome, Failure> {
     if !is_training {
         value["p99_ms"] = p99.into();
     }
+    let (more, table) = profile.unzip();
+    if let (Some(Value::Object(more)), Some(value)) = (more, value.as_object_mut()) {
+        value.extend(more);
+    }
     context.out.result(&value, || {
         let memory = peak_mb.map_or(String::new(), |mb| format!(", peak memory {mb} MB"));
         format!(
@@ -93,23 +100,38 @@ pub fn run(args: &Args, context: &Context) -> Result<Outcome, Failure> {
             if is_training { format!("training {} by {}", args.model, args.method) } else { args.what.clone() },
             context.threads,
             times.len(),
-            profile.map_or(String::new(), |table| format!("\n{table}"))
+            table.map_or(String::new(), |table| format!("\n{table}"))
         )
     })?;
     Ok(Outcome::Done)
 }
 
-fn inference(args: &Args, context: &Context, batch: usize) -> Result<Vec<f64>, Failure> {
+/// Milliseconds of each call, and where they went if that was asked for, as JSON and as a table.
+fn inference(args: &Args, context: &Context, batch: usize) -> Result<(Vec<f64>, Option<(Value, String)>), Failure> {
     let opened = models::open(&args.what, None, &ZooOptions::default())?;
     let wanted: Wanted = super::eval::wanted(&opened)?;
     let x = noise(batch.saturating_mul(wanted.sample));
-    let mut runner: Box<dyn Runner> = match &opened {
-        Opened::Packed(model) if args.reference => {
-            Box::new(Integers::new(model, bitsmith_runtime::Kernels::Reference)?)
+    let integers = match &opened {
+        Opened::Packed(model) => {
+            Some(Integers::new(model, if args.reference { Kernels::Reference } else { Kernels::Fast })?)
         }
-        opened => engines::of(opened)?,
+        Opened::Float(_) => None,
     };
-    measure(args, context, || runner.logits(&x, batch).map(drop))
+    let Some(mut integers) = integers else {
+        if args.profile {
+            return Err(Failure::usage("`--profile` of inference needs a packed model")
+                .remedy("pack one by `bitsmith quantize`, or profile training with `bitsmith bench train --profile`"));
+        }
+        let mut runner = engines::of(&opened)?;
+        return Ok((measure(args, context, || runner.logits(&x, batch).map(drop))?, None));
+    };
+    let times = measure(args, context, || integers.logits(&x, batch).map(drop))?;
+    if !args.profile {
+        return Ok((times, None));
+    }
+    let runs = (args.seconds * 1e3 / quantile(&times, 0.5).max(1e-3)).clamp(1.0, 1000.0) as usize;
+    let profile = integers.profile(&x, batch, runs)?;
+    Ok((times, Some(layers::describe(&profile, context.threads))))
 }
 
 /// Calls that are not measured.

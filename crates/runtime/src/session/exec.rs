@@ -1,5 +1,7 @@
 //! Runs the steps of a plan on some samples.
 
+use std::time::Instant;
+
 use bitsmith_graph::ops::{PadMode, broadcast};
 use bitsmith_graph::{Graph, Shape};
 use bitsmith_kernels::gemm::{self, Order};
@@ -11,6 +13,7 @@ use super::geometry;
 use super::moves::{self, Fill};
 use super::plan::{Action, Buffer, Elem, Form, Head, Layout, Plan, Source, Step, Weight};
 use super::product::{Geometry, Pool};
+use super::profile::Measured;
 use super::windows;
 use crate::error::{Error, Kind};
 
@@ -22,6 +25,8 @@ pub(super) struct Worker {
     bytes: Pool<u8>,
     longs: Pool<i64>,
     ints: Pool<i32>,
+    /// Per step, where somebody asked for it.
+    pub profile: Option<Vec<Measured>>,
 }
 
 /// Runs `plan` on inputs of the given shapes and hands each output to `take(index, elements)`.
@@ -40,7 +45,7 @@ pub(super) fn run(
         buffer.copy_from_slice(values);
         worker.slots[slot] = Some(Buffer::F32(buffer));
     }
-    for step in &plan.steps {
+    for (index, step) in plan.steps.iter().enumerate() {
         let mut outputs: Vec<Buffer> = Vec::with_capacity(step.outputs.len());
         for &slot in &step.outputs {
             let form = &plan.slots[slot];
@@ -54,7 +59,13 @@ pub(super) fn run(
         // Buffers are taken out while the step reads the others.
         let slots = std::mem::take(&mut worker.slots);
         let context = Context { plan, shapes, slots: &slots };
+        let began = worker.profile.is_some().then(Instant::now);
         let done = context.step(step, &mut outputs, worker).map_err(|e| e.at(&step.name));
+        if let (Some(began), Some(all)) = (began, &mut worker.profile) {
+            let time = began.elapsed();
+            all.resize(plan.steps.len(), Measured::default());
+            all[index].add(Measured { time, ..context.cost(step, &outputs) });
+        }
         worker.slots = slots;
         done?;
         for (&slot, buffer) in step.outputs.iter().zip(outputs) {
@@ -321,19 +332,9 @@ impl<'a> Context<'a> {
         let others: Vec<Elements<'_>> = step.inputs.iter().map(|&s| self.elements(s)).collect::<Result<_, _>>()?;
         let links: Vec<Link<Elements<'_>>> = links.iter().map(|l| l.map(|&i| others[i])).collect();
         let x = *step.inputs.first().ok_or_else(mismatch)?;
-        let (geometry, weight) = match head {
-            Head::Value => {
-                from_elements(others[0], &links, channels, target_of(y, target)?);
-                return Ok(());
-            }
-            Head::Conv(op, weight) => {
-                let w: &[usize] = match weight {
-                    Weight::Float => self.shape(*step.inputs.get(1).ok_or_else(mismatch)?),
-                    Weight::Integer(w) => &w.shape,
-                };
-                (Geometry::Conv(geometry::conv(op, self.shape(x), w)?), weight)
-            }
-            Head::Linear(one_row, weight) => (one_row.rows(y_shape.iter().rev().skip(1).product()), weight),
+        let Some((geometry, weight)) = self.geometry(step, head, y_shape)? else {
+            from_elements(others[0], &links, channels, target_of(y, target)?);
+            return Ok(());
         };
         match weight {
             Weight::Integer(weight) => {
@@ -356,6 +357,51 @@ impl<'a> Context<'a> {
             }
         }
         Ok(())
+    }
+
+    /// The product that a chain starts with, if it starts with one.
+    fn geometry<'w>(
+        &self,
+        step: &Step,
+        head: &'w Head,
+        y_shape: &[usize],
+    ) -> Result<Option<(Geometry, &'w Weight)>, Error> {
+        Ok(match head {
+            Head::Value => None,
+            Head::Conv(op, weight) => {
+                let w: &[usize] = match weight {
+                    Weight::Float => self.shape(*step.inputs.get(1).ok_or_else(mismatch)?),
+                    Weight::Integer(w) => &w.shape,
+                };
+                let x = self.shape(*step.inputs.first().ok_or_else(mismatch)?);
+                Some((Geometry::Conv(geometry::conv(op, x, w)?), weight))
+            }
+            Head::Linear(one_row, weight) => Some((one_row.rows(y_shape.iter().rev().skip(1).product()), weight)),
+        })
+    }
+
+    /// What a step computes and moves.
+    fn cost(&self, step: &Step, outputs: &[Buffer]) -> Measured {
+        let mut cost = Measured::default();
+        let inputs = step.inputs.iter().filter_map(|&source| self.buffer(source).ok());
+        cost.bytes = inputs.chain(outputs).map(Buffer::bytes).sum();
+        let product = match &step.action {
+            Action::Chain { head, .. } => {
+                let y_shape = &self.shapes[self.plan.slots[step.outputs[0]].value.index()];
+                self.geometry(step, head, y_shape).ok().flatten()
+            }
+            _ => None,
+        };
+        if let Some((geometry, weight)) = product {
+            let conv = geometry.as_conv();
+            let pixels = conv.output_len() / conv.c_out.max(1);
+            let inputs = (conv.macs() / conv.output_len().max(1) as u64) as usize;
+            (cost.size, cost.macs) = ([conv.c_out, inputs, pixels], conv.macs());
+            if let Weight::Integer(weight) = weight {
+                cost.bytes += weight.bytes() as u64;
+            }
+        }
+        cost
     }
 
     fn concat(&self, step: &Step, axis: usize, dims: &[usize], y: &mut Buffer) -> Result<(), Error> {

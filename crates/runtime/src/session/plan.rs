@@ -75,6 +75,18 @@ pub(super) enum Buffer {
     Ints(Vec<i64>),
 }
 
+impl Buffer {
+    /// Bytes that the elements take.
+    pub fn bytes(&self) -> u64 {
+        let bytes = match self {
+            Buffer::F32(v) => size_of_val(&v[..]),
+            Buffer::Codes(v) => v.len(),
+            Buffer::Ints(v) => size_of_val(&v[..]),
+        };
+        bytes as u64
+    }
+}
+
 /// A form in which a value exists while the plan runs, or always (a constant).
 #[derive(Debug, Clone)]
 pub(super) struct Form {
@@ -131,6 +143,27 @@ pub(super) enum Action {
     ToInts {
         boolean: bool,
     },
+}
+
+impl Action {
+    /// What it is called in profiles.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Action::Chain { head: Head::Value, .. } => "elementwise",
+            Action::Chain { head: Head::Conv(..), .. } => "conv",
+            Action::Chain { head: Head::Linear(..), .. } => "linear",
+            Action::Relayout | Action::Permute(_) => "transpose",
+            Action::Copy | Action::Slice(_) | Action::Pad(_) | Action::Concat(_) | Action::Split(_) => "move",
+            Action::Gather(_) => "gather",
+            Action::MaxPool(_) | Action::AveragePool(_) => "pool",
+            Action::Mean(_) => "mean",
+            Action::Softmax { .. } => "softmax",
+            Action::Binary(_) => "binary",
+            Action::LayerNorm { .. } => "layer norm",
+            Action::MatMul => "matmul",
+            Action::ShapeOf(_) | Action::ToFloat | Action::ToInts { .. } => "shape",
+        }
+    }
 }
 
 /// Where a chain starts.

@@ -57,7 +57,7 @@ impl Geometry {
     }
 
     /// The same as a convolution; a linear layer has one row per pixel.
-    fn as_conv(&self) -> ConvShape {
+    pub fn as_conv(&self) -> ConvShape {
         match *self {
             Geometry::Conv(shape) => shape,
             Geometry::Linear { m, k, n, .. } => integer::linear_shape(m, k, n),
@@ -137,6 +137,15 @@ impl IntegerWeight {
         };
         let of = |c: usize| grid.scale * scale_w.get(c).or(scale_w.first()).copied().unwrap_or(0.0);
         Ok(Self { shape: shape.to_vec(), scale: (0..channels).map(of).collect(), grid, packing })
+    }
+
+    /// Bytes that the weights take in memory.
+    pub fn bytes(&self) -> usize {
+        match &self.packing {
+            Packing::Reference(codes) => size_of_val(&codes[..]),
+            Packing::Packed(weights) => weights.bytes(),
+            Packing::Halves { high, low } => high.bytes() + low.bytes(),
+        }
     }
 
     /// How the product is computed, for people.

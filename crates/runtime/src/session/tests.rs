@@ -515,3 +515,20 @@ proptest! {
         assert_close("random", &got, &expected, 0.5 / f32::from(bits));
     }
 }
+
+/// Every step is measured once per run, however samples are grouped, and products are counted for the whole batch.
+#[test]
+fn profiles_count_every_step() {
+    let model = architecture("resnet20");
+    let frozen = freeze(quantized(model, &[weight_spec(0, 4, false)], 4, 8)).unwrap();
+    for (threads, batch) in [(1, 1), (1, 3), (2, 5)] {
+        let session = Session::new(&frozen, SessionOptions { threads, ..FAST }).unwrap();
+        let x = noise(batch * 3 * 32 * 32, 4);
+        let profile = session.profile(&x, batch, 2).unwrap();
+        let macs: u64 = profile.iter().map(|step| step.macs).sum();
+        // 40.55 million for one image: 19 convolutions and the classifier.
+        assert_eq!(macs, batch as u64 * 40_551_040, "{threads} threads, batch {batch}");
+        assert!(profile.iter().filter(|step| step.macs > 0).all(|step| !step.time.is_zero() && step.bytes > 0));
+        assert_eq!(session.run(&x, batch).unwrap(), Session::new(&frozen, FAST).unwrap().run(&x, batch).unwrap());
+    }
+}
