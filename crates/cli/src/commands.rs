@@ -14,7 +14,9 @@ pub mod verify;
 
 use std::path::PathBuf;
 
+use bitsmith_engine::Device;
 use clap::builder::styling::{AnsiColor, Styles};
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Parser, Subcommand};
 
 use crate::failure::Failure;
@@ -91,13 +93,35 @@ pub struct Context {
     pub threads: usize,
     /// `--seed`, where given.
     pub seed: Option<u64>,
+    /// Where networks run in float.
+    pub device: Device,
+}
+
+/// `--device`, for commands that run networks in float.
+#[derive(Debug, Clone, Copy, clap::Args)]
+pub struct DeviceArgs {
+    /// Where the network runs in float; GPUs need a build with the feature of their name
+    #[arg(long, value_name = "DEVICE", default_value = Device::Cpu.name(), value_parser = device_parser())]
+    device: Device,
+}
+
+impl DeviceArgs {
+    /// The context of a command that runs there, or why it cannot.
+    fn open(self, context: &Context) -> Result<Context, Failure> {
+        self.device.check()?;
+        Ok(Context { device: self.device, ..context.clone() })
+    }
+}
+
+fn device_parser() -> impl TypedValueParser<Value = Device> {
+    PossibleValuesParser::new(Device::ALL.map(Device::name)).try_map(|name| name.parse::<Device>())
 }
 
 /// Runs the command that was asked for.
 pub fn run(cli: Cli) -> Result<Outcome, Failure> {
     let Global { json, threads, seed, quiet } = cli.global;
     let threads = system::set_threads(threads)?;
-    let context = Context { out: Output { json, progress: Progress::new(quiet) }, threads, seed };
+    let context = Context { out: Output { json, progress: Progress::new(quiet) }, threads, seed, device: Device::Cpu };
     match cli.command {
         Command::Demo(args) => demo::run(&args, &context),
         Command::Train(args) => train::run(&args, &context),

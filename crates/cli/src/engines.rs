@@ -1,7 +1,7 @@
 //! The ways to compute a model's logits, behind one function, and what is measured with them.
 
 use bitsmith_engine::data::Loader;
-use bitsmith_engine::{Engine, EngineOptions, Params};
+use bitsmith_engine::{Device, Engine, EngineOptions, Params};
 use bitsmith_graph::{Model, QuantModel};
 use bitsmith_runtime::{Kernels, Session, SessionOptions, StepProfile};
 
@@ -25,9 +25,9 @@ pub struct Simulator {
 }
 
 impl Simulator {
-    /// Compiles a model.
-    pub fn new(name: &'static str, model: &Model) -> Result<Self, Failure> {
-        let engine = Engine::new(model, &EngineOptions::default())?;
+    /// Compiles a model for a device.
+    pub fn new(name: &'static str, model: &Model, device: Device) -> Result<Self, Failure> {
+        let engine = Engine::new(model, &EngineOptions { device, ..EngineOptions::default() })?;
         Ok(Self { name, engine, params: Params::from_model(model) })
     }
 }
@@ -78,10 +78,14 @@ impl Runner for Integers {
     }
 }
 
-/// The natural way to run a model: floats simulated, integers with the fast kernels.
-pub fn of(model: &Opened) -> Result<Box<dyn Runner>, Failure> {
+/// The natural way to run a model: floats simulated on a device, integers with the fast kernels, which are the CPU's.
+pub fn of(model: &Opened, device: Device) -> Result<Box<dyn Runner>, Failure> {
     Ok(match model {
-        Opened::Float(model) => Box::new(Simulator::new("float", model)?),
+        Opened::Float(model) => Box::new(Simulator::new("float", model, device)?),
+        Opened::Packed(_) if device != Device::Cpu => {
+            let message = format!("`--device {device}` is for networks in float, and this model is packed");
+            return Err(Failure::usage(message).remedy("leave it out: integers run on the CPU"));
+        }
         Opened::Packed(model) => Box::new(Integers::new(model, Kernels::Fast)?),
     })
 }

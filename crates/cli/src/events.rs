@@ -62,6 +62,9 @@ pub struct Start {
     pub seed: u64,
     /// Threads; the same number gives the same bits.
     pub threads: usize,
+    /// Where the network ran, if not on the CPU.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub device: Option<String>,
     /// Mean stored bits asked for.
     pub target_bits: Option<f32>,
     /// Weights of the network.

@@ -149,7 +149,7 @@ pub fn of_packed(model: &QuantModel, test: &Dataset, context: &Context) -> Resul
 /// Accuracy of a float model.
 pub fn of_float(model: &Model, test: &Dataset, context: &Context) -> Result<Evaluation, Failure> {
     let loader = datasets::in_order(test.clone(), 250, context.threads)?;
-    engines::evaluate(&mut Simulator::new("float", model)?, &loader, &context.out.progress)
+    engines::evaluate(&mut Simulator::new("float", model, context.device)?, &loader, &context.out.progress)
 }
 
 /// Bytes of a model's float parameters: what a float file holds besides its header.

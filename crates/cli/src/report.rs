@@ -130,6 +130,7 @@ mod tests {
                 samples: (50_000, 10_000),
                 seed: 1,
                 threads: 2,
+                device: None,
                 target_bits: Some(3.0),
                 weights: sizes.iter().sum(),
                 macs: 40_551_424,

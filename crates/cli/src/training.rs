@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use bitsmith_engine::Device;
 use bitsmith_engine::data::{self, Augment, Dataset, Loader, OnBroken, Split};
 use bitsmith_graph::Model;
 use bitsmith_graph::zoo::{self, ZooOptions};
@@ -79,6 +80,7 @@ impl Job {
             samples: (self.train.len(), self.test.len()),
             seed: self.recipe.seed,
             threads: context.threads,
+            device: Some(context.device).filter(|&d| d != Device::Cpu).map(|d| d.to_string()),
             target_bits: self.recipe.method.get("target_bits").and_then(toml::Value::as_float).map(|v| v as f32),
             weights: layers.iter().map(|l| l.weights as u64).sum(),
             macs: graph.macs()?.iter().sum(),
@@ -124,6 +126,7 @@ pub fn train(job: &Job, run: &mut Run, resume: bool, title: &str, context: &Cont
             store: Some(&store),
             resume,
             cancel: interrupt::flag(),
+            device: context.device,
         };
         (method.train)(model, &options, &recipe.train, &mut outside)
     };

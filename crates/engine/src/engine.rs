@@ -7,13 +7,16 @@ use bitsmith_kernels::fakequant::Inside;
 use bitsmith_kernels::threads::team;
 use burn_autodiff::Autodiff;
 use burn_backend::ops::FloatTensorOps;
-use burn_backend::{AutodiffBackend, Shape as BurnShape, TensorData, TensorMetadata};
+use burn_backend::{AutodiffBackend, BackendTypes, Shape as BurnShape, TensorData, TensorMetadata};
 use burn_flex::Flex;
 
+#[cfg(any(feature = "cuda", feature = "wgpu"))]
+use crate::device::gpu::Cube;
+use crate::device::{Device, Place};
 use crate::error::{Error, Kind};
 use crate::loss::Loss;
 use crate::memory;
-use crate::ops::{Composed, FakeQuant, Fused, Tensor, TrainOps, read};
+use crate::ops::{Composed, FakeQuant, Fused, Tensor, TrainOps, read, read_all};
 use crate::params::{Params, name_of};
 use crate::plan::{Batch, Facts, Leaves, Plan, Role, Run, Seen, compile, execute};
 use crate::profile;
@@ -21,7 +24,9 @@ use crate::profile;
 /// How a model is executed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct EngineOptions {
-    /// Which operators to use.
+    /// Where it runs.
+    pub device: Device,
+    /// Which operators to use on the CPU.
     pub operators: Operators,
     /// What moves the steps of activations.
     pub step_gradient: StepGradient,
@@ -37,7 +42,7 @@ pub enum StepGradient {
     Pact,
 }
 
-/// Which implementation of the operators runs.
+/// Which implementation of the operators runs on the CPU. Elsewhere there is only the composition.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Operators {
     /// Our fused kernels.
@@ -97,7 +102,7 @@ pub struct Engine {
     graph: Graph,
     sites: BTreeMap<ValueId, FakeQuant>,
     plan: Plan,
-    options: EngineOptions,
+    place: Place,
     output: ValueId,
     /// Elements per sample of the input.
     sample: usize,
@@ -123,10 +128,12 @@ impl Engine {
         let sample = shapes[input.value.index()].iter().product();
         let sites = sites_of(model, &shapes, options.step_gradient)?;
         let plan = compile(&Facts { graph: &graph, shapes: &shapes, sites: &sites }, &[output])?;
-        let engine = Self { graph, sites, plan, options: *options, output, sample };
-        // A dry run at batch 1 and 2 finds geometry that no operator accepts, before anything is trained.
+        let place = options.device.open(options.operators)?;
+        // A dry run finds geometry that no operator accepts, before anything is trained. Always here: what the kernels accept holds
+        // everywhere, and a GPU would compile kernels for a batch that never comes.
+        let engine = Self { graph, sites, plan, place: Place::Fused, output, sample };
         engine.rehearse()?;
-        Ok(engine)
+        Ok(Self { place, ..engine })
     }
 
     /// Constants that the network reads, with their use.
@@ -200,15 +207,13 @@ impl Engine {
             return Err(unsupported(name, format!("the output is {shape:?}: training needs [batch, classes]")));
         };
         loss.check(batch, classes, labels)?;
-        let mut seen = Vec::new();
-        let out = team(|| match self.options.operators {
-            Operators::Fused => {
-                self.train::<Fused<Autodiff<Flex>>, _>(params, &shapes, x, labels, loss, options, &mut seen)
-            }
-            Operators::Composed => {
-                self.train::<Composed<Autodiff<Flex>>, _>(params, &shapes, x, labels, loss, options, &mut seen)
-            }
-        })?;
+        let call = StepCall { params, shapes: &shapes, x, labels, loss, options };
+        let (out, seen) = match &self.place {
+            Place::Fused => team(|| self.train::<Fused<Autodiff<Flex>>, _>(&call, &Default::default())),
+            Place::Composed => team(|| self.train::<Composed<Autodiff<Flex>>, _>(&call, &Default::default())),
+            #[cfg(any(feature = "cuda", feature = "wgpu"))]
+            Place::Gpu(gpu) => gpu.run(|| self.train::<Composed<Autodiff<Cube>>, _>(&call, &gpu.device)),
+        }?;
         if options.update_statistics {
             seen.iter().for_each(|seen| blend(params, seen));
         }
@@ -216,26 +221,19 @@ impl Engine {
         Ok(out)
     }
 
-    #[allow(clippy::too_many_arguments)]
-    fn train<O, B>(
-        &self,
-        params: &Params,
-        shapes: &[Shape],
-        x: &[f32],
-        labels: &[u32],
-        loss: &Loss,
-        options: StepOptions,
-        seen: &mut Vec<Seen>,
-    ) -> Result<StepOutput, Error>
+    /// A step, and the statistics that normalisations saw. Waits for the device twice: for the logits, which the loss on the host
+    /// needs, and for everything else.
+    fn train<O, B>(&self, call: &StepCall<'_>, device: &B::Device) -> Result<(StepOutput, Vec<Seen<Vec<f32>>>), Error>
     where
         O: TrainOps<B = B>,
         B: AutodiffBackend,
     {
+        let StepCall { params, shapes, x, labels, loss, options } = *call;
         let statistics = if options.train_norm { Batch::Live } else { Batch::Frozen };
         let run = Run { plan: &self.plan, shapes, params, statistics };
         let track = |tensor: Tensor<O>| B::float_set_require_grad(tensor, true);
         let time = profile::span("parameters and input");
-        let mut leaves = leaves::<O>(&self.plan, params);
+        let mut leaves = leaves::<O>(&self.plan, params, device);
         for (id, role, shape) in &self.plan.constants {
             if role.is_trained(shape.iter().product())
                 && let Some(tensor) = leaves.constants.remove(id)
@@ -244,26 +242,26 @@ impl Engine {
             }
         }
         leaves.steps = std::mem::take(&mut leaves.steps).into_iter().map(|(id, s)| (id, track(s))).collect();
-        let x = upload::<O>(x, &shapes[self.graph.inputs()[0].value.index()]);
+        let x = upload::<O>(x, &shapes[self.graph.inputs()[0].value.index()], device);
         drop(time);
         let time = profile::span("forward, all");
-        let mut outputs = execute::<O>(&run, x, &leaves, seen)?;
+        let mut seen = vec![];
+        let mut outputs = execute::<O>(&run, x, &leaves, &mut seen)?;
         let Some(output) = outputs.pop() else { return Err(Error::input("the plan has no output")) };
-        let logits = read::<B::InnerBackend>(B::inner(output.clone()));
+        let logits = read::<B::InnerBackend>(B::inner(output.clone()))?;
         drop(time);
         let classes = shapes[self.output.index()].last().copied().unwrap_or(1);
         let evaluated = loss.evaluate(&logits, classes, labels);
         // The loss was computed on the host. Seen from the tape it is Σ logits · g with g = ∂loss/∂logits constant, which has
         // exactly that gradient.
         let g = TensorData::new(evaluated.gradient, output.shape());
-        let g = B::from_inner(B::InnerBackend::float_from_data(g, &Default::default()));
+        let g = B::from_inner(B::InnerBackend::float_from_data(g, device));
         let surrogate = B::float_sum(B::float_mul(output, g));
         let mut grads = {
             let _time = profile::span("backward, all");
             B::backward(surrogate)
         };
         let _time = profile::span("gradients to the host");
-        let mut gradient = |tensor: &Tensor<O>| B::grad_remove(tensor, &mut grads).map(read::<B::InnerBackend>);
         let mut out = StepOutput {
             loss: evaluated.loss,
             correct: evaluated.correct,
@@ -271,17 +269,36 @@ impl Engine {
             constants: BTreeMap::new(),
             steps: BTreeMap::new(),
         };
+        // What nothing reached has no gradient; the others are read in this order, and the statistics after them.
+        let mut pending = vec![];
+        let mut gradient = |tensor: &Tensor<O>| {
+            let gradient = B::grad_remove(tensor, &mut grads);
+            let is_there = gradient.is_some();
+            pending.extend(gradient);
+            is_there
+        };
+        let (mut constants, mut steps) = (vec![], vec![]);
         for (id, role, shape) in &self.plan.constants {
             let len = shape.iter().product();
             if let Some(tensor) = leaves.constants.get(id).filter(|_| role.is_trained(len)) {
-                out.constants.insert(*id, gradient(tensor).unwrap_or_else(|| vec![0.0; len]));
+                match gradient(tensor) {
+                    true => constants.push(*id),
+                    false => drop(out.constants.insert(*id, vec![0.0; len])),
+                }
             }
         }
         for (id, tensor) in &leaves.steps {
-            let value = gradient(tensor).and_then(|g| g.first().copied());
-            out.steps.insert(*id, value.unwrap_or(0.0));
+            match gradient(tensor) {
+                true => steps.push(*id),
+                false => drop(out.steps.insert(*id, 0.0)),
+            }
         }
-        Ok(out)
+        pending.extend(seen.iter().flat_map(|s| [&s.statistics.mean, &s.statistics.variance]).cloned().map(B::inner));
+        let mut values = read_all::<B::InnerBackend>(pending)?.into_iter();
+        out.constants.extend(constants.into_iter().zip(values.by_ref()));
+        out.steps.extend(steps.into_iter().zip(values.by_ref()).filter_map(|(id, g)| Some((id, *g.first()?))));
+        let seen = seen.into_iter().map(|s| s.map(|_| values.next().unwrap_or_default())).collect();
+        Ok((out, seen))
     }
 
     fn infer(
@@ -295,10 +312,12 @@ impl Engine {
         let shapes = self.check_input(plan, params, x, Some(batch))?;
         let run = Run { plan, shapes: &shapes, params, statistics };
         let input = &shapes[self.graph.inputs()[0].value.index()];
-        let out = team(|| match self.options.operators {
-            Operators::Fused => outputs::<Fused<Flex>>(&run, x, input),
-            Operators::Composed => outputs::<Composed<Flex>>(&run, x, input),
-        });
+        let out = match &self.place {
+            Place::Fused => team(|| outputs::<Fused<Flex>>(&run, x, input, &Default::default())),
+            Place::Composed => team(|| outputs::<Composed<Flex>>(&run, x, input, &Default::default())),
+            #[cfg(any(feature = "cuda", feature = "wgpu"))]
+            Place::Gpu(gpu) => gpu.run(|| outputs::<Composed<Cube>>(&run, x, input, &gpu.device)),
+        };
         memory::end_call();
         out
     }
@@ -404,36 +423,56 @@ fn sites_of(model: &Model, shapes: &[Shape], gradient: StepGradient) -> Result<B
     Ok(out)
 }
 
-fn upload<O: TrainOps>(values: &[f32], shape: &[usize]) -> Tensor<O> {
+/// The arguments of a step, checked.
+#[derive(Clone, Copy)]
+struct StepCall<'a> {
+    params: &'a Params,
+    /// Of all values, for this batch.
+    shapes: &'a [Shape],
+    x: &'a [f32],
+    labels: &'a [u32],
+    loss: &'a Loss,
+    options: StepOptions,
+}
+
+/// The device of an operator set.
+type DeviceOf<O> = <<O as TrainOps>::B as BackendTypes>::Device;
+
+fn upload<O: TrainOps>(values: &[f32], shape: &[usize], device: &DeviceOf<O>) -> Tensor<O> {
     let mut buffer = memory::take(values.len());
     buffer.copy_from_slice(values);
     let data = TensorData::new(buffer, BurnShape::from(shape.to_vec()));
-    O::B::float_from_data(data, &Default::default())
+    O::B::float_from_data(data, device)
 }
 
 /// Tensors of the constants and steps that a plan reads; their sizes were checked.
-fn leaves<O: TrainOps>(plan: &Plan, params: &Params) -> Leaves<Tensor<O>> {
+fn leaves<O: TrainOps>(plan: &Plan, params: &Params, device: &DeviceOf<O>) -> Leaves<Tensor<O>> {
     let constant = |(id, role, shape): &(ValueId, Role, Shape)| {
         // Statistics are read on the host.
         let values = params.constants.get(id).filter(|_| !matches!(role, Role::Mean | Role::Variance))?;
-        Some((*id, upload::<O>(values, shape)))
+        Some((*id, upload::<O>(values, shape, device)))
     };
-    let step = |id: &ValueId| Some((*id, upload::<O>(&[*params.steps.get(id)?], &[1])));
+    let step = |id: &ValueId| Some((*id, upload::<O>(&[*params.steps.get(id)?], &[1], device)));
     Leaves {
         constants: plan.constants.iter().filter_map(constant).collect(),
         steps: plan.sites.iter().filter_map(step).collect(),
     }
 }
 
-fn outputs<O: TrainOps>(run: &Run<'_>, x: &[f32], shape: &[usize]) -> Result<Vec<Vec<f32>>, Error> {
-    let leaves = leaves::<O>(run.plan, run.params);
-    let outputs = execute::<O>(run, upload::<O>(x, shape), &leaves, &mut Vec::new())?;
-    Ok(outputs.into_iter().map(read::<O::B>).collect())
+fn outputs<O: TrainOps>(
+    run: &Run<'_>,
+    x: &[f32],
+    shape: &[usize],
+    device: &DeviceOf<O>,
+) -> Result<Vec<Vec<f32>>, Error> {
+    let leaves = leaves::<O>(run.plan, run.params, device);
+    let outputs = execute::<O>(run, upload::<O>(x, shape, device), &leaves, &mut Vec::new())?;
+    read_all::<O::B>(outputs)
 }
 
 /// Takes the statistics of a batch into the running ones: `old · momentum + new · (1 - momentum)`, the variance unbiased as
 /// in PyTorch.
-fn blend(params: &mut Params, seen: &Seen) {
+fn blend(params: &mut Params, seen: &Seen<Vec<f32>>) {
     let unbiased = seen.rows as f32 / seen.rows.saturating_sub(1).max(1) as f32;
     let (mean, variance) = (&seen.statistics.mean, &seen.statistics.variance);
     for (id, batch, factor) in [(seen.mean, mean, 1.0), (seen.variance, variance, unbiased)] {

@@ -15,6 +15,8 @@ pub enum Kind {
     Params,
     /// The thread pool could not be set up as asked.
     Threads,
+    /// A device is missing from this build or machine, or failed.
+    Device,
 }
 
 /// An error of this crate: what kind, where (a node, a value), and what exactly.

@@ -27,6 +27,7 @@
 //! the gradients after it.
 
 pub mod data;
+mod device;
 mod engine;
 mod error;
 pub mod loss;
@@ -39,6 +40,7 @@ pub mod profile;
 mod schedule;
 mod threads;
 
+pub use device::Device;
 pub use engine::{Engine, EngineOptions, Operators, Parameter, StepGradient, StepOptions, StepOutput};
 pub use error::{Error, Kind};
 pub use loss::{Distill, Loss};

@@ -16,7 +16,7 @@ mod tape;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use composed::read;
+pub(crate) use composed::{read, read_all};
 
 use std::marker::PhantomData;
 
@@ -30,11 +30,18 @@ use burn_backend::tensor::FloatTensor;
 /// A float tensor of an operator set.
 pub(crate) type Tensor<O> = FloatTensor<<O as TrainOps>::B>;
 
-/// Mean and biased variance per channel.
+/// Mean and biased variance per channel: tensors outside the tape, or numbers on the host.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) struct BatchStatistics {
-    pub mean: Vec<f32>,
-    pub variance: Vec<f32>,
+pub(crate) struct BatchStatistics<T> {
+    pub mean: T,
+    pub variance: T,
+}
+
+impl<T> BatchStatistics<T> {
+    /// The same statistics in another form.
+    pub fn map<U>(self, mut f: impl FnMut(T) -> U) -> BatchStatistics<U> {
+        BatchStatistics { mean: f(self.mean), variance: f(self.variance) }
+    }
 }
 
 /// Where a normalisation takes its statistics from.
@@ -90,7 +97,8 @@ pub(crate) trait TrainOps: 'static {
         composed::conv::<Self::B>(x, w, bias, shape)
     }
 
-    /// `quant(activation(normalise(x) + add))`, and the statistics of the batch where they were used.
+    /// `quant(activation(normalise(x) + add))`, and the statistics of the batch where they were used. Those stay tensors: to read
+    /// them is to wait for the device.
     fn norm(
         x: Tensor<Self>,
         gamma: Tensor<Self>,
@@ -98,7 +106,7 @@ pub(crate) trait TrainOps: 'static {
         add: Option<Tensor<Self>>,
         step: Option<Tensor<Self>>,
         norm: &Norm<'_>,
-    ) -> (Tensor<Self>, Option<BatchStatistics>) {
+    ) -> (Tensor<Self>, Option<BatchStatistics<Tensor<Self>>>) {
         composed::norm::<Self::B>(x, gamma, beta, add, step, norm)
     }
 

@@ -11,6 +11,7 @@ use std::error::Error;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
+use bitsmith_engine::Device;
 use bitsmith_engine::data::{Augment, Loader, LoaderOptions, Options as DataOptions, open};
 use bitsmith_graph::Model;
 use bitsmith_graph::zoo::{ZooOptions, build};
@@ -63,8 +64,15 @@ fn main() -> Result<(), Box<dyn Error>> {
     if float_epochs > 0 {
         let options =
             TrainOptions { epochs: float_epochs, learning_rate: 0.05, weight_decay: 5e-4, ..TrainOptions::default() };
-        let mut ctx =
-            Context { train: &train, test: Some(&test), sink: &mut print, store: None, resume: false, cancel: &cancel };
+        let mut ctx = Context {
+            train: &train,
+            test: Some(&test),
+            sink: &mut print,
+            store: None,
+            resume: false,
+            cancel: &cancel,
+            device: Device::Cpu,
+        };
         model = (methods::find("float")?.train)(model, &json!({}), &options, &mut ctx)?.model;
     }
     if let Some(bits) = recipe["activation_bits"].as_u64() {
@@ -84,6 +92,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         store: store.as_ref(),
         resume: true,
         cancel: &cancel,
+        device: Device::Cpu,
     };
     let method = methods::find(&text("method", "csq"))?;
     let outcome = (method.train)(model, &recipe["options"], &options, &mut ctx)?;

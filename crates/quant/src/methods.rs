@@ -10,6 +10,7 @@ pub mod fractional;
 pub mod lsq;
 pub mod sdq;
 
+use bitsmith_engine::Device;
 use bitsmith_graph::Model;
 
 use crate::error::Error;
@@ -23,7 +24,8 @@ use crate::train::{Context, Outcome, Timed, steps_json, train_json};
 pub type Train = fn(Model, &serde_json::Value, &TrainOptions, &mut Context<'_>) -> Result<Outcome, Error>;
 
 /// Gives steps on one batch, in the middle of a phase, to whoever times them.
-pub type Steps = fn(Model, &serde_json::Value, &TrainOptions, &Batch, usize, &mut Timed<'_>) -> Result<(), Error>;
+pub type Steps =
+    fn(Model, &serde_json::Value, &TrainOptions, Device, &Batch, usize, &mut Timed<'_>) -> Result<(), Error>;
 
 /// A method as the command line and the documentation see it.
 #[derive(Debug, Clone, Copy)]

@@ -18,7 +18,7 @@ mod tests;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use bitsmith_engine::{Distill, Loss, Schedule, StepOptions};
+use bitsmith_engine::{Device, Distill, Loss, Schedule, StepOptions};
 use bitsmith_graph::Model;
 
 use crate::error::{Error, Kind};
@@ -51,6 +51,8 @@ pub struct Context<'a> {
     pub resume: bool,
     /// Set to stop after the present step: a checkpoint is written and the run ends with [`Kind::Cancelled`].
     pub cancel: &'a AtomicBool,
+    /// Where the network runs; quantizers and optimiser stay on the CPU. A run may go on elsewhere than it began.
+    pub device: Device,
 }
 
 /// What a run ends with.
@@ -80,7 +82,7 @@ pub fn train<M: Method>(
     let recipe = serde_json::json!({ "method": M::NAME, "options": method_options, "train": options });
     let mut method = M::new(method_options)?;
     let phases = method.phases(options.epochs);
-    let mut state = State::new(model, &mut method, options)?;
+    let mut state = State::new(model, &mut method, options, ctx.device)?;
     let mut position = Position::default();
     match ctx.store.filter(|_| ctx.resume).map(|store| store.last()).transpose()?.flatten() {
         Some(saved) => {

@@ -5,11 +5,12 @@ mod training;
 
 use std::time::{Duration, Instant};
 
+use bitsmith_engine::Device;
 use bitsmith_graph::zoo::ZooOptions;
 use bitsmith_runtime::Kernels;
 use serde_json::{Value, json};
 
-use super::{Context, Outcome};
+use super::{Context, DeviceArgs, Outcome};
 use crate::datasets::Wanted;
 use crate::engines::{self, Integers, Runner};
 use crate::failure::Failure;
@@ -24,10 +25,11 @@ use crate::system;
   bitsmith bench resnet20 --batch 128 --json
   bitsmith bench train --model resnet20 --batch 128 --profile
   bitsmith bench train --method lsq --weight-bits 4 --activation-bits 4 --json
+  bitsmith bench train --model resnet20 --device cuda
   bitsmith bench train --method csq --phase 1 --activation-bits 4               (the frozen scheme's finetuning)
 
-JSON for a model: {median_ms, p99_ms, images_per_s, peak_rss_mb, threads, batch}, with --profile also layers and limits; for training: {images_per_s, median_ms,
-peak_rss_mb, threads, batch}. Times are of one call with one batch of random input, after warming up. A training step is
+JSON for a model: {median_ms, p99_ms, images_per_s, peak_rss_mb, threads, batch}, with --profile also layers and limits; for
+training: {images_per_s, median_ms, peak_rss_mb, threads, batch}. Times are of one call with one batch of random input, after warming up. A training step is
 forward, backward, everything that the method adds, and optimiser; data loading is not in it.")]
 pub struct Args {
     /// A model (file or built-in name), or the word `train`
@@ -63,9 +65,12 @@ pub struct Args {
     /// Use the runtime's plain reference kernels instead of the fast ones
     #[arg(long)]
     reference: bool,
+    #[command(flatten)]
+    device: DeviceArgs,
 }
 
 pub fn run(args: &Args, context: &Context) -> Result<Outcome, Failure> {
+    let context = &args.device.open(context)?;
     if !(args.seconds > 0.0 && args.seconds <= 3600.0) {
         return Err(
             Failure::usage(format!("`--seconds {}` is not a time to measure", args.seconds)).remedy("1 to 60 will do")
@@ -96,8 +101,9 @@ pub fn run(args: &Args, context: &Context) -> Result<Outcome, Failure> {
     context.out.result(&value, || {
         let memory = peak_mb.map_or(String::new(), |mb| format!(", peak memory {mb} MB"));
         format!(
-            "{} at batch {batch} on {} threads: median {median:.3} ms, p99 {p99:.3} ms, {images_per_s:.0} images/s{memory} ({} calls)\n{}",
+            "{} at batch {batch} on {}{} threads: median {median:.3} ms, p99 {p99:.3} ms, {images_per_s:.0} images/s{memory} ({} calls)\n{}",
             if is_training { format!("training {} by {}", args.model, args.method) } else { args.what.clone() },
+            if context.device == Device::Cpu { String::new() } else { format!("{} and ", context.device) },
             context.threads,
             times.len(),
             table.map_or(String::new(), |table| format!("\n{table}"))
@@ -112,17 +118,17 @@ fn inference(args: &Args, context: &Context, batch: usize) -> Result<(Vec<f64>, 
     let wanted: Wanted = super::eval::wanted(&opened)?;
     let x = noise(batch.saturating_mul(wanted.sample));
     let integers = match &opened {
-        Opened::Packed(model) => {
+        Opened::Packed(model) if context.device == Device::Cpu => {
             Some(Integers::new(model, if args.reference { Kernels::Reference } else { Kernels::Fast })?)
         }
-        Opened::Float(_) => None,
+        _ => None,
     };
     let Some(mut integers) = integers else {
         if args.profile {
             return Err(Failure::usage("`--profile` of inference needs a packed model")
                 .remedy("pack one by `bitsmith quantize`, or profile training with `bitsmith bench train --profile`"));
         }
-        let mut runner = engines::of(&opened)?;
+        let mut runner = engines::of(&opened, context.device)?;
         return Ok((measure(args, context, || runner.logits(&x, batch).map(drop))?, None));
     };
     let times = measure(args, context, || integers.logits(&x, batch).map(drop))?;

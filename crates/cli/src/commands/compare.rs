@@ -8,7 +8,7 @@ mod results;
 use std::path::PathBuf;
 
 use super::train::{Mode, perform};
-use super::{Context, Outcome, run_folder};
+use super::{Context, DeviceArgs, Outcome, run_folder};
 use crate::failure::Failure;
 use crate::output::Output;
 use crate::table::{percent, seconds};
@@ -65,6 +65,8 @@ pub struct Args {
     /// Replace runs that were made by other recipes
     #[arg(long)]
     force: bool,
+    #[command(flatten)]
+    device: DeviceArgs,
 }
 
 pub fn run(args: &Args, context: &Context) -> Result<Outcome, Failure> {
@@ -77,6 +79,7 @@ pub fn run(args: &Args, context: &Context) -> Result<Outcome, Failure> {
     }
     // A mistake in the last of many runs is better known before the first.
     cases.iter().try_for_each(|case| training::check_method(&case.recipe))?;
+    let context = &args.device.open(context)?;
     files::create_folder(&folder)?;
     interrupt::listen()?;
     let mut results = vec![];

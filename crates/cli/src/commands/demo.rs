@@ -7,7 +7,7 @@ use bitsmith_quant::methods;
 use bitsmith_quant::passes::ptq::PtqOptions;
 use serde_json::json;
 
-use super::{Context, Outcome, run_folder};
+use super::{Context, DeviceArgs, Outcome, run_folder};
 use crate::events::{Event, Variant};
 use crate::failure::{Explain, Failure};
 use crate::forge::{self, Finish, Run};
@@ -24,6 +24,7 @@ use crate::{files, interrupt, layers, suggest};
   bitsmith demo --out my-demo --seed 7
   bitsmith demo --method sdq          (or another of the methods; csq is the default)
   bitsmith demo --method lsq --saq    (sharpness-aware steps)
+  bitsmith demo --device cuda         (in a build with the feature `cuda`)
   bitsmith demo --json
 
 JSON: {float_accuracy, accuracy, mean_weight_bits, float_bytes, packed_bytes, verified, seconds, run}; accuracies are fractions on
@@ -38,6 +39,8 @@ pub struct Args {
     /// Train sharpness-aware
     #[arg(long)]
     saq: bool,
+    #[command(flatten)]
+    device: DeviceArgs,
 }
 
 /// Float training, then the search; each is a recipe of its own inside the run's folder.
@@ -82,6 +85,7 @@ fn learning(args: &Args) -> Result<(Recipe, String), Failure> {
 
 pub fn run(args: &Args, context: &Context) -> Result<Outcome, Failure> {
     let began = Instant::now();
+    let context = &args.device.open(context)?;
     let folder = run_folder(args.out.as_ref(), "demo");
     let out = &context.out;
     let (mut learn, story) = learning(args)?;
@@ -122,8 +126,9 @@ pub fn run(args: &Args, context: &Context) -> Result<Outcome, Failure> {
     let mut start = job.start(context)?;
     if let Event::Start(start) = &mut start {
         let (method, saq) = (&args.method, if args.saq { " --saq" } else { "" });
-        start.recipe =
-            format!("bitsmith demo --method {method}{saq} --seed {} --threads {}", job.recipe.seed, context.threads);
+        let device = start.device.as_ref().map_or(String::new(), |device| format!(" --device {device}"));
+        let (seed, threads) = (job.recipe.seed, context.threads);
+        start.recipe = format!("bitsmith demo --method {method}{saq} --seed {seed} --threads {threads}{device}");
     }
     let mut run = Run::begin(&folder, vec![start])?;
     files::write(&folder.join(recipe::FILE_NAME), job.recipe.resolved()?.as_bytes())?;

@@ -3,7 +3,7 @@
 use bitsmith_engine::data::Split;
 use serde_json::json;
 
-use super::{Context, Outcome};
+use super::{Context, DeviceArgs, Outcome};
 use crate::datasets::{self, DataArgs, Wanted};
 use crate::engines;
 use crate::failure::Failure;
@@ -16,6 +16,7 @@ use crate::table::{count, percent};
   bitsmith eval resnet20 --weights cifar10_resnet20.safetensors --data cifar-10-batches-bin
   bitsmith eval runs/demo/model.bitsmith --data digits
   bitsmith eval model.onnx --data photos.tar --data-limit 500 --json
+  bitsmith eval resnet20 --weights cifar10_resnet20.safetensors --data cifar-10-batches-bin --device cuda
 
 JSON: {accuracy, loss, n, top5}; accuracies are fractions.")]
 pub struct Args {
@@ -29,15 +30,18 @@ pub struct Args {
     /// Samples computed at once
     #[arg(long, value_name = "N", default_value_t = 128)]
     batch: usize,
+    #[command(flatten)]
+    device: DeviceArgs,
 }
 
 pub fn run(args: &Args, context: &Context) -> Result<Outcome, Failure> {
+    let context = &args.device.open(context)?;
     let seed = context.seed.unwrap_or(1);
     let opened = args.model.open(seed)?;
     let wanted = wanted(&opened)?;
     let set = args.data.open(&wanted, args.split, true, seed)?;
     let loader = datasets::in_order(set, args.batch, context.threads)?;
-    let mut runner = engines::of(&opened)?;
+    let mut runner = engines::of(&opened, context.device)?;
     let result = engines::evaluate(runner.as_mut(), &loader, &context.out.progress)?;
     datasets::report_broken(loader.dataset(), &context.out.progress);
     if args.model.is_random() {

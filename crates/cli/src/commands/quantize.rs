@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::Instant;
 
+use bitsmith_engine::Device;
 use bitsmith_engine::data::Split;
 use bitsmith_graph::Op;
 use bitsmith_quant::blocks::range::Range;
@@ -13,7 +14,7 @@ use serde_json::json;
 use toml::Value;
 
 use super::train::{Mode, execute};
-use super::{Context, Outcome, run_folder};
+use super::{Context, DeviceArgs, Outcome, run_folder};
 use crate::datasets::{DataArgs, Wanted};
 use crate::events::{Event, Start, Variant};
 use crate::failure::{Explain, Failure};
@@ -81,6 +82,8 @@ pub struct Args {
     /// Replace what that folder holds
     #[arg(long)]
     force: bool,
+    #[command(flatten)]
+    device: DeviceArgs,
 }
 
 /// How a range is chosen from calibration values.
@@ -95,6 +98,7 @@ pub enum RangeName {
 }
 
 pub fn run(args: &Args, context: &Context) -> Result<Outcome, Failure> {
+    let context = &args.device.open(context)?;
     let trained = methods::METHODS.iter().map(|m| m.name).filter(|&n| n != "float");
     let known: Vec<&str> = trained.chain(["ptq"]).collect();
     if !known.contains(&args.method.as_str()) {
@@ -196,9 +200,10 @@ fn recipe(args: &Args, name: &str, context: &Context) -> Result<Recipe, Failure>
 fn without_training(args: &Args, folder: &std::path::Path, context: &Context) -> Result<Outcome, Failure> {
     let began = Instant::now();
     let seed = context.seed.unwrap_or(1);
-    if !args.set.is_empty() || args.epochs.is_some() || args.target_bits.is_some() || args.resume {
+    let is_elsewhere = context.device != Device::Cpu;
+    if !args.set.is_empty() || args.epochs.is_some() || args.target_bits.is_some() || args.resume || is_elsewhere {
         return Err(Failure::usage(
-            "ptq does not train: --set, --epochs, --target-bits and --resume mean nothing to it",
+            "ptq does not train: --set, --epochs, --target-bits, --resume and --device mean nothing to it",
         )
         .remedy("choose --weight-bits, or --method csq"));
     }

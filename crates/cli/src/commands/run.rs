@@ -69,7 +69,7 @@ fn images(args: &Args, opened: &Opened, context: &Context) -> Result<(), Failure
         Opened::Float(model) => &model.classes,
         Opened::Packed(model) => model.classes(),
     };
-    let mut runner = engines::of(opened)?;
+    let mut runner = engines::of(opened, context.device)?;
     let mut predictions = Vec::new();
     for batch in loader.epoch(0) {
         let batch = batch?;

@@ -6,7 +6,7 @@ use std::time::Instant;
 use bitsmith_quant::passes::ptq::PtqOptions;
 use serde_json::json;
 
-use super::{Context, Outcome, run_folder};
+use super::{Context, DeviceArgs, Outcome, run_folder};
 use crate::events::{self, Event, Variant};
 use crate::failure::{Explain, Failure};
 use crate::forge::{self, Finish, Run};
@@ -22,9 +22,11 @@ use crate::{files, interrupt, layers};
   bitsmith train recipes/cifar10-resnet20-csq3.toml --data cifar-10-batches-bin --weights resnet20.safetensors
   bitsmith train recipes/cifar10-resnet20-csq3.toml --set method.target_bits=2.5 --set train.epochs=10 --out runs/quick
   bitsmith train runs/quick --resume          (after Ctrl-C or a crash; ends in the same bits as if nothing had happened)
+  bitsmith train recipes/cifar10-resnet20-csq3.toml --data cifar-10-batches-bin --device cuda
 
 The run's folder gets recipe.toml (every value spelt out), events.jsonl, checkpoints/, model.bitsmith, model.onnx and
-report.html. Paths in a recipe are relative to the current folder.
+report.html. Paths in a recipe are relative to the current folder. On a GPU, which a recipe does not name, weights are quantized on
+the CPU, and no two runs end in quite the same bits.
 
 JSON: {accuracy, mean_weight_bits, packed_bytes, float_bytes, verified, seconds, run}; for the method `float`
 {accuracy, float_bytes, seconds, run}.")]
@@ -52,9 +54,12 @@ pub struct Args {
     /// Start afresh where the folder holds another run
     #[arg(long)]
     force: bool,
+    #[command(flatten)]
+    device: DeviceArgs,
 }
 
 pub fn run(args: &Args, context: &Context) -> Result<Outcome, Failure> {
+    let context = &args.device.open(context)?;
     if args.recipe.is_dir() && args.resume {
         let recipe = recipe::of_run(&args.recipe)?;
         return execute(recipe, &args.recipe, Mode::Resume, context);

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use bitsmith_engine::Device;
 use bitsmith_engine::data::{Dataset, Split};
 use bitsmith_graph::QuantModel;
 use bitsmith_graph::zoo::ZooOptions;
@@ -64,7 +65,7 @@ pub fn run(args: &Args, context: &Context) -> Result<Outcome, Failure> {
     let set = args.data.open(&wanted, args.split, false, seed)?;
     let mut ways = match first {
         Opened::Packed(model) => of_packed(model, args.reference)?,
-        Opened::Float(model) => vec![Way::all(Box::new(Simulator::new("float", model)?), Promise::Bits)],
+        Opened::Float(model) => vec![Way::all(Box::new(Simulator::new("float", model, Device::Cpu)?), Promise::Bits)],
     };
     for (model, name) in others.iter().zip(&args.models[1..]) {
         let other = super::eval::wanted(model)?;
@@ -72,7 +73,7 @@ pub fn run(args: &Args, context: &Context) -> Result<Outcome, Failure> {
             let message = format!("`{name}` takes {:?} but `{}` takes {:?}", other.shape, args.models[0], wanted.shape);
             return Err(Failure::new(message).remedy("compare models of the same task"));
         }
-        let named = Named { name: name.clone(), inner: engines::of(model)? };
+        let named = Named { name: name.clone(), inner: engines::of(model, Device::Cpu)? };
         ways.push(Way::all(Box::new(named), Promise::Classes));
     }
     let export = match (&args.onnx, first) {
@@ -112,7 +113,7 @@ pub fn of_packed(model: &QuantModel, reference: Option<usize>) -> Result<Vec<Way
         let engine = Box::new(Integers::new(model, Kernels::Reference)?);
         ways.push(Way { engine, promise: Promise::Bits, samples });
     }
-    ways.push(Way::all(Box::new(Simulator::new("simulator", &model.to_model()?)?), simulated));
+    ways.push(Way::all(Box::new(Simulator::new("simulator", &model.to_model()?, Device::Cpu)?), simulated));
     Ok(ways)
 }
 

@@ -71,7 +71,8 @@ fn header(data: &ReportData, title: &str) -> String {
         });
     }
     if let Some(s) = data.seconds {
-        facts.push(format!("{} on {} threads", seconds(s), start.threads));
+        let device = start.device.as_ref().map_or(String::new(), |device| format!("{device} and "));
+        facts.push(format!("{} on {device}{} threads", seconds(s), start.threads));
     }
     format!("<header>{MARK}<div><h1>{}</h1><p>{}</p></div></header>", escape(title), escape(&facts.join(" · ")))
 }
@@ -341,8 +342,17 @@ fn reproduce(data: &ReportData) -> String {
             format!("<details><summary>recipe.toml</summary><pre>{}</pre></details>", escape(&start.recipe)),
         ),
     };
+    let promise = match &start.device {
+        None => "The same seed and the same number of threads give the same bits.".to_owned(),
+        Some(device) => {
+            format!(
+                "The network ran on the device {}, where sums come out a little different each time.",
+                escape(device)
+            )
+        }
+    };
     format!(
-        r#"<section><h2>How to make it again</h2><p>Seed {} on {} threads. The same seed and the same number of threads give the same bits.</p><pre>{}</pre>{recipe}</section>"#,
+        r#"<section><h2>How to make it again</h2><p>Seed {} on {} threads. {promise}</p><pre>{}</pre>{recipe}</section>"#,
         start.seed,
         start.threads,
         escape(&command)

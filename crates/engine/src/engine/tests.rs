@@ -144,6 +144,61 @@ fn a_training_step_agrees_with_composed_operators() {
     }
 }
 
+/// Forward and a step of whole networks on every GPU that this build and machine have. Says so where there is none.
+#[cfg(any(feature = "cuda", feature = "wgpu"))]
+#[test]
+fn a_training_step_on_a_gpu_agrees_with_the_cpu() {
+    for device in [Device::Cuda, Device::Wgpu] {
+        if let Err(error) = device.check() {
+            eprintln!("not compared on {device}: {error}");
+            continue;
+        }
+        // Tensor cores round factors to 11 bits, and layers add that up.
+        let tolerance = if device == Device::Cuda { 3e-2 } else { 5e-3 };
+        for (name, input, bits) in [
+            ("smooth", [2, 5, 4], None),
+            ("cnn", [1, 8, 8], None),
+            ("cnn", [1, 8, 8], Some(8)),
+            ("mobilenetv2", [3, 8, 8], None),
+            ("vit-tiny", [3, 8, 8], None),
+            ("resnet20", [3, 8, 8], None),
+        ] {
+            let mut model = if name == "smooth" { smooth_net() } else { built(name, input) };
+            bits.into_iter().for_each(|bits| quantize(&mut model, bits, 0.05));
+            let x = random(9, 6 * input.iter().product::<usize>());
+            let labels = [0, 1, 2, 1, 2, 0];
+            // Fifty normalisations over six values each amplify the last bit of a sum beyond any tolerance.
+            let options = StepOptions { train_norm: name != "mobilenetv2", update_statistics: true };
+            let run = |device| {
+                let options_of_engine =
+                    EngineOptions { device, operators: Operators::Composed, ..EngineOptions::default() };
+                let engine = Engine::new(&model, &options_of_engine).unwrap();
+                let mut params = Params::from_model(&model);
+                let out = engine.step(&mut params, &x, &labels, &Loss::default(), options).unwrap();
+                (engine.forward(&params, &x, 6).unwrap(), out, params)
+            };
+            let ((logits, out, params), (expected, out_here, params_here)) = (run(device), run(Device::Cpu));
+            let label = format!("{name} {bits:?} on {device}");
+            close(&format!("{label}: loss"), &[out.loss], &[out_here.loss], tolerance);
+            close(&format!("{label}: inference"), &logits, &expected, tolerance);
+            assert_eq!(out.constants.len(), out_here.constants.len());
+            for (id, values) in &params_here.constants {
+                close(&format!("{label}: statistics"), &params.constants[id], values, tolerance);
+            }
+            let sums = |out: &StepOutput| out.steps.values().map(|g| g.abs()).sum::<f32>();
+            if bits.is_some() {
+                // Somewhere a value falls to the other side of a half: gradients agree in the mean only.
+                assert!((sums(&out) / sums(&out_here) - 1.0).abs() < 0.2, "{label}");
+                continue;
+            }
+            for (id, gradient) in &out_here.constants {
+                let name = &model.graph.value(*id).name;
+                close(&format!("{label}: {name}"), &out.constants[id], gradient, tolerance);
+            }
+        }
+    }
+}
+
 #[test]
 fn gradients_of_a_network_match_finite_differences() {
     let model = smooth_net();

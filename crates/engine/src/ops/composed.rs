@@ -4,13 +4,14 @@ use bitsmith_kernels::activation::Activation;
 use bitsmith_kernels::conv::ConvShape;
 use bitsmith_kernels::fakequant::Inside;
 use bitsmith_kernels::pool::{Padding, PoolShape};
-use burn_backend::ops::{ConvOptions, PadMode};
+use burn_backend::ops::{ConvOptions, PadMode, TransactionPrimitive};
 use burn_backend::tensor::FloatTensor;
 use burn_backend::{
     Backend, Scalar, Shape, Slice, TensorData, TensorMetadata, get_or_init_device_settings, try_read_sync,
 };
 
 use super::{BatchStatistics, FakeQuant, Norm, Shortcut, Statistics};
+use crate::error::{Error, Kind};
 
 type T<B> = FloatTensor<B>;
 
@@ -24,12 +25,19 @@ fn reshape<B: Backend>(x: T<B>, shape: &[usize]) -> T<B> {
 }
 
 /// Copies a tensor to the host, waiting for the device.
-pub(crate) fn read<B: Backend>(x: T<B>) -> Vec<f32> {
-    // Reading fails only where a device is lost or cannot be waited for (WebAssembly): numbers that are not there are NaN,
-    // and the loss says so.
-    let len = x.shape().num_elements();
-    let data = try_read_sync(B::float_into_data(x)).and_then(Result::ok);
-    data.and_then(|d| d.try_into_vec::<f32>().ok()).unwrap_or_else(|| vec![f32::NAN; len])
+pub(crate) fn read<B: Backend>(x: T<B>) -> Result<Vec<f32>, Error> {
+    Ok(read_all::<B>(vec![x])?.pop().unwrap_or_default())
+}
+
+/// Copies tensors to the host, waiting for the device once.
+pub(crate) fn read_all<B: Backend>(tensors: Vec<T<B>>) -> Result<Vec<Vec<f32>>, Error> {
+    if tensors.is_empty() {
+        return Ok(vec![]);
+    }
+    let fail = |what: &dyn std::fmt::Display| Error::new(Kind::Device, "", format!("results cannot be read: {what}"));
+    let data = try_read_sync(B::tr_execute(TransactionPrimitive::new(tensors, vec![], vec![], vec![])));
+    let data = data.ok_or_else(|| fail(&"the device cannot be waited for"))?.map_err(|e| fail(&e))?;
+    data.read_floats.into_iter().map(|data| data.try_into_vec::<f32>().map_err(|e| fail(&format!("{e:?}")))).collect()
 }
 
 pub(crate) fn permute<B: Backend>(x: T<B>, axes: &[usize]) -> T<B> {
@@ -39,9 +47,13 @@ pub(crate) fn permute<B: Backend>(x: T<B>, axes: &[usize]) -> T<B> {
 pub(super) fn conv<B: Backend>(x: T<B>, w: T<B>, bias: Option<T<B>>, shape: &ConvShape) -> T<B> {
     let [top, left, bottom, right] = shape.pads;
     let x = permute::<B>(x, &[0, 3, 1, 2]);
-    let x = pad::<B>(x, [(0, 0), (0, 0), (top, bottom), (left, right)], 0.0);
+    // The same zeros on both sides cost nothing; others are a copy.
+    let (x, padding) = match (top, left) == (bottom, right) {
+        true => (x, [top, left]),
+        false => (pad::<B>(x, [(0, 0), (0, 0), (top, bottom), (left, right)], 0.0), [0, 0]),
+    };
     let w = reshape::<B>(w, &[shape.c_out, shape.c_in / shape.groups, shape.kernel[0], shape.kernel[1]]);
-    let options = ConvOptions::new(shape.stride, [0, 0], shape.dilation, shape.groups);
+    let options = ConvOptions::new(shape.stride, padding, shape.dilation, shape.groups);
     permute::<B>(B::conv2d(x, w, bias, options), &[0, 2, 3, 1])
 }
 
@@ -56,7 +68,7 @@ pub(super) fn norm<B: Backend>(
     add: Option<T<B>>,
     step: Option<T<B>>,
     norm: &Norm<'_>,
-) -> (T<B>, Option<BatchStatistics>) {
+) -> (T<B>, Option<BatchStatistics<T<B>>>) {
     let shape = x.shape();
     let channels = shape[shape.num_dims() - 1];
     let rows = shape.num_elements() / channels.max(1);
@@ -67,10 +79,7 @@ pub(super) fn norm<B: Backend>(
             let mean = B::float_mean_dim(x.clone(), 0);
             let centred = B::float_sub(x.clone(), mean.clone());
             let variance = B::float_mean_dim(B::float_mul(centred.clone(), centred), 0);
-            let statistics = BatchStatistics {
-                mean: read::<B>(B::float_detach(mean.clone())),
-                variance: read::<B>(B::float_detach(variance.clone())),
-            };
+            let statistics = BatchStatistics { mean: mean.clone(), variance: variance.clone() }.map(B::float_detach);
             let std = B::float_sqrt(B::float_add_scalar(variance, Scalar::from(norm.epsilon)));
             let a = B::float_div(gamma, std);
             (a.clone(), B::float_sub(beta, B::float_mul(mean, a)), Some(statistics))

@@ -32,7 +32,7 @@ impl TrainOps for Fused<Flex> {
         add: Option<FlexTensor>,
         step: Option<FlexTensor>,
         norm: &Norm<'_>,
-    ) -> (FlexTensor, Option<BatchStatistics>) {
+    ) -> (FlexTensor, Option<BatchStatistics<FlexTensor>>) {
         let (x, add) = (dense(x), add.map(dense));
         let affine = Affine::new(&x, &dense(gamma), &dense(beta), norm);
         let mut y = affine.apply(&x, add.as_ref(), norm.activation);
@@ -42,7 +42,7 @@ impl TrainOps for Fused<Flex> {
         let y = tensor(y, x.shape());
         recycle(x);
         add.into_iter().for_each(recycle);
-        (y, affine.statistics)
+        (y, affine.statistics.map(|s| s.map(channels)))
     }
 
     fn layer_norm(x: FlexTensor, gamma: FlexTensor, beta: FlexTensor, epsilon: f32) -> FlexTensor {
@@ -157,6 +157,12 @@ pub(super) fn scalar(x: &FlexTensor) -> f32 {
     floats(x).first().copied().unwrap_or(f32::NAN)
 }
 
+/// A tensor of one number per channel.
+pub(super) fn channels(values: Vec<f32>) -> FlexTensor {
+    let len = values.len();
+    tensor(values, Shape::new([len]))
+}
+
 /// [`conv::forward`] or one of its kin.
 pub(super) type Forward = fn(&ConvShape, &[f32], &[f32], Option<&[f32]>, &mut [f32]);
 
@@ -180,7 +186,7 @@ pub(super) struct Affine {
     pub inv_std: Vec<f32>,
     pub a: Vec<f32>,
     pub b: Vec<f32>,
-    pub statistics: Option<BatchStatistics>,
+    pub statistics: Option<BatchStatistics<Vec<f32>>>,
 }
 
 impl Affine {

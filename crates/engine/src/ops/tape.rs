@@ -23,7 +23,7 @@ use burn_backend::tensor::FloatTensor;
 use burn_backend::{AutodiffBackend, Shape, TensorMetadata};
 use burn_flex::{Flex, FlexTensor};
 
-use super::flex::{self, Affine, scalar};
+use super::flex::{self, Affine, channels, scalar};
 use super::{
     BatchStatistics, FakeQuant, Fused, Norm, Shortcut, Statistics, TrainOps, attention, composed, rounding, shortcut,
 };
@@ -72,7 +72,7 @@ impl TrainOps for Fused<Cpu> {
         add: Option<Tracked>,
         step: Option<Tracked>,
         norm: &Norm<'_>,
-    ) -> (Tracked, Option<BatchStatistics>) {
+    ) -> (Tracked, Option<BatchStatistics<Tracked>>) {
         let x_data = dense(x.primitive().clone());
         let add_data = add.as_ref().map(|a| dense(a.primitive().clone()));
         let (gamma_data, beta_data) = (dense(gamma.primitive().clone()), dense(beta.primitive().clone()));
@@ -83,7 +83,7 @@ impl TrainOps for Fused<Cpu> {
             y = rounding::rounded(y, *step, quant);
         }
         let y = tensor(y, x_data.shape());
-        let statistics = affine.statistics.take();
+        let statistics = affine.statistics.take().map(|s| s.map(|v| Cpu::from_inner(channels(v))));
         // Under fake-quant the output no longer tells the slope; input and addend, which others hold anyway, do.
         let wants_input = quant.is_some() || norm.activation.saved() == Saved::Input;
         let state = NormState {

@@ -1,4 +1,5 @@
-//! Fused equals composed, and both equal finite differences: values and gradients of every operator.
+//! Fused equals composed, and both equal finite differences: values and gradients of every operator. In a build with a GPU's
+//! feature, on a machine with that GPU, composed there equals composed here.
 
 use bitsmith_kernels::activation::Activation;
 use bitsmith_kernels::conv::ConvShape;
@@ -7,29 +8,37 @@ use bitsmith_kernels::pool::{Padding, PoolShape, Rounding};
 use burn_autodiff::Autodiff;
 use burn_backend::ops::FloatTensorOps;
 use burn_backend::tensor::FloatTensor;
-use burn_backend::{AutodiffBackend, Shape, TensorData, TensorMetadata};
+use burn_backend::{AutodiffBackend, BackendTypes, Shape, TensorData, TensorMetadata};
 use burn_flex::Flex;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use super::{Composed, FakeQuant, Fused, Norm, Shortcut, Statistics, TrainOps, read};
+use super::{Composed, FakeQuant, Fused, Norm, Shortcut, Statistics, TrainOps};
+#[cfg(any(feature = "cuda", feature = "wgpu"))]
+use crate::device::gpu::Cube;
 
 type Cpu = Autodiff<Flex>;
 type T = FloatTensor<Cpu>;
 
-/// An operator as a function of its tensors, in three implementations.
+fn read<B: burn_backend::Backend>(x: FloatTensor<B>) -> Vec<f32> {
+    super::read::<B>(x).unwrap()
+}
+
+/// An operator as a function of its tensors, in every implementation.
 struct Case<const N: usize> {
     name: String,
     shapes: [&'static [usize]; N],
     fused: Box<dyn Fn([T; N]) -> T>,
     composed: Box<dyn Fn([T; N]) -> T>,
     inference: Box<dyn Fn([FloatTensor<Flex>; N]) -> FloatTensor<Flex>>,
+    #[cfg(any(feature = "cuda", feature = "wgpu"))]
+    gpu: Box<dyn Fn([FloatTensor<Autodiff<Cube>>; N]) -> FloatTensor<Autodiff<Cube>>>,
     /// Whether finite differences apply: nothing rounds and no kink is near.
     smooth: bool,
     range: (f32, f32),
 }
 
-/// Writes one expression down for the three operator sets.
+/// Writes one expression down for every operator set.
 macro_rules! case {
     ($name:expr, $shapes:expr, $smooth:expr, $range:expr, $ops:ident, $inputs:pat => $body:expr) => {
         Case {
@@ -47,6 +56,11 @@ macro_rules! case {
                 type $ops = Fused<Flex>;
                 $body
             }),
+            #[cfg(any(feature = "cuda", feature = "wgpu"))]
+            gpu: Box::new(move |$inputs| {
+                type $ops = Composed<Autodiff<Cube>>;
+                $body
+            }),
             smooth: $smooth,
             range: $range,
         }
@@ -62,21 +76,54 @@ fn random(seed: u64, len: usize, (low, high): (f32, f32)) -> Vec<f32> {
     (0..len).map(|_| rng.random_range(low..high)).collect()
 }
 
-/// Output, and gradients of `Σ output · r` for every input.
+/// Output, and gradients of `Σ output · r` for every input, on the CPU.
 fn run<const N: usize>(
     op: &dyn Fn([T; N]) -> T,
     shapes: &[&[usize]; N],
     inputs: &[Vec<f32>; N],
 ) -> (Vec<f32>, Vec<Vec<f32>>) {
-    let leaves: [T; N] =
-        std::array::from_fn(|i| Cpu::float_set_require_grad(Cpu::from_inner(tensor(&inputs[i], shapes[i])), true));
+    run_on::<Cpu, N>(&Default::default(), op, shapes, inputs)
+}
+
+fn run_on<B: AutodiffBackend, const N: usize>(
+    device: &<B as BackendTypes>::Device,
+    op: &dyn Fn([FloatTensor<B>; N]) -> FloatTensor<B>,
+    shapes: &[&[usize]; N],
+    inputs: &[Vec<f32>; N],
+) -> (Vec<f32>, Vec<Vec<f32>>) {
+    let upload = |values: Vec<f32>, shape: Shape| B::float_from_data(TensorData::new(values, shape), device);
+    let leaf = |i: usize| upload(inputs[i].clone(), Shape::from(shapes[i].to_vec()));
+    let leaves: [FloatTensor<B>; N] = std::array::from_fn(|i| B::float_set_require_grad(leaf(i), true));
     let y = op(leaves.clone());
-    let r = random(99, y.shape().num_elements(), (-1.0, 1.0));
-    let r = Cpu::from_inner(Flex::float_from_data(TensorData::new(r, y.shape()), &Default::default()));
-    let value = read::<Cpu>(y.clone());
-    let mut grads = Cpu::backward(Cpu::float_sum(Cpu::float_mul(y, r)));
-    let gradient = |leaf: &T| read::<Flex>(Cpu::grad_remove(leaf, &mut grads).expect("every input is used"));
-    (value, leaves.iter().map(gradient).collect())
+    let r = upload(random(99, y.shape().num_elements(), (-1.0, 1.0)), y.shape());
+    let value = read::<B>(y.clone());
+    let mut grads = B::backward(B::float_sum(B::float_mul(y, r)));
+    let mut gradient = |leaf| read::<B::InnerBackend>(B::grad_remove(leaf, &mut grads).expect("every input is used"));
+    let gradients = leaves.iter().map(&mut gradient).collect();
+    (value, gradients)
+}
+
+/// The same case on every GPU that this build and machine have. Says so where there is none.
+#[cfg(any(feature = "cuda", feature = "wgpu"))]
+fn check_gpus<const N: usize>(case: &Case<N>, inputs: &[Vec<f32>; N], expected: &(Vec<f32>, Vec<Vec<f32>>)) {
+    use crate::device::{Device, Place};
+    for device in [Device::Cuda, Device::Wgpu] {
+        let gpu = match device.open(crate::Operators::Composed) {
+            Ok(Place::Gpu(gpu)) => gpu,
+            Ok(_) => unreachable!("a GPU is no CPU"),
+            Err(error) => {
+                eprintln!("{}: not compared on {device}: {error}", case.name);
+                continue;
+            }
+        };
+        // Tensor cores round factors to 11 bits.
+        let tolerance = if device == Device::Cuda { 3e-3 } else { 1e-4 };
+        let (value, gradients) = run_on::<Autodiff<Cube>, N>(&gpu.device, &*case.gpu, &case.shapes, inputs);
+        close(&format!("{} on {device}: value", case.name), &value, &expected.0, tolerance);
+        for (i, (got, want)) in gradients.iter().zip(&expected.1).enumerate() {
+            close(&format!("{} on {device}: gradient of input {i}", case.name), got, want, tolerance);
+        }
+    }
 }
 
 fn close(what: &str, a: &[f32], b: &[f32], tolerance: f32) {
@@ -94,6 +141,8 @@ fn check<const N: usize>(case: &Case<N>) {
     });
     let (value, gradients) = run(&*case.fused, &case.shapes, &inputs);
     let (expected, expected_gradients) = run(&*case.composed, &case.shapes, &inputs);
+    #[cfg(any(feature = "cuda", feature = "wgpu"))]
+    check_gpus(case, &inputs, &(expected.clone(), expected_gradients.clone()));
     // Sums of some hundred products of size 1 in another order.
     close(&format!("{}: value", case.name), &value, &expected, 2e-5);
     for (i, (got, want)) in gradients.iter().zip(&expected_gradients).enumerate() {
@@ -219,7 +268,7 @@ fn statistics_agree() {
     let (x, g, b) = (tensor(&x, &[2, 5, 1, 3]), tensor(&[1.0; 3], &[3]), tensor(&[0.0; 3], &[3]));
     let (_, fused) = Fused::<Flex>::norm(x.clone(), g.clone(), b.clone(), None, None, &norm);
     let (_, composed) = Composed::<Flex>::norm(x, g, b, None, None, &norm);
-    let (fused, composed) = (fused.unwrap(), composed.unwrap());
+    let (fused, composed) = (fused.unwrap().map(read::<Flex>), composed.unwrap().map(read::<Flex>));
     close("mean", &fused.mean, &composed.mean, 1e-6);
     close("variance", &fused.variance, &composed.variance, 1e-6);
 }

@@ -7,7 +7,7 @@ use bitsmith_graph::{Shape, ValueId};
 use bitsmith_kernels::conv::ConvShape;
 use bitsmith_kernels::pool::{Padding, PoolShape, Rounding};
 use burn_backend::ops::{ActivationOps, FloatTensorOps, IntTensorOps, PadMode as BurnPad};
-use burn_backend::{Scalar, Shape as BurnShape, Slice, TensorData, TensorMetadata};
+use burn_backend::{Scalar, Shape as BurnShape, Slice, TensorData, TensorMetadata, get_or_init_device_settings};
 
 use super::compile::stored_order;
 use super::{Arg, Binary, Kind, Layout, NormStep, Plan, Step};
@@ -35,14 +35,22 @@ pub(crate) struct Run<'a> {
 }
 
 /// Statistics that a normalisation saw, to be blended into the running ones.
-pub(crate) struct Seen {
+pub(crate) struct Seen<T> {
     pub mean: ValueId,
     pub variance: ValueId,
     /// Share of the old statistic that stays.
     pub momentum: f32,
     /// Elements per channel.
     pub rows: usize,
-    pub statistics: BatchStatistics,
+    pub statistics: BatchStatistics<T>,
+}
+
+impl<T> Seen<T> {
+    /// The same with its statistics in another form.
+    pub fn map<U>(self, f: impl FnMut(T) -> U) -> Seen<U> {
+        let Self { mean, variance, momentum, rows, statistics } = self;
+        Seen { mean, variance, momentum, rows, statistics: statistics.map(f) }
+    }
 }
 
 /// The tensors of parameters.
@@ -56,7 +64,7 @@ pub(crate) fn execute<O: TrainOps>(
     run: &Run<'_>,
     x: Tensor<O>,
     leaves: &Leaves<Tensor<O>>,
-    seen: &mut Vec<Seen>,
+    seen: &mut Vec<Seen<Tensor<O>>>,
 ) -> Result<Vec<Tensor<O>>, Error> {
     let mut values: Vec<Option<Tensor<O>>> = (0..run.plan.slots).map(|_| None).collect();
     values[run.plan.input] = Some(x);
@@ -98,7 +106,7 @@ fn perform<O: TrainOps>(
     step: &Step,
     inputs: Vec<Tensor<O>>,
     leaves: &Leaves<Tensor<O>>,
-    seen: &mut Vec<Seen>,
+    seen: &mut Vec<Seen<Tensor<O>>>,
 ) -> Result<Vec<Tensor<O>>, Error> {
     let (x_shape, y_shape) = (&run.shapes[step.x.index()], &run.shapes[step.y.index()]);
     let mut inputs = inputs.into_iter();
@@ -198,7 +206,9 @@ fn perform<O: TrainOps>(
         Kind::Gather { axis, indices } => {
             let count = indices.len();
             let data = TensorData::new(indices.clone(), BurnShape::new([count]));
-            let indices = O::B::int_from_data(data, &x.device());
+            // Not every device has integers of 64 bits.
+            let dtype = get_or_init_device_settings::<O::B>(&x.device()).int_dtype;
+            let indices = O::B::int_from_data(data.convert_dtype(dtype.into()), &x.device());
             reshape::<O>(O::B::float_select(x, *axis, indices), y_shape)
         }
     };
@@ -211,7 +221,7 @@ fn normalise<O: TrainOps>(
     [x, gamma, beta]: [Tensor<O>; 3],
     add: Option<Tensor<O>>,
     leaves: &Leaves<Tensor<O>>,
-    seen: &mut Vec<Seen>,
+    seen: &mut Vec<Seen<Tensor<O>>>,
 ) -> Result<Tensor<O>, Error> {
     let constant = |id: ValueId| {
         let values = run.params.constants.get(&id);

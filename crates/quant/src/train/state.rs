@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use bitsmith_engine::optim::{Algorithm, Rates, State as Memory};
-use bitsmith_engine::{Engine, EngineOptions, Loss, Params, Role, StepOptions, StepOutput};
+use bitsmith_engine::{Device, Engine, EngineOptions, Loss, Params, Role, StepOptions, StepOutput};
 use bitsmith_graph::{Granularity, Model, Op, Role as SiteRole, Site, ValueId};
 
 use super::data::{Batch, Data, InMemory};
@@ -47,14 +47,20 @@ pub(super) struct State<Q> {
 }
 
 impl<Q: Quantizer> State<Q> {
-    pub fn new<M: Method<Weight = Q>>(model: Model, method: &mut M, options: &TrainOptions) -> Result<Self, Error> {
-        let engine_options = EngineOptions { step_gradient: options.step_gradient(), ..EngineOptions::default() };
+    pub fn new<M: Method<Weight = Q>>(
+        model: Model,
+        method: &mut M,
+        options: &TrainOptions,
+        device: Device,
+    ) -> Result<Self, Error> {
+        let engine_options =
+            EngineOptions { device, step_gradient: options.step_gradient(), ..EngineOptions::default() };
         let engine = Engine::new(&model, &engine_options)?;
         let params = Params::from_model(&model);
         let teacher = match options.distill > 0.0 {
             true => {
                 let float = Model { sites: BTreeMap::new(), ..model.clone() };
-                Some((Engine::new(&float, &EngineOptions::default())?, params.clone()))
+                Some((Engine::new(&float, &engine_options)?, params.clone()))
             }
             false => None,
         };

@@ -1,5 +1,6 @@
 //! Training steps by themselves, for benchmarks: no data loading, no evaluation, no checkpoints.
 
+use bitsmith_engine::Device;
 use bitsmith_graph::Model;
 
 use super::checkpoint::Position;
@@ -11,12 +12,13 @@ use crate::error::Error;
 use crate::method::Method;
 use crate::options::Options;
 
-/// Prepares a run as training would, brings it to the middle of phase number `phase`, and hands a function that does one step
+/// Prepares a run on `device` as training would, brings it to the middle of phase number `phase`, and hands a function that does one step
 /// on `batch` to `timed`.
 pub(crate) fn steps_json<M: Method>(
     model: Model,
     method_options: &serde_json::Value,
     options: &TrainOptions,
+    device: Device,
     batch: &Batch,
     phase: usize,
     timed: &mut Timed<'_>,
@@ -29,7 +31,7 @@ pub(crate) fn steps_json<M: Method>(
         let known = names.join(", ");
         return Err(Error::option(format!("`{}` has {} phases ({known}), counted from 0", M::NAME, phases.len())));
     };
-    let mut state = State::new(model, &mut method, options)?;
+    let mut state = State::new(model, &mut method, options, device)?;
     method.begin(&mut state.slots)?;
     let mut run =
         Run { method, options, phases, state, position: Position::default(), recipe: serde_json::Value::Null };

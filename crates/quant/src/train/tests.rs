@@ -4,6 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
+use bitsmith_engine::Device;
 use bitsmith_engine::data::{Augment, Loader, LoaderOptions, Options as DataOptions, open};
 use bitsmith_graph::zoo::{ZooOptions, build};
 use bitsmith_graph::{Model, freeze};
@@ -70,7 +71,7 @@ fn run(
     store: Option<&Store>,
     cancel: &AtomicBool,
 ) -> Result<Outcome, Error> {
-    let mut ctx = Context { train, test, sink: &mut Silent, store, resume: true, cancel };
+    let mut ctx = Context { train, test, sink: &mut Silent, store, resume: true, cancel, device: Device::Cpu };
     (method.train)(model, &options_for(method), options, &mut ctx)
 }
 
@@ -224,8 +225,15 @@ fn checkpoints_that_do_not_fit_are_refused() {
     let blocked = tempfile::tempdir().unwrap();
     std::fs::create_dir(blocked.path().join("last.ckpt")).unwrap();
     let store = Store::open(blocked.path()).unwrap();
-    let mut ctx =
-        Context { train: &train, test: None, sink: &mut Silent, store: Some(&store), resume: false, cancel: &GO };
+    let mut ctx = Context {
+        train: &train,
+        test: None,
+        sink: &mut Silent,
+        store: Some(&store),
+        resume: false,
+        cancel: &GO,
+        device: Device::Cpu,
+    };
     let error = (float.train)(network(), &Value::Null, &short(1), &mut ctx).unwrap_err();
     assert_eq!(error.kind, Kind::Checkpoint);
     assert!(Store::open(Path::new("/dev/null/x")).is_err());
@@ -285,8 +293,15 @@ fn events_are_lines_of_json() {
     let (train, test) = digits(100);
     let mut lines = vec![];
     let mut sink = |event: &Event| lines.push(serde_json::to_value(event).unwrap());
-    let mut ctx =
-        Context { train: &train, test: Some(&test), sink: &mut sink, store: None, resume: false, cancel: &GO };
+    let mut ctx = Context {
+        train: &train,
+        test: Some(&test),
+        sink: &mut sink,
+        store: None,
+        resume: false,
+        cancel: &GO,
+        device: Device::Cpu,
+    };
     let csq = crate::methods::find("csq").unwrap();
     (csq.train)(network(), &options_for(csq), &short(4), &mut ctx).unwrap();
     let kinds: Vec<&str> = lines.iter().filter_map(|l| l["event"].as_str()).collect();

@@ -36,20 +36,28 @@ pub fn run(args: &Args, context: &Context, batch: usize) -> Result<(Vec<f64>, Op
     let method = methods::find(recipe.method())?;
     let (mut times, mut failure) = (vec![], None);
     let mut table = None;
-    let ran = (method.steps)(model, &recipe.method_options()?, &recipe.train, &data, args.phase, &mut |step| {
-        if args.profile {
-            profile::start();
-        }
-        match measure(args, context, || Ok(step()?)) {
-            Ok(measured) => {
-                // The steps that warmed up are in the profile as well.
-                table = args.profile.then(|| profiled(measured.len() + WARM_UP));
-                times = measured;
+    let ran = (method.steps)(
+        model,
+        &recipe.method_options()?,
+        &recipe.train,
+        context.device,
+        &data,
+        args.phase,
+        &mut |step| {
+            if args.profile {
+                profile::start();
             }
-            Err(error) => failure = Some(error),
-        }
-        Ok(())
-    });
+            match measure(args, context, || Ok(step()?)) {
+                Ok(measured) => {
+                    // The steps that warmed up are in the profile as well.
+                    table = args.profile.then(|| profiled(measured.len() + WARM_UP));
+                    times = measured;
+                }
+                Err(error) => failure = Some(error),
+            }
+            Ok(())
+        },
+    );
     explain_options(ran)?;
     failure.map_or(Ok((times, table)), Err)
 }
