@@ -107,7 +107,13 @@ impl Activation {
         let inside = |low: f32, high: f32, slope: f32| if s > low && s < high { slope } else { 0.0 };
         match self {
             Activation::Identity => 1.0,
-            Activation::Relu => inside(0.0, f32::INFINITY, 1.0),
+            Activation::Relu => {
+                if s > 0.0 {
+                    1.0
+                } else {
+                    0.0
+                }
+            }
             Activation::LeakyRelu { alpha } => {
                 if s > 0.0 {
                     1.0
@@ -348,6 +354,15 @@ mod tests {
             let exact = std::f64::consts::FRAC_2_SQRT_PI * (-wide * wide).exp() * sum;
             assert!((f64::from(erf(x)) - exact).abs() <= 4e-7, "erf {x}: {} {exact}", erf(x));
         }
+    }
+
+    /// Vectors see a positive output; so must what is done one by one.
+    #[test]
+    fn an_infinite_output_of_relu_passes_its_gradient() {
+        let mut dx = [0.0; 2];
+        backward(Activation::Relu, &[f32::INFINITY, f32::NAN], &[2.0; 2], &mut dx);
+        assert_eq!(dx, [2.0, 0.0]);
+        assert_eq!([f32::INFINITY, f32::NAN].map(|y| Activation::Relu.slope(y)), [1.0, 0.0]);
     }
 
     #[test]
