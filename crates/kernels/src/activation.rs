@@ -287,22 +287,10 @@ impl Kernel for Backward<'_> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Activation, Saved, backward, erf, forward, tanh};
-
-    const ALL: [Activation; 12] = [
-        Activation::Identity,
-        Activation::Relu,
-        Activation::LeakyRelu { alpha: 0.1 },
-        Activation::LeakyRelu { alpha: -0.5 },
-        Activation::Clip { min: -0.5, max: 1.25 },
-        Activation::HardSwish,
-        Activation::HardSigmoid { alpha: 0.2, beta: 0.5 },
-        Activation::HardSigmoid { alpha: 1.0 / 6.0, beta: 0.5 },
-        Activation::Sigmoid,
-        Activation::Tanh,
-        Activation::GeluErf,
-        Activation::GeluTanh,
-    ];
+    use super::{Activation, Saved, backward, erf, forward, in_place, tanh};
+    use crate::reference::activation as naive;
+    use crate::testing::{ACTIVATIONS as ALL, on_every_level};
+    use proptest::prelude::*;
 
     #[test]
     fn slopes_match_finite_differences() {
@@ -372,16 +360,54 @@ mod tests {
         }
     }
 
+    /// Equal, both NaN counted as equal; the sign of a zero may differ.
+    fn same(a: &[f32], b: &[f32]) -> bool {
+        a.len() == b.len() && a.iter().zip(b).all(|(a, b)| a == b || (a.is_nan() && b.is_nan()))
+    }
+
+    /// Vectors do what the scalar functions do, bit for bit, on every level.
+    fn check(act: Activation, x: &[f32], dy: &[f32]) {
+        let (mut y, mut dx) = (x.to_vec(), x.to_vec());
+        naive::forward(act, x, &mut y);
+        let saved = if act.saved() == Saved::Input { x } else { &y };
+        naive::backward(act, saved, dy, &mut dx);
+        on_every_level(|isa| {
+            let mut fast = vec![f32::from_bits(1); x.len()];
+            forward(act, x, &mut fast);
+            assert!(same(&fast, &y), "forward {act:?} {isa:?} {}", x.len());
+            fast.copy_from_slice(x);
+            in_place(act, &mut fast);
+            assert!(same(&fast, &y), "in place {act:?} {isa:?} {}", x.len());
+            backward(act, saved, dy, &mut fast);
+            assert!(same(&fast, &dx), "backward {act:?} {isa:?} {}", x.len());
+        });
+    }
+
     #[test]
-    fn slices() {
-        let x: Vec<f32> = (0..100_003).map(|i| (i % 23) as f32 / 4.0 - 3.0).collect();
+    fn awkward_lengths() {
+        for n in [0, 1, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 33, 8191, 8193, 100_003] {
+            let x: Vec<f32> = (0..n).map(|i| (i % 23) as f32 / 4.0 - 3.0).collect();
+            for act in ALL {
+                check(act, &x, &x);
+            }
+        }
+    }
+
+    #[test]
+    fn special_values() {
+        let (infinity, nan, least) = (f32::INFINITY, f32::NAN, f32::from_bits(1));
+        let x = [0.0, -0.0, infinity, -infinity, nan, least, -least, f32::MAX, f32::MIN, 3.0, -3.0, 1.25, -0.5];
         for act in ALL {
-            let (mut y, mut dx) = (vec![0.0; x.len()], vec![0.0; x.len()]);
-            forward(act, &x, &mut y);
-            assert!(y.iter().zip(&x).all(|(&y, &x)| y == act.apply(x)), "{act:?}");
-            let saved = if act.saved() == Saved::Input { &x } else { &y };
-            backward(act, saved, &x, &mut dx);
-            assert!(dx.iter().zip(saved).zip(&x).all(|((&d, &s), &g)| d == g * act.slope(s)), "{act:?}");
+            check(act, &x, &[1.5; 13]);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_values(x in proptest::collection::vec(any::<f32>(), 1..70), act in 0..ALL.len(), scale in -2.0..2.0_f32) {
+            // Half of them near the kinks.
+            let x: Vec<f32> = x.iter().enumerate().map(|(i, v)| if i % 2 == 0 { *v } else { v % 8.0 }).collect();
+            check(ALL[act], &x, &vec![scale; x.len()]);
         }
     }
 }

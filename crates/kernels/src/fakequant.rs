@@ -255,55 +255,44 @@ multiversion! {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::reference::fakequant as naive;
+    use crate::testing::{UNIT, assert_within, bitwise, on_every_level};
     use proptest::prelude::*;
 
-    /// The paper, word for word: (x̂, ∂x̂/∂x, ∂x̂/∂s).
-    fn by_definition(
-        x: f32,
-        scale: f32,
-        zero_point: i32,
-        (q_min, q_max): (i32, i32),
-        before: Before,
-    ) -> (f32, f32, f32) {
-        let y = if before == Before::Relu { if x > 0.0 { x } else { 0.0 } } else { x };
-        let out = dequantize(quantize(y, scale, zero_point, q_min, q_max), scale, zero_point);
-        let (low, high) = ((q_min - zero_point) as f32, (q_max - zero_point) as f32);
-        let v = y / scale;
-        let relu = if before == Before::Relu && x <= 0.0 { 0.0 } else { 1.0 };
-        if v.is_nan() {
-            (out, 0.0, 0.0)
-        } else if v <= low {
-            (out, 0.0, low)
-        } else if v >= high {
-            (out, 0.0, high)
-        } else {
-            (out, relu, v.round_ties_even() - v)
-        }
-    }
-
+    /// x̂, codes and ∂L/∂x have the bits of the definition on every level; sums of the step's gradient add 16 numbers in f32
+    /// at most, then f64: 16 u Σ|·|.
     fn check(x: &[f32], scale: &[f32], zero_point: &[i32], range: (i32, i32), before: Before) {
         let n = x.len();
         let grids = Grids { scale, zero_point, range };
         let grad_out: Vec<f32> = (0..n).map(|i| ((i * 37 % 101) as f32 - 50.0) / 50.0).collect();
-        let (mut out, mut out2, mut grad_x) = (vec![f32::NAN; n], vec![f32::NAN; n], vec![f32::NAN; n]);
-        let mut codes = vec![0i32; n];
-        let mut grad_scale = vec![f32::NAN; scale.len()];
-        forward(x, &grids, before, &mut out);
-        forward_codes(x, &grids, before, &mut out2, &mut codes);
-        backward(x, &grids, (before, Inside::Error), &grad_out, &mut grad_x, &mut grad_scale);
-        let row = (n / scale.len()).max(1);
-        let mut want_scale = vec![0f64; scale.len()];
-        let mut size = vec![0f64; scale.len()];
-        for i in 0..n {
-            let (y, dx, ds) = by_definition(x[i], scale[i / row], zero_point[i / row], range, before);
-            assert_eq!(out[i].to_bits(), y.to_bits(), "x̂ of {}", x[i]);
-            assert_eq!(out2[i].to_bits(), y.to_bits());
-            assert_eq!(grad_x[i], grad_out[i] * dx, "gradient at {}", x[i]);
-            want_scale[i / row] += f64::from(grad_out[i] * ds);
-            size[i / row] += f64::from((grad_out[i] * ds).abs());
-        }
-        for (c, want) in want_scale.iter().enumerate() {
-            assert!((f64::from(grad_scale[c]) - want).abs() <= 1e-6 * size[c], "{} but {want}", grad_scale[c]);
+        let mut want = vec![0.0; n];
+        naive::forward(x, &grids, before, &mut want);
+        for inside in [Inside::Error, Inside::Nothing] {
+            let (mut want_x, mut want_scale, mut unused) = (vec![0.0; n], vec![0.0; scale.len()], vec![0.0; n]);
+            naive::backward(x, &grids, (before, inside), &grad_out, &mut want_x, &mut want_scale);
+            // Σ|·|, from each element's own gradient of the step.
+            let row = (n / scale.len()).max(1);
+            let mut size = vec![0.0_f64; scale.len()];
+            for i in 0..n {
+                let one = Grids { scale: &scale[i / row..=i / row], zero_point: &zero_point[i / row..=i / row], range };
+                let mut slope = [0.0];
+                naive::backward(&x[i..=i], &one, (before, inside), &grad_out[i..=i], &mut unused[i..=i], &mut slope);
+                size[i / row] += f64::from(slope[0].abs());
+            }
+            on_every_level(|isa| {
+                let (mut out, mut grad_x, mut grad_scale) =
+                    (vec![f32::NAN; n], vec![f32::NAN; n], vec![f32::NAN; scale.len()]);
+                let mut codes = vec![0i32; n];
+                forward(x, &grids, before, &mut out);
+                assert!(bitwise(&out, &want), "forward {isa:?} {n}");
+                out.fill(f32::NAN);
+                forward_codes(x, &grids, before, &mut out, &mut codes);
+                assert!(bitwise(&out, &want), "by codes {isa:?} {n}");
+                backward(x, &grids, (before, inside), &grad_out, &mut grad_x, &mut grad_scale);
+                assert!(grad_x == want_x, "gradient {isa:?} {n}");
+                let what = format_args!("step {isa:?} {n} {inside:?}");
+                assert_within(what, &grad_scale, &want_scale, |c| 17.0 * UNIT * size[c]);
+            });
         }
     }
 

@@ -148,23 +148,23 @@ impl Product {
 #[cfg(test)]
 mod tests {
     use super::{Order, batched, matmul};
-    use crate::reference;
+    use crate::reference::gemm as naive;
+    use crate::testing::{UNIT, assert_within, values};
+    use proptest::prelude::*;
 
-    #[test]
-    fn equals_reference() {
-        for (m, k, n) in [(1, 1, 1), (3, 5, 7), (16, 17, 33), (128, 64, 10), (65, 1, 100), (2, 0, 3)] {
-            for a_order in [Order::Plain, Order::Transposed] {
-                for b_order in [Order::Plain, Order::Transposed] {
-                    let a: Vec<f32> = (0..m * k).map(|i| ((i * 37 % 19) as f32 - 9.0) / 7.0).collect();
-                    let b: Vec<f32> = (0..k * n).map(|i| ((i * 53 % 23) as f32 - 11.0) / 5.0).collect();
-                    let (mut fast, mut slow) = (vec![f32::NAN; m * n], vec![0.0; m * n]);
-                    matmul([m, k, n], &a, a_order, &b, b_order, &mut fast);
-                    reference::gemm::matmul([m, k, n], &a, a_order, &b, b_order, &mut slow);
-                    for (f, s) in fast.iter().zip(&slow) {
-                        // k sums of products of at most 3 in f32: an error of k² ulps at worst.
-                        assert!((f - s).abs() <= 3e-5 * k as f32, "{m}x{k}x{n} {a_order:?} {b_order:?}: {f} {s}");
-                    }
-                }
+    /// A sum of k products is off by at most k u Σ|a||b|, in whatever order and with whatever instructions: the crate beneath
+    /// chooses its own and does not ask for the level in use.
+    fn check([m, k, n]: [usize; 3]) {
+        let (a, b) = (values(m * k, 1), values(k * n, 2));
+        let magnitudes = |x: &[f32]| -> Vec<f32> { x.iter().map(|x| x.abs()).collect() };
+        for a_order in [Order::Plain, Order::Transposed] {
+            for b_order in [Order::Plain, Order::Transposed] {
+                let (mut fast, mut slow, mut bound) = (vec![f32::NAN; m * n], vec![0.0; m * n], vec![0.0; m * n]);
+                matmul([m, k, n], &a, a_order, &b, b_order, &mut fast);
+                naive::matmul([m, k, n], &a, a_order, &b, b_order, &mut slow);
+                naive::matmul([m, k, n], &magnitudes(&a), a_order, &magnitudes(&b), b_order, &mut bound);
+                let limit = |i: usize| (k + 2) as f64 * UNIT * f64::from(bound[i]);
+                assert_within(format_args!("{m}x{k}x{n} {a_order:?} {b_order:?}"), &fast, &slow, limit);
             }
         }
     }
@@ -179,10 +179,33 @@ mod tests {
             for i in 0..batch {
                 let (a, b) = (&a[i * m * k..][..m * k], &b[i * k * n..][..k * n]);
                 let mut one = vec![0.0; m * n];
-                reference::gemm::matmul([m, k, n], a, Order::Transposed, b, Order::Plain, &mut one);
+                naive::matmul([m, k, n], a, Order::Transposed, b, Order::Plain, &mut one);
                 // Whole numbers: sums are exact.
                 assert_eq!(all[i * m * n..][..m * n], one, "{batch} of {m}x{k}x{n}, {i}");
             }
+        }
+    }
+
+    #[test]
+    fn equals_reference() {
+        for m in [1, 3, 15, 17] {
+            for k in [0, 1, 3, 15, 17] {
+                for n in [1, 3, 15, 17] {
+                    check([m, k, n]);
+                }
+            }
+        }
+        for dims in [[16, 17, 33], [128, 64, 10], [65, 1, 100], [7, 1031, 5], [0, 3, 2], [2, 3, 0]] {
+            check(dims);
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 60, ..ProptestConfig::default() })]
+
+        #[test]
+        fn any_shape(m in 1..70_usize, k in 1..150_usize, n in 1..70_usize) {
+            check([m, k, n]);
         }
     }
 }

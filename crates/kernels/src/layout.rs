@@ -122,6 +122,8 @@ pub fn permute<T: Copy + Send + Sync>(dims: &[usize], perm: &[usize], x: &[T], y
 #[cfg(test)]
 mod tests {
     use super::{nchw_to_nhwc, nhwc_to_nchw, permute, transpose_2d};
+    use crate::reference::layout as naive;
+    use proptest::prelude::*;
 
     #[test]
     fn by_hand() {
@@ -130,21 +132,34 @@ mod tests {
         assert_eq!(y, [1.0, 4.0, 2.0, 5.0, 3.0, 6.0]);
     }
 
+    /// Copies: equal, and the way back gives what was there.
+    fn check(batch: usize, channels: usize, pixels: usize) {
+        let x: Vec<f32> = (0..batch * channels * pixels).map(|i| i as f32).collect();
+        let (mut y, mut want, mut back) = (vec![f32::NAN; x.len()], vec![0.0; x.len()], vec![f32::NAN; x.len()]);
+        nchw_to_nhwc(batch, channels, pixels, &x, &mut y);
+        naive::nchw_to_nhwc(batch, channels, pixels, &x, &mut want);
+        assert_eq!(y, want, "{batch} {channels} {pixels}");
+        nhwc_to_nchw(batch, channels, pixels, &y, &mut back);
+        assert_eq!(back, x, "{batch} {channels} {pixels}");
+        naive::nhwc_to_nchw(batch, channels, pixels, &y, &mut back);
+        assert_eq!(back, x, "{batch} {channels} {pixels}");
+    }
+
     #[test]
-    fn round_trip() {
-        for (batch, channels, pixels) in [(1, 1, 1), (2, 3, 35), (3, 17, 16), (1, 33, 49), (0, 3, 4)] {
-            let x: Vec<f32> = (0..batch * channels * pixels).map(|i| i as f32).collect();
-            let (mut y, mut back) = (vec![0.0; x.len()], vec![0.0; x.len()]);
-            nchw_to_nhwc(batch, channels, pixels, &x, &mut y);
-            for n in 0..batch {
-                for c in 0..channels {
-                    for p in 0..pixels {
-                        assert_eq!(y[(n * pixels + p) * channels + c], x[(n * channels + c) * pixels + p]);
-                    }
-                }
+    fn awkward_shapes() {
+        for channels in [1, 3, 15, 16, 17, 33] {
+            for pixels in [1, 7, 15, 16, 17, 49] {
+                check(1, channels, pixels);
+                check(3, channels, pixels);
             }
-            nhwc_to_nchw(batch, channels, pixels, &y, &mut back);
-            assert_eq!(x, back);
+        }
+        check(0, 3, 4);
+    }
+
+    proptest! {
+        #[test]
+        fn any_shape(batch in 0..4_usize, channels in 1..40_usize, pixels in 1..60_usize) {
+            check(batch, channels, pixels);
         }
     }
 

@@ -25,4 +25,6 @@ mod runs;
 pub mod sigmoid;
 pub mod simd;
 pub mod softmax;
+#[cfg(test)]
+mod testing;
 pub mod threads;

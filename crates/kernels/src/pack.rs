@@ -296,6 +296,7 @@ fn check_window(n: usize, first: usize, wanted: usize) -> Result<(), Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::reference::pack as naive;
     use proptest::prelude::*;
 
     const LENGTHS: [usize; 9] = [0, 1, 7, 8, 9, 63, 64, 65, 251];
@@ -312,32 +313,28 @@ mod tests {
         (0..n).map(|_| next()).collect()
     }
 
-    /// The definition: bit j of value i is bit i·b + j of the stream.
-    fn field_by_definition(bytes: &[u8], bits: u8, i: usize) -> u8 {
-        (0..usize::from(bits)).fold(0, |v, j| {
-            let at = i * usize::from(bits) + j;
-            v | (bytes[at / 8] >> (at % 8) & 1) << j
-        })
-    }
-
     #[test]
     fn fields_round_trip_and_match_the_definition() {
         for n in LENGTHS {
             for bits in 1..=8u8 {
                 let raw: Vec<u8> = noise(n, n as u32 + 1).iter().map(|v| v >> (8 - bits)).collect();
-                let bytes = pack_fields(&raw, bits).unwrap();
-                assert_eq!(bytes.len(), fields_len(n, bits));
-                let mut back = vec![0u8; n];
-                unpack_fields(&bytes, bits, n, 0, &mut back).unwrap();
-                assert_eq!(back, raw);
-                assert!((0..n).all(|i| field_by_definition(&bytes, bits, i) == raw[i]));
-
+                check_fields(&raw, bits);
                 let signed: Vec<i8> = raw.iter().map(|&v| i8::extend(v, bits)).collect();
-                assert_eq!(pack_fields(&signed, bits).unwrap(), bytes);
-                let mut back = vec![0i8; n];
-                unpack_fields(&bytes, bits, n, 0, &mut back).unwrap();
-                assert_eq!(back, signed);
+                check_fields(&signed, bits);
             }
+        }
+    }
+
+    fn check_fields<F: Field + PartialEq + std::fmt::Debug>(codes: &[F], bits: u8) {
+        let bytes = pack_fields(codes, bits).unwrap();
+        assert_eq!(bytes, naive::pack_fields(codes, bits));
+        for unpack in [
+            |bytes: &[u8], bits, out: &mut [F]| unpack_fields(bytes, bits, out.len(), 0, out).unwrap(),
+            naive::unpack_fields,
+        ] {
+            let mut back = vec![F::from_code(0); codes.len()];
+            unpack(&bytes, bits, &mut back);
+            assert_eq!(back, codes);
         }
     }
 
@@ -352,9 +349,11 @@ mod tests {
                     .map(|(&v, s)| i16::from(v & mask) * if s & 1 == 1 { -1 } else { 1 })
                     .collect();
                 let bytes = pack_planes(&codes, mask).unwrap();
-                assert_eq!(bytes.len(), planes_len(n, mask));
+                assert_eq!(bytes, naive::pack_planes(&codes, mask));
                 let mut back = vec![1i16; n];
                 unpack_planes(&bytes, mask, n, 0, &mut back).unwrap();
+                assert_eq!(back, codes);
+                naive::unpack_planes(&bytes, mask, &mut back);
                 assert_eq!(back, codes);
             }
         }

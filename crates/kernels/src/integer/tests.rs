@@ -2,9 +2,10 @@
 
 use super::dot::Kernel;
 use super::weights::{Layout, in_order, short_sums};
-use super::{ByteGrid, ConvWeights, Operand, PerChannel, Requantize, conv, conv_with, linear_shape, reference};
+use super::{ByteGrid, ConvWeights, Operand, PerChannel, Requantize, conv, conv_with, linear_shape, reference, rows};
 use crate::conv::ConvShape;
 use crate::numerics::{batch_norm_affine, dequantize, quantize};
+use crate::testing::{UNIT, assert_within, bitwise, on_every_level};
 use proptest::prelude::*;
 
 /// Deterministic codes: all values, and runs of the extremes.
@@ -282,6 +283,46 @@ fn requantizing_rounds_as_division_does() {
         };
         requantize.run(&vec![0; n], &mut q);
         assert_eq!(q, want, "scale {scale}");
+    }
+}
+
+/// The loops of an epilogue give the same bits on every level, fused or one after the other.
+#[test]
+fn epilogues_do_not_depend_on_the_level() {
+    for channels in [1usize, 3, 15, 16, 17, 33] {
+        for pixels in [1usize, 7] {
+            let n = pixels * channels;
+            let acc: Vec<i32> = (0..n).map(|i| (i * 7919 % 4001) as i32 - 2000).collect();
+            let [multiplier, a, b] = [0.001, 0.8, -0.2].map(|f| vec![f; channels]);
+            let residual = codes::<u8>(n, 5);
+            let from = ByteGrid { scale: 0.01, zero_point: 7, low: 0, high: 255 };
+            let grid = ByteGrid { scale: 0.037, zero_point: 3, low: 0, high: 15 };
+            let mut first: Option<(Vec<u8>, Vec<f32>)> = None;
+            on_every_level(|isa| {
+                let mut y = vec![f32::NAN; n];
+                rows::scale_rows(&acc, &multiplier, &mut y);
+                rows::affine_rows(&a, &b, &mut y);
+                rows::add_u8(&residual, from.scale, from.zero_point, &mut y);
+                let mut one_by_one = vec![0; n];
+                grid.encode(&y, &mut one_by_one);
+                let mut fused = vec![0; n];
+                let per_channel = PerChannel::Affine(&a, &b);
+                let residual = Some((&residual[..], from));
+                Requantize { multiplier: &multiplier, per_channel, residual, clip: None, grid }.run(&acc, &mut fused);
+                assert_eq!(fused, one_by_one, "{isa:?} {channels}");
+
+                let mut softmax = vec![f32::NAN; n];
+                crate::softmax::forward(channels, false, &y, &mut softmax);
+                let mut want = vec![0.0; n];
+                crate::reference::activation::softmax(channels, &y, &mut want);
+                // Two exponentials, their arguments rounded, a division, and sums of channels / 8 + 8 terms.
+                let bound = 3e-7 + (channels as f64 / 8.0 + 28.0) * UNIT;
+                let limit = |i: usize| bound * f64::from(want[i]);
+                assert_within(format_args!("softmax {isa:?} {channels}"), &softmax, &want, limit);
+                let (first_codes, first_softmax) = first.get_or_insert_with(|| (fused.clone(), softmax.clone()));
+                assert!(*first_codes == fused && bitwise(first_softmax, &softmax), "{isa:?} {channels}");
+            });
+        }
     }
 }
 

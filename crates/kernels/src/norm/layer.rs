@@ -147,41 +147,108 @@ multiversion! {
 mod tests {
     use super::*;
     use crate::reference::norm as reference;
+    use crate::testing::{UNIT, assert_within, bitwise, on_every_level, values};
+    use proptest::prelude::*;
 
-    fn noise(n: usize, seed: usize) -> Vec<f32> {
-        (0..n).map(|i| ((i * 7919 + seed * 104_729) % 2003) as f32 / 1001.5 - 1.0).collect()
+    /// On every level: within the bounds below of the reference, and the bits of the first level.
+    fn check(rows: usize, n: usize, offset: f32) {
+        let epsilon = 1e-5;
+        let x: Vec<f32> = values(rows * n, 1).iter().map(|v| 3.0 * v + offset).collect();
+        let (gamma, beta, dy) = (values(n, 2), values(n, 3), values(rows * n, 4));
+        let (mut y, mut dx) = (vec![0.0; rows * n], vec![0.0; rows * n]);
+        let (mut dgamma, mut dbeta) = (vec![0.0; n], vec![0.0; n]);
+        reference::layer(&x, &gamma, &beta, epsilon, &mut y);
+        reference::layer_backward(&x, &dy, &gamma, epsilon, &mut dx, &mut dgamma, &mut dbeta);
+        let bounds = Bounds::of(&x, &dy, &gamma, f64::from(epsilon));
+        let mut first: Option<[Vec<f32>; 4]> = None;
+        on_every_level(|isa| {
+            let nan = |len: usize| vec![f32::NAN; len];
+            let mut fast = [nan(rows * n), nan(rows * n), nan(n), nan(n)];
+            let mut statistics = vec![(f32::NAN, f32::NAN); rows];
+            let [fast_y, fast_dx, fast_dgamma, fast_dbeta] = &mut fast;
+            forward(&x, &gamma, &beta, epsilon, fast_y, Some(&mut statistics));
+            backward(&x, &dy, &gamma, &statistics, fast_dx, fast_dgamma, fast_dbeta);
+            let what = format!("{rows} x {n} {isa:?}");
+            let limit =
+                |i: usize| bounds.normalised[i] * f64::from(gamma[i % n].abs()) + 2.0 * UNIT * f64::from(y[i].abs());
+            assert_within(format_args!("y {what}"), fast_y, &y, limit);
+            assert_within(format_args!("dx {what}"), fast_dx, &dx, |i| bounds.dx[i]);
+            assert_within(format_args!("dgamma {what}"), fast_dgamma, &dgamma, |i| bounds.dgamma[i]);
+            assert_within(format_args!("dbeta {what}"), fast_dbeta, &dbeta, |i| bounds.dbeta[i]);
+            let first = first.get_or_insert_with(|| fast.clone());
+            assert!(first.iter().zip(&fast).all(|(a, b)| bitwise(a, b)), "other bits: {what}");
+        });
+    }
+
+    /// Bounds of the errors, from the magnitudes of the data; `docs/numerics.md` derives them. Sums along a row add 16 numbers
+    /// in f32 at most, sums over rows 64.
+    struct Bounds {
+        /// Of x̂, before gamma.
+        normalised: Vec<f64>,
+        dx: Vec<f64>,
+        dgamma: Vec<f64>,
+        dbeta: Vec<f64>,
+    }
+
+    impl Bounds {
+        fn of(x: &[f32], dy: &[f32], gamma: &[f32], epsilon: f64) -> Bounds {
+            let n = gamma.len();
+            let rows = (x.len() / n) as f64;
+            let wide = |x: &[f32]| -> Vec<f64> { x.iter().map(|&x| f64::from(x)).collect() };
+            let mean = |x: &mut dyn Iterator<Item = f64>| x.sum::<f64>() / n as f64;
+            let mut bounds = Bounds { normalised: vec![], dx: vec![], dgamma: vec![0.0; n], dbeta: vec![0.0; n] };
+            for (x, dy) in x.chunks(n).zip(dy.chunks(n)) {
+                let (x, dy, gamma) = (wide(x), wide(dy), wide(gamma));
+                let centre = mean(&mut x.iter().copied());
+                let scale = 1.0 / (mean(&mut x.iter().map(|x| (x - centre).powi(2))) + epsilon).sqrt();
+                let of_mean = 17.0 * UNIT * mean(&mut x.iter().map(|x| x.abs()));
+                // Relative to the factor 1 / √(variance + ε).
+                let of_scale = 11.0 * UNIT + (of_mean * scale).powi(2);
+                let normalised: Vec<f64> = x.iter().map(|x| ((x - centre) * scale).abs()).collect();
+                let of_normalised: Vec<f64> =
+                    normalised.iter().map(|v| v * (of_scale + 3.0 * UNIT) + scale * of_mean).collect();
+                let g: Vec<f64> = dy.iter().zip(&gamma).map(|(dy, gamma)| (dy * gamma).abs()).collect();
+                let plain = mean(&mut g.iter().copied());
+                let crossed = mean(&mut g.iter().zip(&normalised).map(|(g, v)| g * v));
+                let of_crossed = mean(&mut g.iter().zip(&of_normalised).map(|(g, v)| g * v)) + 19.0 * UNIT * crossed;
+                for i in 0..n {
+                    // g − plain − x̂ · crossed, each term with its own error, two subtractions and two products.
+                    let sum = g[i] + plain + normalised[i] * crossed;
+                    let of_sum = 18.0 * UNIT * plain + of_normalised[i] * crossed + normalised[i] * of_crossed;
+                    bounds.dx.push(scale * (of_sum + sum * (of_scale + 5.0 * UNIT)));
+                    let terms = rows.min(64.0) + 3.0;
+                    bounds.dgamma[i] += dy[i].abs() * (of_normalised[i] + terms * UNIT * normalised[i]);
+                    bounds.dbeta[i] += terms * UNIT * dy[i].abs();
+                }
+                bounds.normalised.extend(of_normalised);
+            }
+            bounds
+        }
     }
 
     #[test]
     fn rows_are_normalised_as_the_formulas_say() {
-        for (rows, n) in [(1, 1), (1, 7), (3, 15), (5, 16), (130, 17), (65, 192), (2, 1031)] {
-            let x: Vec<f32> = noise(rows * n, 1).iter().map(|v| 3.0 * v + 5.0).collect();
-            let (gamma, beta, dy) = (noise(n, 2), noise(n, 3), noise(rows * n, 4));
-            let (mut y, mut want) = (vec![0.0; rows * n], vec![0.0; rows * n]);
-            let mut statistics = vec![(0.0, 0.0); rows];
-            forward(&x, &gamma, &beta, 1e-5, &mut y, Some(&mut statistics));
-            reference::layer(&x, &gamma, &beta, 1e-5, &mut want);
-            let close = |a: &[f32], b: &[f32], tolerance: f32| {
-                let size = b.iter().fold(1f32, |m, v| m.max(v.abs()));
-                a.iter().zip(b).all(|(a, b)| (a - b).abs() <= tolerance * size)
-            };
-            assert!(close(&y, &want, 2e-6), "{rows} x {n}");
-            let (mut dx, mut dgamma, mut dbeta) = (vec![0.0; rows * n], vec![0.0; n], vec![0.0; n]);
-            backward(&x, &dy, &gamma, &statistics, &mut dx, &mut dgamma, &mut dbeta);
-            let (mut rx, mut rgamma, mut rbeta) = (vec![0.0; rows * n], vec![0.0; n], vec![0.0; n]);
-            reference::layer_backward(&x, &dy, &gamma, 1e-5, &mut rx, &mut rgamma, &mut rbeta);
-            // A row of one element has no deviation: its gradient is zero but for what ε leaves of rounding.
-            assert!(
-                close(&dx, &rx, 1e-5) && close(&dgamma, &rgamma, 2e-5) && close(&dbeta, &rbeta, 1e-5),
-                "{rows} x {n}"
-            );
+        for n in [1, 3, 7, 15, 16, 17, 33, 192, 511, 513, 1031] {
+            for rows in [1, 3, 65] {
+                check(rows, n, 5.0);
+            }
+        }
+        check(130, 17, -0.3);
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 60, ..ProptestConfig::default() })]
+
+        #[test]
+        fn any_shape(rows in 1..150_usize, n in 1..600_usize, offset in -10.0..10.0_f32) {
+            check(rows, n, offset);
         }
     }
 
     #[test]
     fn thread_count_does_not_change_a_bit() {
         let (rows, n) = (333, 48);
-        let (x, dy, gamma) = (noise(rows * n, 1), noise(rows * n, 2), noise(n, 3));
+        let (x, dy, gamma) = (values(rows * n, 1), values(rows * n, 2), values(n, 3));
         let run = |threads| {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
             let (mut y, mut statistics) = (vec![0.0; rows * n], vec![(0.0, 0.0); rows]);

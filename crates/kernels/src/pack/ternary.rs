@@ -71,6 +71,7 @@ pub fn unpack_ternary(bytes: &[u8], n: usize, first: usize, out: &mut [i8]) -> R
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::reference::pack as naive;
     use proptest::prelude::*;
 
     proptest! {
@@ -81,10 +82,10 @@ mod tests {
             let n = codes.len();
             let bytes = pack_ternary(&codes).unwrap();
             prop_assert_eq!(bytes.len(), ternary_len(n));
-            for (i, &code) in codes.iter().enumerate() {
-                let digit = u32::from(bytes[i / 5]) / 3u32.pow((i % 5) as u32) % 3;
-                prop_assert_eq!(digit, [0, 1, 2][usize::from(code.rem_euclid(3) as u8)]);
-            }
+            prop_assert_eq!(&bytes, &naive::pack_ternary(&codes));
+            let mut back = vec![9; n];
+            naive::unpack_ternary(&bytes, &mut back);
+            prop_assert_eq!(&back, &codes);
             let (first, end) = (a.min(b).min(n), a.max(b).min(n));
             let mut window = vec![9; end - first];
             unpack_ternary(&bytes, n, first, &mut window).unwrap();

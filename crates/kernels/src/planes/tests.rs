@@ -5,8 +5,10 @@ use super::{
     hard_codes, init_logits, mask_logit_gradient, mask_values, nearest_on_planes,
     reference::{self, Layer},
 };
-use crate::isa::{Isa, force};
+use crate::isa::Isa;
 use crate::numerics::{dequantize, quantize};
+use crate::testing::{UNIT, bitwise, on_every_level};
+use proptest::prelude::*;
 
 /// Deterministic numbers in −1..1.
 struct Noise(u64);
@@ -106,31 +108,39 @@ const SHAPES: [(usize, usize); 16] = [
     (2 * 613, 2),
 ];
 
+/// Forward and backward of soft planes within the bounds that `docs/numerics.md` derives.
+fn check_soft(l: &Layer<f32>, n: usize) {
+    let wide = to_f64(l);
+    let saved = reference::forward(&wide);
+    let s = l.scale.iter().fold(0f64, |a, &b| a.max(b.into()));
+    let (planes, temperature) = (l.masks.len() as f64, f64::from(l.temperature));
+    // Of a difference of sigmoids: 7 roundings of numbers up to 1, and two exponentials that each count a quarter.
+    let of_difference = 7.0 * UNIT + 0.5 * 1.5e-7;
+    // Relative to the full scale: differences p − q cancel. Shares and gates sum to 1 at most.
+    let of_sum = of_difference + (planes + 2.0) * UNIT;
+    assert_close("W", &fused_forward(l, n, Gate::Soft), &saved.weights, 0.0, (of_sum + UNIT) * s);
+
+    let grad_w = Noise(9).vec(n);
+    let want = reference::backward(&wide, &saved, &widen(&grad_w));
+    let got = fused_backward(l, &grad_w, Gate::Soft);
+    // The naive 1 − p has no more digits than f64 leaves.
+    let floor = 3e-16 * temperature;
+    // 16 roundings and an exponential; and the argument of exp is rounded, so its error grows with |βP|, and |P| is at most 1.
+    let tolerance = (16.0 + temperature) * UNIT + 1.5e-7;
+    assert_close("dP", &got.positive, &want.positive, tolerance, floor);
+    assert_close("dQ", &got.negative, &want.negative, tolerance, floor);
+    // Sums cancel: relative to the sum of magnitudes; 16 terms in f32, the rest in f64.
+    let size: f64 = grad_w.iter().map(|g| f64::from(g.abs())).sum();
+    assert_close("dm", &got.masks, &want.masks, 0.0, (of_difference + 20.0 * UNIT) * s * size);
+    assert_close("ds", &got.scale, &want.scale, 0.0, (of_sum + 18.0 * UNIT) * size);
+}
+
 #[test]
 fn fused_equals_naive() {
     for (case, &(n, channels)) in SHAPES.iter().enumerate() {
         for planes in [1, 2, 7, 8] {
             for temperature in [1.0, 7.0, 40.0, 200.0] {
-                let l = layer(n, planes, channels, temperature, case as u64 * 31 + planes as u64);
-                let wide = to_f64(&l);
-                let saved = reference::forward(&wide);
-                let s = l.scale.iter().fold(0f64, |a, &b| a.max(b.into()));
-                // Relative to the full scale: differences p − q cancel.
-                assert_close("W", &fused_forward(&l, n, Gate::Soft), &saved.weights, 0.0, 5e-7 * s);
-
-                let grad_w = Noise(9).vec(n);
-                let want = reference::backward(&wide, &saved, &widen(&grad_w));
-                let got = fused_backward(&l, &grad_w, Gate::Soft);
-                // The naive 1 − p has no more digits than f64 leaves.
-                let floor = 3e-16 * f64::from(temperature);
-                // The argument of exp is rounded, so its error grows with |βP|; 1e-6 holds where the sigmoid is alive.
-                let tolerance = 1e-6_f64.max(1.5e-7 * f64::from(temperature));
-                assert_close("dP", &got.positive, &want.positive, tolerance, floor);
-                assert_close("dQ", &got.negative, &want.negative, tolerance, floor);
-                // Sums cancel: relative to the sum of magnitudes.
-                let size: f64 = grad_w.iter().map(|g| f64::from(g.abs())).sum();
-                assert_close("dm", &got.masks, &want.masks, 0.0, 1e-6 * s * size);
-                assert_close("ds", &got.scale, &want.scale, 0.0, 1e-6 * size);
+                check_soft(&layer(n, planes, channels, temperature, case as u64 * 31 + planes as u64), n);
             }
         }
     }
@@ -344,10 +354,6 @@ fn closed_planes_change_nothing() {
     }
 }
 
-fn bitwise(a: &[f32], b: &[f32]) -> bool {
-    a.len() == b.len() && a.iter().zip(b).all(|(a, b)| a.to_bits() == b.to_bits())
-}
-
 #[test]
 fn fused_optimiser_equals_separate_steps() {
     for nesterov in [false, true] {
@@ -424,24 +430,64 @@ fn thread_count_does_not_change_a_bit() {
     assert!(bitwise(&g1.positive, &g3.positive));
 }
 
-/// Lowering the level in use is safe beside other tests: no result may depend on it.
+/// What a step of training leaves behind: weights, all gradients, and logits with their momentum after the fused update.
+fn everything(l: &Layer<f32>, n: usize, bits: Gate) -> Vec<f32> {
+    let mut l = l.clone();
+    let grad_w = Noise(22).vec(n);
+    let mut all = fused_forward(&l, n, bits);
+    let reference::Gradients { positive, negative, masks, scale } = fused_backward(&l, &grad_w, bits);
+    all.extend([positive, negative, masks, scale].concat());
+    for nesterov in [false, true] {
+        let sgd = Sgd { learning_rate: 0.05, momentum: 0.9, weight_decay: 1e-3, nesterov };
+        let (mut vp, mut vq) = (Noise(7).vec(l.positive.len()), Noise(8).vec(l.positive.len()));
+        let (mut grad_m, mut grad_s) = (vec![f32::NAN; l.masks.len()], vec![f32::NAN; l.scale.len()]);
+        let Layer { positive, negative, masks, scale, temperature } = &mut l;
+        backward_sgd(
+            &mut TrainableLogits { positive, negative, velocity_positive: &mut vp, velocity_negative: &mut vq },
+            &Gates { masks, scale, temperature: *temperature, bits },
+            &grad_w,
+            &sgd,
+            &mut GateGradients { masks: &mut grad_m, scale: &mut grad_s },
+        );
+        all.extend([&l.positive[..], &l.negative, &vp, &vq, &grad_m, &grad_s].concat());
+    }
+    all
+}
+
+/// Every level gives the bits of the first, soft and hard: what holds for one holds for all.
+fn check_levels(l: &Layer<f32>, n: usize) {
+    for bits in [Gate::Soft, Gate::Hard] {
+        let mut l = l.clone();
+        if bits == Gate::Hard {
+            l.masks.iter_mut().for_each(|m| *m = f32::from(u8::from(*m > 0.3)));
+        }
+        let mut first: Option<(Isa, Vec<f32>)> = None;
+        on_every_level(|isa| {
+            let got = everything(&l, n, bits);
+            let (other, first) = first.get_or_insert_with(|| (isa, got.clone()));
+            assert!(bitwise(first, &got), "{other:?} and {isa:?}: {n} weights, {} planes, {bits:?}", l.masks.len());
+        });
+    }
+}
+
 #[test]
 fn instruction_sets_agree_bit_for_bit() {
-    let n = 1000;
-    let l = layer(n, 8, 1, 7.0, 21);
-    let grad_w = Noise(22).vec(n);
-    let best = Isa::current().level();
-    let results: Vec<_> = Isa::available()
-        .map(|isa| {
-            force(isa.level()).expect("the level is available");
-            (fused_forward(&l, n, Gate::Soft), fused_backward(&l, &grad_w, Gate::Soft))
-        })
-        .collect();
-    force(best).expect("it was in use");
-    for (w, g) in &results[1..] {
-        let (w0, g0) = &results[0];
-        assert!(bitwise(w, w0) && bitwise(&g.positive, &g0.positive) && bitwise(&g.negative, &g0.negative));
-        assert!(bitwise(&g.masks, &g0.masks) && bitwise(&g.scale, &g0.scale));
+    for (case, &(n, channels)) in SHAPES.iter().enumerate() {
+        for planes in [1, 3, 8] {
+            check_levels(&layer(n, planes, channels, 7.0, case as u64 + 21), n);
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 40, ..ProptestConfig::default() })]
+
+    #[test]
+    fn any_layer(row in 0..700_usize, channels in 1..6_usize, planes in 1..=8_usize, temperature in 0.5..200.0_f32, seed: u64) {
+        let n = row * channels;
+        let l = layer(n, planes, channels, temperature, seed);
+        check_soft(&l, n);
+        check_levels(&l, n);
     }
 }
 
