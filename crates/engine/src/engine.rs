@@ -221,9 +221,9 @@ impl Engine {
         Ok(out)
     }
 
-    /// A step, and the statistics that normalisations saw. Waits for the device twice: for the logits, which the loss on the host
+    /// A step. Waits for the device twice: for the logits, which the loss on the host
     /// needs, and for everything else.
-    fn train<O, B>(&self, call: &StepCall<'_>, device: &B::Device) -> Result<(StepOutput, Vec<Seen<Vec<f32>>>), Error>
+    fn train<O, B>(&self, call: &StepCall<'_>, device: &B::Device) -> Result<Stepped, Error>
     where
         O: TrainOps<B = B>,
         B: AutodiffBackend,
@@ -434,6 +434,9 @@ struct StepCall<'a> {
     loss: &'a Loss,
     options: StepOptions,
 }
+
+/// What a step found, and what normalisations saw.
+type Stepped = (StepOutput, Vec<Seen<Vec<f32>>>);
 
 /// The device of an operator set.
 type DeviceOf<O> = <<O as TrainOps>::B as BackendTypes>::Device;

@@ -87,6 +87,33 @@ fn names_and_paths() {
 }
 
 #[test]
+fn devices() {
+    let temporary = tempfile::tempdir().unwrap();
+    let folder = temporary.path();
+    small_recipe(folder);
+    check(
+        folder,
+        &[Case { arguments: "train small.toml --device gpu", code: 2, parts: &["'gpu'", "cpu, cuda, wgpu"] }],
+    );
+    // What a build with the feature does depends on the machine.
+    if cfg!(not(feature = "cuda")) {
+        let parts = &["this build has no `cuda`", "`cargo build --release --features cuda`"];
+        check(
+            folder,
+            &[
+                Case { arguments: "train small.toml --device cuda", code: 1, parts },
+                Case { arguments: "demo --device cuda", code: 1, parts },
+                Case { arguments: "compare small.toml --methods csq,lsq --device cuda", code: 1, parts },
+                Case { arguments: "quantize cnn --data digits --device cuda", code: 1, parts },
+                Case { arguments: "eval cnn --data digits --device cuda", code: 1, parts },
+                Case { arguments: "bench train --model cnn --device cuda", code: 1, parts },
+            ],
+        );
+    }
+    assert_eq!(listing(folder), ["small.toml"], "nothing was written");
+}
+
+#[test]
 fn recipes() {
     let temporary = tempfile::tempdir().unwrap();
     let folder = temporary.path();
