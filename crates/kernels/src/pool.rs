@@ -1,6 +1,7 @@
 //! Pooling over channels-last tensors: maximum, average, global average, forward and backward.
 
 use crate::conv::ShapeError;
+use crate::multiversion::multiversion;
 use crate::threads;
 use std::ops::Range;
 
@@ -179,10 +180,35 @@ pub fn max(shape: &PoolShape, x: &[f32], y: &mut [f32]) {
             let (columns, _) = shape.span(ow, 1);
             y.fill(f32::NEG_INFINITY);
             for x in shape.window(x, image, &rows, &columns) {
-                y.iter_mut().zip(x).for_each(|(y, &x)| *y = larger(*y, x));
+                raise(x, y);
             }
         }
     });
+}
+
+multiversion! {
+    /// `y = max(y, x)`, element by element; NaN if either is.
+    pub fn raise(x: &[f32], y: &mut [f32]) {
+        y.iter_mut().zip(x).for_each(|(y, &x)| *y = larger(*y, x));
+    }
+}
+
+multiversion! {
+    /// `y = max(y, x)` of codes, element by element.
+    pub fn raise_codes(x: &[u8], y: &mut [u8]) {
+        y.iter_mut().zip(x).for_each(|(y, &x)| *y = if x > *y { x } else { *y });
+    }
+}
+
+multiversion! {
+    /// Moves what remains of a gradient to `dx` where `x` is the largest of its window.
+    fn hand_over(x: &[f32], largest: &[f32], remaining: &mut [f32], dx: &mut [f32]) {
+        for (((dx, rest), &x), &l) in dx.iter_mut().zip(remaining).zip(x).zip(largest) {
+            let is_it = x == l || (x.is_nan() && l.is_nan());
+            *dx += if is_it { *rest } else { 0.0 };
+            *rest = if is_it { 0.0 } else { *rest };
+        }
+    }
 }
 
 /// The gradient of [`max`]: each `dy` goes to the first largest element of its window (row by row), found again from `x`.
@@ -202,7 +228,7 @@ pub fn max_backward(shape: &PoolShape, x: &[f32], dy: &[f32], dx: &mut [f32]) {
                 let (columns, _) = shape.span(ow, 1);
                 largest.fill(f32::NEG_INFINITY);
                 for x in shape.window(x, image, &rows, &columns) {
-                    largest.iter_mut().zip(x).for_each(|(y, &x)| *y = larger(*y, x));
+                    raise(x, &mut largest);
                 }
                 let at = ((image * shape.out_h() + oh) * shape.out_w() + ow) * pixel;
                 remaining.copy_from_slice(&dy[at..at + pixel]);
@@ -211,12 +237,7 @@ pub fn max_backward(shape: &PoolShape, x: &[f32], dy: &[f32], dx: &mut [f32]) {
                     for iw in columns.clone() {
                         let at = (ih * shape.in_w + iw) * pixel;
                         let x = &x[image * shape.image_len() + at..][..pixel];
-                        let dx = &mut dx[at..at + pixel];
-                        for (((dx, rest), &x), &l) in dx.iter_mut().zip(&mut remaining).zip(x).zip(&largest) {
-                            let is_it = x == l || (x.is_nan() && l.is_nan());
-                            *dx += if is_it { *rest } else { 0.0 };
-                            *rest = if is_it { 0.0 } else { *rest };
-                        }
+                        hand_over(x, &largest, &mut remaining, &mut dx[at..at + pixel]);
                     }
                 }
             }

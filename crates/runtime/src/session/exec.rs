@@ -6,6 +6,7 @@ use bitsmith_graph::ops::{PadMode, broadcast};
 use bitsmith_graph::{Graph, Shape};
 use bitsmith_kernels::gemm::{self, Order};
 use bitsmith_kernels::norm::layer;
+use bitsmith_kernels::pool::{raise, raise_codes};
 use bitsmith_kernels::{layout, softmax};
 
 use super::chain::{Elements, Link, Target, from_elements, in_place};
@@ -235,8 +236,8 @@ impl<'a> Context<'a> {
             Action::MaxPool(op) => {
                 let pool = geometry::pool(&op.kernel, &op.window, self.shape(x), y_shape)?;
                 match (self.buffer(x)?, y) {
-                    (Buffer::F32(x), Buffer::F32(y)) => windows::max(&pool, x, y, |a, b| a > b || a.is_nan()),
-                    (Buffer::Codes(x), Buffer::Codes(y)) => windows::max(&pool, x, y, |a, b| a > b),
+                    (Buffer::F32(x), Buffer::F32(y)) => windows::max(&pool, x, y, raise),
+                    (Buffer::Codes(x), Buffer::Codes(y)) => windows::max(&pool, x, y, raise_codes),
                     _ => return Err(mismatch()),
                 }
             }

@@ -1,5 +1,7 @@
 //! Pooling over channels-last rows and means over any axes, on numbers and on codes.
 
+use bitsmith_kernels::threads::for_each_part_weighing;
+
 /// The geometry of one pooling. Every window meets the input (checked when the plan is made).
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Pool {
@@ -55,16 +57,20 @@ impl Pool {
     }
 }
 
-/// The larger one of two under `exceeds(candidate, so far)`, over every window.
-pub(super) fn max<T: Copy>(pool: &Pool, x: &[T], y: &mut [T], exceeds: impl Fn(T, T) -> bool) {
-    let c = pool.channels;
-    pool.for_each_window(|window, _, row| {
-        let out = &mut y[row..row + c];
-        if let Some((&first, rest)) = window.split_first() {
-            out.copy_from_slice(&x[first..first + c]);
-            for &at in rest {
-                for (o, &v) in out.iter_mut().zip(&x[at..at + c]) {
-                    *o = if exceeds(v, *o) { v } else { *o };
+/// The largest of every window; `raise` makes its second row the larger one of two, element by element.
+pub(super) fn max<T: Copy + Send + Sync>(pool: &Pool, x: &[T], y: &mut [T], raise: fn(&[T], &mut [T])) {
+    let (c, row) = (pool.channels, pool.output[1] * pool.channels);
+    let work = y.len() * pool.kernel[0] * pool.kernel[1];
+    for_each_part_weighing(y, row, work, |start, y| {
+        for (i, y) in y.chunks_exact_mut(row.max(1)).enumerate() {
+            let line = start / row + i;
+            let (n, oh) = (line / pool.output[0], line % pool.output[0]);
+            for (ow, y) in y.chunks_exact_mut(c).enumerate() {
+                let rows = pool.taps(0, oh).map(|h| (n * pool.input[0] + h) * pool.input[1]);
+                let mut pixels = rows.flat_map(|line| pool.taps(1, ow).map(move |w| (line + w) * c));
+                if let Some(first) = pixels.next() {
+                    y.copy_from_slice(&x[first..first + c]);
+                    pixels.for_each(|at| raise(&x[at..at + c], y));
                 }
             }
         }
@@ -118,6 +124,7 @@ pub(super) fn mean<T: Copy, S: Copy + Default>(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use bitsmith_kernels::pool::raise;
 
     #[test]
     fn by_hand() {
@@ -134,7 +141,7 @@ mod tests {
         };
         let x = [1.0, -1.0, 2.0, -2.0, 3.0, -3.0, 4.0, -4.0, 5.0, -5.0];
         let mut y = [0.0; 6];
-        max(&pool, &x, &mut y, |a, b| a > b);
+        max(&pool, &x, &mut y, raise);
         assert_eq!(y, [2.0, -1.0, 4.0, -2.0, 5.0, -4.0]);
         average(&pool, false, &x, &mut y, |s: f64, v: f32| s + f64::from(v), |s, n| (s / n as f64) as f32);
         assert_eq!(y, [1.5, -1.5, 3.0, -3.0, 4.5, -4.5]);
