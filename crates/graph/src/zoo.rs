@@ -7,6 +7,7 @@
 //! | name | input | meant for |
 //! |---|---|---|
 //! | `resnet20` `resnet32` `resnet44` `resnet56` | 3x32x32 | CIFAR; option-A shortcuts, as He et al. 2015, section 4.2 |
+//! | `resnet20x2` `resnet20x4` | 3x32x32 | the first with two and four times the channels |
 //! | `resnet8` | 3x32x32, raw pixels | MLPerf Tiny image classification |
 //! | `squeezenet1_1` | 3x224x224 | ImageNet, as torchvision |
 //! | `resnet18` `resnet50` | 3x224x224 | ImageNet, as torchvision |
@@ -67,10 +68,12 @@ const SMALL: vit::Vit = vit::Vit { patch: 4, dim: 192, depth: 6, heads: 3 };
 const TINY: vit::Vit = vit::Vit { patch: 16, dim: 192, depth: 12, heads: 3 };
 
 const ENTRIES: &[Entry] = &[
-    Entry { name: "resnet20", input: CIFAR, classes: 10, preprocess: imagenet, build: |b| resnet::cifar(b, 3) },
-    Entry { name: "resnet32", input: CIFAR, classes: 10, preprocess: imagenet, build: |b| resnet::cifar(b, 5) },
-    Entry { name: "resnet44", input: CIFAR, classes: 10, preprocess: imagenet, build: |b| resnet::cifar(b, 7) },
-    Entry { name: "resnet56", input: CIFAR, classes: 10, preprocess: imagenet, build: |b| resnet::cifar(b, 9) },
+    Entry { name: "resnet20", input: CIFAR, classes: 10, preprocess: imagenet, build: |b| resnet::cifar(b, 3, 1) },
+    Entry { name: "resnet32", input: CIFAR, classes: 10, preprocess: imagenet, build: |b| resnet::cifar(b, 5, 1) },
+    Entry { name: "resnet44", input: CIFAR, classes: 10, preprocess: imagenet, build: |b| resnet::cifar(b, 7, 1) },
+    Entry { name: "resnet56", input: CIFAR, classes: 10, preprocess: imagenet, build: |b| resnet::cifar(b, 9, 1) },
+    Entry { name: "resnet20x2", input: CIFAR, classes: 10, preprocess: imagenet, build: |b| resnet::cifar(b, 3, 2) },
+    Entry { name: "resnet20x4", input: CIFAR, classes: 10, preprocess: imagenet, build: |b| resnet::cifar(b, 3, 4) },
     Entry { name: "resnet8", input: CIFAR, classes: 10, preprocess: raw, build: resnet::mlperf_tiny },
     Entry { name: "resnet18", input: IMAGENET, classes: 1000, preprocess: imagenet, build: resnet::resnet18 },
     Entry { name: "resnet50", input: IMAGENET, classes: 1000, preprocess: imagenet, build: resnet::resnet50 },
@@ -125,6 +128,8 @@ mod tests {
             ("resnet32", 464_154),
             ("resnet44", 658_586),
             ("resnet56", 853_018),
+            ("resnet20x2", 1_073_962),
+            ("resnet20x4", 4_286_026),
             ("resnet8", 78_186),
             ("resnet18", 11_689_512),
             ("resnet50", 25_557_032),

@@ -4,13 +4,14 @@ use super::build::{Builder, ConvSpec};
 use crate::error::Error;
 use crate::ops::{Add, Pad, PadMode, Slice};
 
-/// `6 · blocks + 2` layers. A shortcut that changes shape takes every second pixel and pads channels with zeros on both
+/// `6 · blocks + 2` layers, `widening` times as wide as published. A shortcut that changes shape takes every second pixel and pads channels with zeros on both
 /// sides (option A), so that it has no weights.
-pub(super) fn cifar(b: &mut Builder, blocks: usize) -> Result<(), Error> {
-    b.conv("conv1", ConvSpec::new(16, 3, 1))?;
+pub(super) fn cifar(b: &mut Builder, blocks: usize, widening: usize) -> Result<(), Error> {
+    b.conv("conv1", ConvSpec::new(16 * widening, 3, 1))?;
     b.batch_norm("bn1", 1e-5)?;
     b.relu("relu1")?;
     for (stage, width) in [(1, 16), (2, 32), (3, 64)] {
+        let width = width * widening;
         for block in 0..blocks {
             let name = format!("layer{stage}.{block}");
             let stride = if stage > 1 && block == 0 { 2 } else { 1 };
