@@ -131,7 +131,12 @@ pub(super) fn activation<B: Backend>(x: T<B>, activation: Activation) -> T<B> {
         }
         Activation::Sigmoid => B::sigmoid(x),
         Activation::Tanh => B::float_tanh(x),
-        Activation::GeluErf => B::gelu(x),
+        Activation::GeluErf => {
+            // Not burn's own, whose gradient is, on most backends, that of the approximation by tanh.
+            let erf = B::float_erf(B::float_mul_scalar(x.clone(), Scalar::from(std::f32::consts::FRAC_1_SQRT_2)));
+            let half = B::float_mul_scalar(x, Scalar::from(0.5_f32));
+            B::float_mul(half, B::float_add_scalar(erf, Scalar::from(1.0_f32)))
+        }
         Activation::GeluTanh => {
             let cube = B::float_mul(B::float_mul(x.clone(), x.clone()), x.clone());
             let inner = B::float_add(x.clone(), B::float_mul_scalar(cube, Scalar::from(0.044_715_f32)));
