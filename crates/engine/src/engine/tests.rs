@@ -155,14 +155,17 @@ fn a_training_step_on_a_gpu_agrees_with_the_cpu() {
         }
         // Tensor cores round factors to 11 bits, and layers add that up.
         let tolerance = if device == Device::Cuda { 3e-2 } else { 5e-3 };
-        for (name, input, bits) in [
+        let networks = [
             ("smooth", [2, 5, 4], None),
             ("cnn", [1, 8, 8], None),
             ("cnn", [1, 8, 8], Some(8)),
-            ("mobilenetv2", [3, 8, 8], None),
             ("vit-tiny", [3, 8, 8], None),
             ("resnet20", [3, 8, 8], None),
-        ] {
+            ("mobilenetv2", [3, 8, 8], None),
+        ];
+        // Behind wgpu may be a software driver, which takes minutes to time kernels for the larger ones.
+        let count = if device == Device::Cuda { networks.len() } else { 3 };
+        for (name, input, bits) in networks.into_iter().take(count) {
             let mut model = if name == "smooth" { smooth_net() } else { built(name, input) };
             bits.into_iter().for_each(|bits| quantize(&mut model, bits, 0.05));
             let x = random(9, 6 * input.iter().product::<usize>());
