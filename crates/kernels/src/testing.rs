@@ -80,7 +80,7 @@ fn every_level_is_in_use_once_and_none_stays() {
     on_every_level(|isa| {
         assert_eq!(Isa::current(), isa);
         // What a thread of the pool sees.
-        assert_eq!(rayon::join(|| Isa::current(), || Isa::current()), (isa, isa));
+        assert_eq!(rayon::join(Isa::current, Isa::current), (isa, isa));
         seen.push(isa);
     });
     assert!(seen.into_iter().eq(Isa::available()));

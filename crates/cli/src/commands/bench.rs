@@ -112,8 +112,11 @@ pub fn run(args: &Args, context: &Context) -> Result<Outcome, Failure> {
     Ok(Outcome::Done)
 }
 
-/// Milliseconds of each call, and where they went if that was asked for, as JSON and as a table.
-fn inference(args: &Args, context: &Context, batch: usize) -> Result<(Vec<f64>, Option<(Value, String)>), Failure> {
+/// Where the time went, as JSON and as a table.
+type Profile = (Value, String);
+
+/// Milliseconds of each call, and where they went if that was asked for.
+fn inference(args: &Args, context: &Context, batch: usize) -> Result<(Vec<f64>, Option<Profile>), Failure> {
     let opened = models::open(&args.what, None, &ZooOptions::default())?;
     let wanted: Wanted = super::eval::wanted(&opened)?;
     let x = noise(batch.saturating_mul(wanted.sample));
