@@ -180,7 +180,7 @@ pub fn max(shape: &PoolShape, x: &[f32], y: &mut [f32]) {
             let (columns, _) = shape.span(ow, 1);
             y.fill(f32::NEG_INFINITY);
             for x in shape.window(x, image, &rows, &columns) {
-                raise(x, y);
+                y.iter_mut().zip(x).for_each(|(y, &x)| *y = larger(*y, x));
             }
         }
     });
@@ -197,17 +197,6 @@ multiversion! {
     /// `y = max(y, x)` of codes, element by element.
     pub fn raise_codes(x: &[u8], y: &mut [u8]) {
         y.iter_mut().zip(x).for_each(|(y, &x)| *y = if x > *y { x } else { *y });
-    }
-}
-
-multiversion! {
-    /// Moves what remains of a gradient to `dx` where `x` is the largest of its window.
-    fn hand_over(x: &[f32], largest: &[f32], remaining: &mut [f32], dx: &mut [f32]) {
-        for (((dx, rest), &x), &l) in dx.iter_mut().zip(remaining).zip(x).zip(largest) {
-            let is_it = x == l || (x.is_nan() && l.is_nan());
-            *dx += if is_it { *rest } else { 0.0 };
-            *rest = if is_it { 0.0 } else { *rest };
-        }
     }
 }
 
@@ -228,7 +217,7 @@ pub fn max_backward(shape: &PoolShape, x: &[f32], dy: &[f32], dx: &mut [f32]) {
                 let (columns, _) = shape.span(ow, 1);
                 largest.fill(f32::NEG_INFINITY);
                 for x in shape.window(x, image, &rows, &columns) {
-                    raise(x, &mut largest);
+                    largest.iter_mut().zip(x).for_each(|(y, &x)| *y = larger(*y, x));
                 }
                 let at = ((image * shape.out_h() + oh) * shape.out_w() + ow) * pixel;
                 remaining.copy_from_slice(&dy[at..at + pixel]);
@@ -237,7 +226,12 @@ pub fn max_backward(shape: &PoolShape, x: &[f32], dy: &[f32], dx: &mut [f32]) {
                     for iw in columns.clone() {
                         let at = (ih * shape.in_w + iw) * pixel;
                         let x = &x[image * shape.image_len() + at..][..pixel];
-                        hand_over(x, &largest, &mut remaining, &mut dx[at..at + pixel]);
+                        let dx = &mut dx[at..at + pixel];
+                        for (((dx, rest), &x), &l) in dx.iter_mut().zip(&mut remaining).zip(x).zip(&largest) {
+                            let is_it = x == l || (x.is_nan() && l.is_nan());
+                            *dx += if is_it { *rest } else { 0.0 };
+                            *rest = if is_it { 0.0 } else { *rest };
+                        }
                     }
                 }
             }
