@@ -13,6 +13,11 @@ pub enum Order {
     Transposed,
 }
 
+/// The library sums products of up to so many elements, and of up to so many rows and columns, in orders of their own. A part of a
+/// larger product must not be one of them: the number of threads would show.
+const SMALL_ELEMENTS: usize = 256;
+const SMALL_SIDE: usize = 64;
+
 /// `c[m, n] = a[m, k] · b[k, n]`, row-major; writes all of `c`. `Order::Transposed` says that the slice holds `[k, m]`
 /// (or `[n, k]`) instead. An empty `k` gives zeros.
 ///
@@ -55,26 +60,15 @@ pub fn batched(
     let parts = threads::parts_for(batch.saturating_mul(m * k * n) / 16);
     let pointers = Pointers { a: a.as_ptr(), b: b.as_ptr(), c: c.as_mut_ptr() };
     // Whole products where there are enough for everybody; else each is cut along its longer side.
-    if batch >= parts {
-        let jobs = threads::ranges(batch, parts).collect();
-        threads::for_each_job(jobs, |products: Range<usize>| {
-            for i in products {
-                // SAFETY: product `i` lies within the slices, whose lengths were checked, and nobody else writes its part of `c`.
-                unsafe { size.run(pointers.product(i, [m * k, k * n, m * n]), 0..m, 0..n) };
-            }
-        });
-        return;
-    }
-    for i in 0..batch {
-        // SAFETY: as above.
-        let product = unsafe { pointers.product(i, [m * k, k * n, m * n]) };
-        let jobs = threads::ranges(m.max(n), parts).collect();
-        threads::for_each_job(jobs, |range: Range<usize>| {
-            let (rows, columns) = if m >= n { (range, 0..n) } else { (0..m, range) };
-            // SAFETY: rows and columns of one product that lies within the slices; the ranges are disjoint.
-            unsafe { size.run(product, rows, columns) };
-        });
-    }
+    let (side, other) = (m.max(n), m.min(n));
+    let shortest = (SMALL_SIDE + 1).max(SMALL_ELEMENTS / other + 1);
+    let cuts = parts.div_ceil(batch).min(side / shortest).max(1);
+    let jobs = (0..batch).flat_map(|i| threads::ranges(side, cuts).map(move |range| (i, range))).collect();
+    threads::for_each_job(jobs, |(i, range): (usize, Range<usize>)| {
+        let (rows, columns) = if m >= n { (range, 0..n) } else { (0..m, range) };
+        // SAFETY: rows and columns of product `i`, which lies within the slices, whose lengths were checked; the ranges are disjoint.
+        unsafe { size.run(pointers.product(i, [m * k, k * n, m * n]), rows, columns) };
+    });
 }
 
 /// Sizes and strides (column, row) of a product.
@@ -165,6 +159,28 @@ mod tests {
                 naive::matmul([m, k, n], &magnitudes(&a), a_order, &magnitudes(&b), b_order, &mut bound);
                 let limit = |i: usize| (k + 2) as f64 * UNIT * f64::from(bound[i]);
                 assert_within(format_args!("{m}x{k}x{n} {a_order:?} {b_order:?}"), &fast, &slow, limit);
+            }
+        }
+    }
+
+    #[test]
+    fn the_number_of_threads_does_not_show() {
+        let pools = [1, 2, 3, 7, 16].map(|n| rayon::ThreadPoolBuilder::new().num_threads(n).build().unwrap());
+        // The first ones would fall into single rows or columns.
+        for (batch, [m, k, n]) in
+            [(1, [20, 400, 20]), (1, [3, 3000, 18]), (1, [200, 64, 50]), (3, [65, 70, 65]), (20, [9, 99, 9])]
+        {
+            let (a, b) = (values(batch * m * k, 1), values(batch * k * n, 2));
+            for (a_order, b_order) in
+                [(Order::Plain, Order::Plain), (Order::Plain, Order::Transposed), (Order::Transposed, Order::Plain)]
+            {
+                let [first, others @ ..] = pools.each_ref().map(|pool| {
+                    let mut c = vec![f32::NAN; batch * m * n];
+                    pool.install(|| batched(batch, [m, k, n], &a, a_order, &b, b_order, &mut c));
+                    c
+                });
+                let same = others.iter().all(|other| *other == first);
+                assert!(same, "{batch} of {m}x{k}x{n}, {a_order:?} {b_order:?}");
             }
         }
     }
