@@ -10,7 +10,8 @@ const BLOCK: usize = 16;
 /// # Panics
 /// If a slice has another length than `batch * channels * pixels`.
 pub fn nchw_to_nhwc(batch: usize, channels: usize, pixels: usize, x: &[f32], y: &mut [f32]) {
-    batched_transpose(batch, channels, pixels, x, y);
+    assert_eq!(x.len(), batch * channels * pixels, "length of x");
+    transpose(channels, pixels, x, y);
 }
 
 /// `[batch, pixels, channels]` to `[batch, channels, pixels]`, the inverse of [`nchw_to_nhwc`].
@@ -18,16 +19,44 @@ pub fn nchw_to_nhwc(batch: usize, channels: usize, pixels: usize, x: &[f32], y: 
 /// # Panics
 /// As [`nchw_to_nhwc`].
 pub fn nhwc_to_nchw(batch: usize, channels: usize, pixels: usize, x: &[f32], y: &mut [f32]) {
-    batched_transpose(batch, pixels, channels, x, y);
+    assert_eq!(x.len(), batch * channels * pixels, "length of x");
+    transpose(pixels, channels, x, y);
 }
 
-/// `[rows, columns]` to `[columns, rows]`, both row-major.
+/// Matrices `[rows, columns]` to `[columns, rows]`, as many as `x` holds, each row-major; shared among threads.
 ///
 /// # Panics
-/// If a slice has another length than `rows * columns`.
-pub fn transpose_2d(rows: usize, columns: usize, x: &[f32], y: &mut [f32]) {
-    assert_eq!(x.len(), rows * columns, "length of x");
+/// If the slices have different lengths or end within a matrix.
+pub fn transpose<T: Copy + Send + Sync>(rows: usize, columns: usize, x: &[T], y: &mut [T]) {
+    let (image, work) = (rows * columns, y.len());
     assert_eq!(y.len(), x.len(), "length of y");
+    if image == 0 {
+        return assert!(x.is_empty(), "whole matrices");
+    }
+    assert!(x.len().is_multiple_of(image), "whole matrices");
+    // Images come with a few channels: whole pixels at a time.
+    let one = match rows {
+        1 => return y.copy_from_slice(x),
+        2 => interleave::<T, 2>,
+        3 => interleave::<T, 3>,
+        4 => interleave::<T, 4>,
+        _ => transpose_blocks,
+    };
+    for_each_part_weighing(y, image, work, |at, y| {
+        y.chunks_exact_mut(image).zip(x[at..].chunks_exact(image)).for_each(|(y, x)| one(rows, columns, x, y));
+    });
+}
+
+/// One matrix of `ROWS` rows.
+fn interleave<T: Copy, const ROWS: usize>(_rows: usize, columns: usize, x: &[T], y: &mut [T]) {
+    let rows: [&[T]; ROWS] = std::array::from_fn(|row| &x[row * columns..][..columns]);
+    for (column, pixel) in y.as_chunks_mut::<ROWS>().0.iter_mut().enumerate() {
+        *pixel = std::array::from_fn(|row| rows[row][column]);
+    }
+}
+
+/// One matrix of any number of rows.
+fn transpose_blocks<T: Copy>(rows: usize, columns: usize, x: &[T], y: &mut [T]) {
     for row0 in (0..rows).step_by(BLOCK) {
         for column0 in (0..columns).step_by(BLOCK) {
             for column in column0..columns.min(column0 + BLOCK) {
@@ -37,16 +66,6 @@ pub fn transpose_2d(rows: usize, columns: usize, x: &[f32], y: &mut [f32]) {
             }
         }
     }
-}
-
-fn batched_transpose(batch: usize, rows: usize, columns: usize, x: &[f32], y: &mut [f32]) {
-    assert_eq!(x.len(), batch * rows * columns, "length of x");
-    assert_eq!(y.len(), x.len(), "length of y");
-    let (image, work) = ((rows * columns).max(1), y.len());
-    for_each_part_weighing(y, image, work, |at, y| {
-        let x = x[at..].chunks_exact(image);
-        y.chunks_exact_mut(image).zip(x).for_each(|(y, x)| transpose_2d(rows, columns, x, y));
-    });
 }
 
 /// Row-major strides.
@@ -121,15 +140,27 @@ pub fn permute<T: Copy + Send + Sync>(dims: &[usize], perm: &[usize], x: &[T], y
 
 #[cfg(test)]
 mod tests {
-    use super::{nchw_to_nhwc, nhwc_to_nchw, permute, transpose_2d};
+    use super::{nchw_to_nhwc, nhwc_to_nchw, permute, transpose};
     use crate::reference::layout as naive;
     use proptest::prelude::*;
 
     #[test]
     fn by_hand() {
         let mut y = [0.0; 6];
-        transpose_2d(2, 3, &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0], &mut y);
+        transpose(2, 3, &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0], &mut y);
         assert_eq!(y, [1.0, 4.0, 2.0, 5.0, 3.0, 6.0]);
+        let mut y = [0; 6];
+        transpose(3, 2, &[0, 3, 1, 4, 2, 5], &mut y);
+        assert_eq!(y, [0, 1, 2, 3, 4, 5]);
+        for rows in 1..6 {
+            let x: Vec<usize> = (0..2 * rows * 7).collect();
+            let mut y = vec![0; x.len()];
+            transpose(rows, 7, &x, &mut y);
+            for (i, &value) in y.iter().enumerate() {
+                let (image, column, row) = (i / (7 * rows), i / rows % 7, i % rows);
+                assert_eq!(value, (image * rows + row) * 7 + column, "{rows} rows");
+            }
+        }
     }
 
     /// Copies: equal, and the way back gives what was there.
@@ -147,7 +178,7 @@ mod tests {
 
     #[test]
     fn awkward_shapes() {
-        for channels in [1, 3, 15, 16, 17, 33] {
+        for channels in [1, 2, 3, 4, 5, 15, 16, 17, 33] {
             for pixels in [1, 7, 15, 16, 17, 49] {
                 check(1, channels, pixels);
                 check(3, channels, pixels);

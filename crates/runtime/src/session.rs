@@ -27,8 +27,8 @@ mod tests;
 mod windows;
 
 use std::collections::BTreeMap;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard};
 
 use bitsmith_graph::{Data, Dim, Graph, Model, QuantModel, Shape, Tensor};
 use bitsmith_kernels::threads::team;
@@ -150,19 +150,21 @@ impl Session {
     /// Where the time of [`run`](Self::run) goes: the mean over `runs` runs, at least one, in the order of execution. Other
     /// threads should not use the session meanwhile: their runs would be counted, too.
     pub fn profile(&self, x: &[f32], batch: usize, runs: usize) -> Result<Vec<StepProfile>, Error> {
-        let (runs, all) = (runs.max(1), || self.workers.lock().unwrap_or_else(|e| e.into_inner()));
+        let runs = runs.max(1);
         // Buffers are there by then.
         self.run(x, batch)?;
         // Enough workers for all threads, since those that are made on the way would not know.
-        let mut workers = std::mem::take(&mut *all());
-        workers.resize_with(workers.len().max(self.narrow.len()).max(1), Worker::default);
-        workers.iter_mut().for_each(|worker| worker.profile = Some(vec![]));
-        *all() = workers;
+        {
+            let mut workers = self.workers();
+            let count = workers.len().max(self.narrow.len()).max(1);
+            workers.resize_with(count, Worker::default);
+            workers.iter_mut().for_each(|worker| worker.profile = Some(vec![]));
+        }
         for _ in 0..runs {
             self.run(x, batch)?;
         }
         let mut sums = vec![Measured::default(); self.plan.steps.len()];
-        for worker in all().iter_mut() {
+        for worker in self.workers().iter_mut() {
             let measured = worker.profile.take().unwrap_or_default();
             sums.iter_mut().zip(measured).for_each(|(sum, part)| sum.add(part));
         }
@@ -312,10 +314,14 @@ impl Session {
     }
 
     fn with_worker<T>(&self, run: impl FnOnce(&mut Worker) -> T) -> T {
-        let mut worker = self.workers.lock().unwrap_or_else(|e| e.into_inner()).pop().unwrap_or_default();
+        let mut worker = self.workers().pop().unwrap_or_default();
         let result = run(&mut worker);
-        self.workers.lock().unwrap_or_else(|e| e.into_inner()).push(worker);
+        self.workers().push(worker);
         result
+    }
+
+    fn workers(&self) -> MutexGuard<'_, Vec<Worker>> {
+        self.workers.lock().unwrap_or_else(|e| e.into_inner())
     }
 }
 

@@ -12,7 +12,7 @@ pub fn nhwc_to_nchw(batch: usize, channels: usize, pixels: usize, x: &[f32], y: 
     nchw_to_nhwc(batch, pixels, channels, x, y);
 }
 
-/// See [`crate::layout::transpose_2d`].
+/// See [`crate::layout::transpose`].
 pub fn transpose_2d(rows: usize, columns: usize, x: &[f32], y: &mut [f32]) {
     for row in 0..rows {
         for column in 0..columns {

@@ -193,7 +193,7 @@ impl<'a> Context<'a> {
                 let shape = self.shape(x);
                 let (channels, pixels) = (shape[1], shape[2..].iter().product());
                 let (rows, columns) = if layout == Layout::Plain { (channels, pixels) } else { (pixels, channels) };
-                same_elements!(self.buffer(x)?, y, |x, y| moves::transpose(rows, columns, x, y));
+                same_elements!(self.buffer(x)?, y, |x, y| layout::transpose(rows, columns, x, y));
             }
             Action::Permute(perm) => same_elements!(self.buffer(x)?, y, |x, y| layout::permute(&dims, perm, x, y)),
             Action::Copy => same_elements!(self.buffer(x)?, y, |x, y| y.copy_from_slice(x)),
@@ -265,7 +265,7 @@ impl<'a> Context<'a> {
             }
             Action::Softmax { axis, log } => {
                 let Buffer::F32(y) = y else { return Err(mismatch()) };
-                softmax(&dims, *axis, *log, self.floats(x)?, y);
+                softmax_along(&dims, *axis, *log, self.floats(x)?, y);
             }
             Action::Binary(op) => {
                 let other = *step.inputs.get(1).ok_or_else(mismatch)?;
@@ -473,7 +473,7 @@ fn code_sums(grid: super::grid::ByteGrid) -> (impl Fn(i64, u8) -> i64, impl Fn(i
 }
 
 /// `e^(x - max) / Σ`, or its logarithm, along an axis.
-fn softmax(dims: &[usize], axis: usize, log: bool, x: &[f32], y: &mut [f32]) {
+fn softmax_along(dims: &[usize], axis: usize, log: bool, x: &[f32], y: &mut [f32]) {
     let inner: usize = dims[axis + 1..].iter().product();
     let n = dims[axis];
     if inner == 1 {
@@ -507,6 +507,10 @@ fn binary<T: Copy>(out: &[usize], a: (&[usize], &[T]), b: (&[usize], &[T]), y: &
 /// Products of the last two axes, the others broadcast.
 fn matmul(a: (&[usize], &[f32]), b: (&[usize], &[f32]), y: &mut [f32]) -> Result<(), Error> {
     let (&[ref a_batch @ .., m, k], &[ref b_batch @ .., _, n]) = (a.0, b.0) else { return Err(mismatch()) };
+    if a_batch == b_batch {
+        gemm::batched(a_batch.iter().product(), [m, k, n], a.1, Order::Plain, b.1, Order::Plain, y);
+        return Ok(());
+    }
     let batch = broadcast(a_batch, b_batch)?;
     // The matrices of each operand, numbered, broadcast like the elements of a small tensor.
     let count: usize = batch.iter().product();
@@ -533,9 +537,9 @@ mod tests {
         binary(&[2, 3], (&[2, 1], &[10, 20]), (&[3], &[1, 2, 3]), &mut y, |a, b| a + b);
         assert_eq!(y, [11, 12, 13, 21, 22, 23]);
         let mut y = [0.0; 4];
-        softmax(&[2, 2], 0, false, &[0.0, 1000.0, 0.0, 1000.0], &mut y);
+        softmax_along(&[2, 2], 0, false, &[0.0, 1000.0, 0.0, 1000.0], &mut y);
         assert_eq!(y, [0.5; 4]);
-        softmax(&[2, 2], 1, true, &[0.0, 0.0, 3.0, 3.0], &mut y);
+        softmax_along(&[2, 2], 1, true, &[0.0, 0.0, 3.0, 3.0], &mut y);
         assert!(y.iter().all(|v| (v + std::f32::consts::LN_2).abs() < 1e-6));
         // Rows that lie side by side have a loop of their own.
         let x = crate::testing::noise(2 * 19, 3);
@@ -543,8 +547,8 @@ mod tests {
         let x: Vec<f32> = x.iter().map(|x| x * 9.0).collect();
         for log in [false, true] {
             let (mut rows, mut columns) = ([0.0; 38], [0.0; 38]);
-            softmax(&[2, 19], 1, log, &x, &mut rows);
-            softmax(&[19, 2], 0, log, &turned, &mut columns);
+            softmax_along(&[2, 19], 1, log, &x, &mut rows);
+            softmax_along(&[19, 2], 0, log, &turned, &mut columns);
             for i in 0..38 {
                 assert!((columns[i] - rows[i % 2 * 19 + i / 2]).abs() < 1e-5, "{log} {i}");
             }

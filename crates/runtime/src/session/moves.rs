@@ -1,45 +1,6 @@
-//! Moving elements: transposes, slices, pads, joins. Generic over what is moved, so that codes move as they are.
+//! Moving elements: slices, pads, joins. Generic over what is moved, so that codes move as they are.
 
 use bitsmith_kernels::layout::{copy, strides};
-
-/// `[batch, rows, columns]` to `[batch, columns, rows]`: between channels-first and channels-last.
-pub(super) fn transpose<T: Copy>(rows: usize, columns: usize, x: &[T], y: &mut [T]) {
-    // Squares whose both sides stay in the first cache.
-    const BLOCK: usize = 16;
-    let image = rows * columns;
-    if image == 0 {
-        return;
-    }
-    // Images come with a few channels: whole pixels at a time.
-    match rows {
-        1 => return y.copy_from_slice(x),
-        2 => return interleave::<T, 2>(columns, x, y),
-        3 => return interleave::<T, 3>(columns, x, y),
-        4 => return interleave::<T, 4>(columns, x, y),
-        _ => {}
-    }
-    for (x, y) in x.chunks_exact(image).zip(y.chunks_exact_mut(image)) {
-        for row0 in (0..rows).step_by(BLOCK) {
-            for column0 in (0..columns).step_by(BLOCK) {
-                for column in column0..columns.min(column0 + BLOCK) {
-                    for row in row0..rows.min(row0 + BLOCK) {
-                        y[column * rows + row] = x[row * columns + column];
-                    }
-                }
-            }
-        }
-    }
-}
-
-/// `[batch, ROWS, columns]` to `[batch, columns, ROWS]`.
-fn interleave<T: Copy, const ROWS: usize>(columns: usize, x: &[T], y: &mut [T]) {
-    for (x, y) in x.chunks_exact(ROWS * columns).zip(y.chunks_exact_mut(ROWS * columns)) {
-        let rows: [&[T]; ROWS] = std::array::from_fn(|row| &x[row * columns..][..columns]);
-        for (column, pixel) in y.as_chunks_mut::<ROWS>().0.iter_mut().enumerate() {
-            *pixel = std::array::from_fn(|row| rows[row][column]);
-        }
-    }
-}
 
 /// `ranges` holds (first index, step, count) per axis.
 pub(super) fn slice<T: Copy>(dims: &[usize], ranges: &[(usize, i64, usize)], x: &[T], y: &mut [T]) {
@@ -141,20 +102,6 @@ mod tests {
     #[test]
     fn by_hand() {
         let x: Vec<i32> = (0..6).collect(); // 2 x 3
-        let mut y = vec![0; 6];
-        transpose(2, 3, &x, &mut y);
-        assert_eq!(y, [0, 3, 1, 4, 2, 5]);
-        transpose(3, 2, &[0, 3, 1, 4, 2, 5], &mut y);
-        assert_eq!(y, x[..]);
-        for rows in 1..6 {
-            let x: Vec<usize> = (0..2 * rows * 7).collect();
-            let mut y = vec![0; x.len()];
-            transpose(rows, 7, &x, &mut y);
-            for (i, &value) in y.iter().enumerate() {
-                let (image, column, row) = (i / (7 * rows), i / rows % 7, i % rows);
-                assert_eq!(value, (image * rows + row) * 7 + column, "{rows} rows");
-            }
-        }
         let mut y = vec![0; 4];
         slice(&[2, 3], &[(1, -1, 2), (0, 2, 2)], &x, &mut y);
         assert_eq!(y, [3, 5, 0, 2]);

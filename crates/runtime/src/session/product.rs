@@ -7,7 +7,7 @@
 use bitsmith_kernels::conv::{self, ConvShape};
 use bitsmith_kernels::gemm::{self, Order};
 use bitsmith_kernels::integer::{self, ConvWeights};
-use bitsmith_kernels::reference;
+use bitsmith_kernels::{layout, reference};
 
 use super::Kernels;
 use super::chain::{Elements, Link, Target, from_accumulators};
@@ -69,7 +69,7 @@ impl Geometry {
         match *self {
             Geometry::Linear { k, n, order: Order::Plain, .. } => {
                 let mut out = codes.clone();
-                super::moves::transpose(k, n, &codes, &mut out);
+                layout::transpose(k, n, &codes, &mut out);
                 out
             }
             _ => codes,

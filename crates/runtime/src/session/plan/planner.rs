@@ -4,9 +4,10 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use bitsmith_graph::{Node, QParams, Shape, Tensor, ValueId};
+use bitsmith_kernels::layout;
 
+use super::super::Kernels;
 use super::super::report::{Arithmetic, NodeReport};
-use super::super::{Kernels, moves};
 use super::chains::Pending;
 use super::{
     Action, Buffer, ByteGrid, Elem, Form, Head, Layout, Link, Network, Plan, Source, Step, byte_grid, free_early,
@@ -165,7 +166,7 @@ impl Planner<'_> {
                     self.floats(id).ok_or_else(|| Error::new(Kind::Unsupported, "integers where floats are needed"))?;
                 let mut arranged = values.clone();
                 if layout == Layout::Last {
-                    moves::transpose(shape[1], shape[2..].iter().product(), &values, &mut arranged);
+                    layout::transpose(shape[1], shape[2..].iter().product(), &values, &mut arranged);
                 }
                 Buffer::F32(arranged)
             }
