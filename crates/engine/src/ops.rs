@@ -155,9 +155,9 @@ pub(crate) trait TrainOps: 'static {
         composed::matmul::<Self::B>(a, b)
     }
 
-    /// Softmax along the last axis.
-    fn softmax(x: Tensor<Self>) -> Tensor<Self> {
-        composed::softmax::<Self::B>(x)
+    /// Softmax along an axis.
+    fn softmax(x: Tensor<Self>, axis: usize) -> Tensor<Self> {
+        composed::softmax::<Self::B>(x, axis)
     }
 
     /// Output axis `i` is input axis `axes[i]`.
@@ -165,9 +165,9 @@ pub(crate) trait TrainOps: 'static {
         composed::permute::<Self::B>(x, axes)
     }
 
-    /// `len` elements of the last axis, from `at` on.
-    fn part(x: Tensor<Self>, at: usize, len: usize) -> Tensor<Self> {
-        composed::part::<Self::B>(x, at, len)
+    /// `len` elements of an axis, from `at` on.
+    fn part(x: Tensor<Self>, axis: usize, at: usize, len: usize) -> Tensor<Self> {
+        composed::part::<Self::B>(x, axis, at, len)
     }
 
     /// `[batch, channels, height, width]` to channels-last.

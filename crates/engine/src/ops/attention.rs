@@ -29,6 +29,11 @@ pub(super) fn multiplies(a: &Shape, b: &Shape) -> bool {
     a.len() == b.len() && a.len() >= 2 && a[..a.len() - 2] == b[..b.len() - 2]
 }
 
+/// Whether an axis is the last one, along which [`soften`] and [`part`] work.
+pub(super) fn is_last(shape: &Shape, axis: usize) -> bool {
+    axis + 1 == shape.num_dims()
+}
+
 /// `[.., m, k] · [.., k, n]`.
 pub(super) fn multiply(a: &FlexTensor, b: &FlexTensor) -> FlexTensor {
     let _time = profile::span("matmul");

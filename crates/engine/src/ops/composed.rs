@@ -270,15 +270,12 @@ pub(super) fn matmul<B: Backend>(a: T<B>, b: T<B>) -> T<B> {
     B::float_matmul(a, b)
 }
 
-pub(super) fn softmax<B: Backend>(x: T<B>) -> T<B> {
-    let last = x.shape().num_dims().saturating_sub(1);
-    B::softmax(x, last)
+pub(super) fn softmax<B: Backend>(x: T<B>, axis: usize) -> T<B> {
+    B::softmax(x, axis)
 }
 
-pub(super) fn part<B: Backend>(x: T<B>, at: usize, len: usize) -> T<B> {
+pub(super) fn part<B: Backend>(x: T<B>, axis: usize, at: usize, len: usize) -> T<B> {
     let mut slices = vec![Slice::full(); x.shape().num_dims()];
-    if let Some(last) = slices.last_mut() {
-        *last = Slice::new(at as isize, Some((at + len) as isize), 1);
-    }
+    slices[axis] = Slice::new(at as isize, Some((at + len) as isize), 1);
     B::float_slice(x, &slices)
 }

@@ -112,7 +112,10 @@ impl TrainOps for Fused<Flex> {
         y
     }
 
-    fn softmax(x: FlexTensor) -> FlexTensor {
+    fn softmax(x: FlexTensor, axis: usize) -> FlexTensor {
+        if !attention::is_last(&x.shape(), axis) {
+            return composed::softmax::<Flex>(x, axis);
+        }
         let x = dense(x);
         let y = attention::soften(&x);
         recycle(x);
@@ -126,7 +129,10 @@ impl TrainOps for Fused<Flex> {
         y
     }
 
-    fn part(x: FlexTensor, at: usize, len: usize) -> FlexTensor {
+    fn part(x: FlexTensor, axis: usize, at: usize, len: usize) -> FlexTensor {
+        if !attention::is_last(&x.shape(), axis) {
+            return composed::part::<Flex>(x, axis, at, len);
+        }
         let x = dense(x);
         let y = attention::part(&x, at, len);
         recycle(x);

@@ -160,7 +160,10 @@ impl TrainOps for Fused<Cpu> {
         record(attention::MatMul, [a, b], y, || [a_data, b_data])
     }
 
-    fn softmax(x: Tracked) -> Tracked {
+    fn softmax(x: Tracked, axis: usize) -> Tracked {
+        if !attention::is_last(&x.shape(), axis) {
+            return composed::softmax::<Cpu>(x, axis);
+        }
         let y = attention::soften(&dense(x.primitive().clone()));
         record(attention::Softmax, [x], y.clone(), || y)
     }
@@ -170,8 +173,11 @@ impl TrainOps for Fused<Cpu> {
         record(attention::Permute, [x], y, || axes.to_vec())
     }
 
-    fn part(x: Tracked, at: usize, len: usize) -> Tracked {
+    fn part(x: Tracked, axis: usize, at: usize, len: usize) -> Tracked {
         let shape = x.shape();
+        if !attention::is_last(&shape, axis) {
+            return composed::part::<Cpu>(x, axis, at, len);
+        }
         let y = attention::part(&dense(x.primitive().clone()), at, len);
         record(attention::Part, [x], y, || (shape, at))
     }

@@ -341,14 +341,14 @@ fn attention() {
     check(&case!("matmul", [&[2, 3, 5, 4], &[2, 3, 4, 7]], true, (-1.0, 1.0), O, [a, b] => O::matmul(a, b)));
     check(&case!("broadcast", [&[2, 3, 5, 4], &[1, 3, 4, 7]], true, (-1.0, 1.0), O, [a, b] => O::matmul(a, b)));
     check(&case!("square", [&[3, 4, 4]], true, (-1.0, 1.0), O, [a] => O::matmul(a.clone(), a)));
-    check(&case!("softmax", [&[2, 3, 17]], true, (0.0, 1.0), O, [x] => O::softmax(x)));
+    check(&case!("softmax", [&[2, 3, 17]], true, (0.0, 1.0), O, [x] => O::softmax(x, 2)));
     check(&case!("permute", [&[2, 3, 4, 5]], true, (0.0, 1.0), O, [x] => O::permute(x, &[0, 2, 3, 1])));
-    check(&case!("part", [&[2, 3, 7]], true, (0.0, 1.0), O, [x] => O::part(x, 2, 4)));
+    check(&case!("part", [&[2, 3, 7]], true, (0.0, 1.0), O, [x] => O::part(x, 2, 2, 4)));
     // Gradients of all parts, and of another reader, meet in one buffer.
     check(&case!("parts", [&[2, 3, 6]], true, (0.0, 1.0), O, [x] => {
         let x = O::activation(x, Activation::Tanh);
-        let [a, b, c] = [0, 2, 4].map(|at| O::part(x.clone(), at, 2));
+        let [a, b, c] = [0, 2, 4].map(|at| O::part(x.clone(), 2, at, 2));
         let products = O::matmul(O::matmul(a, O::permute(b, &[0, 2, 1])), c);
-        O::matmul(O::permute(products, &[0, 2, 1]), O::softmax(x))
+        O::matmul(O::permute(products, &[0, 2, 1]), O::softmax(x, 2))
     }));
 }

@@ -121,7 +121,7 @@ fn perform<O: TrainOps>(
         Kind::Binary(..) => Some(profile::span("elementwise")),
         Kind::MaxPool(_) | Kind::AveragePool(_) | Kind::GlobalAveragePool | Kind::Shortcut(_) => None,
         Kind::ToFirst | Kind::ToLast | Kind::LayerNorm { .. } => None,
-        Kind::MatMul | Kind::Permute(_) | Kind::Split { .. } => None,
+        Kind::MatMul | Kind::Permute(_) | Kind::Split { .. } | Kind::Softmax { log: false, .. } => None,
         Kind::Reshape => Some(profile::span("reshape")),
         Kind::Scale(_) => Some(profile::span("elementwise")),
         Kind::Mean(_) => Some(profile::span("mean")),
@@ -174,8 +174,7 @@ fn perform<O: TrainOps>(
             O::matmul(aligned::<O>(x, rank), aligned::<O>(b, rank))
         }
         Kind::Scale(factor) => O::B::float_mul_scalar(x, Scalar::from(*factor)),
-        Kind::Softmax { axis, log: false } if axis + 1 == y_shape.len() => O::softmax(x),
-        Kind::Softmax { axis, log: false } => O::B::softmax(x, *axis),
+        Kind::Softmax { axis, log: false } => O::softmax(x, *axis),
         Kind::Softmax { axis, log: true } => O::B::log_softmax(x, *axis),
         Kind::Mean(axes) => {
             let y = axes.iter().fold(x, |x, &axis| O::B::float_mean_dim(x, axis));
@@ -189,17 +188,10 @@ fn perform<O: TrainOps>(
             O::B::float_cat(all, *axis)
         }
         Kind::Split { axis, sizes } => {
-            let rank = x.shape().num_dims();
             let mut at = 0;
             let part = |&size: &usize| {
-                if axis + 1 == rank {
-                    at += size;
-                    return O::part(x.clone(), at - size, size);
-                }
-                let mut slices = vec![Slice::full(); rank];
-                slices[*axis] = Slice::new(at as isize, Some((at + size) as isize), 1);
                 at += size;
-                O::B::float_slice(x.clone(), &slices)
+                O::part(x.clone(), *axis, at - size, size)
             };
             return Ok(sizes.iter().map(part).collect());
         }
