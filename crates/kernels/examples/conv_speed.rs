@@ -3,7 +3,7 @@
 
 use bitsmith_kernels::activation::{self, Activation};
 use bitsmith_kernels::conv::{self, ConvShape};
-use bitsmith_kernels::{isa, norm, reference, simd};
+use bitsmith_kernels::{isa, norm, reference, roofline};
 use std::time::Instant;
 
 fn main() {
@@ -16,7 +16,7 @@ fn main() {
     let batch: usize = arguments.get(1).and_then(|b| b.parse().ok()).unwrap_or(128);
     let threads = rayon::current_num_threads();
     let isa = isa::Isa::current();
-    let peak = simd::peak_flops(isa) * threads as f64;
+    let peak = roofline::float_ops(isa) * threads as f64;
     println!("{}, {threads} threads, peak {:.0} GFLOP/s, batch {batch}", isa.level().name(), peak / 1e9);
 
     // Size, channels in and out, kernel, stride, groups, and how often the network has it.

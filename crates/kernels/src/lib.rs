@@ -23,7 +23,7 @@ pub mod reference;
 pub mod roofline;
 mod runs;
 pub mod sigmoid;
-pub mod simd;
+mod simd;
 pub mod softmax;
 #[cfg(test)]
 mod testing;

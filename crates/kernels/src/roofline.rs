@@ -3,10 +3,48 @@
 use std::hint::black_box;
 use std::time::Instant;
 
+use crate::isa::Isa;
+use crate::simd::{Kernel, Vector, dispatch};
 use crate::threads;
 
 /// Rounds of each measurement, of which the best counts.
 const ROUNDS: usize = 7;
+
+/// Multiply-adds that one thread of this machine can do per second at `isa`, times two: a loop of independent ones in
+/// registers, best of several runs. For benchmarks, which report shares of it.
+pub fn float_ops(isa: Isa) -> f64 {
+    struct Peak;
+    const STEPS: usize = 100_000;
+    const CHAINS: usize = 12;
+    impl Kernel for Peak {
+        type Output = f64;
+        #[inline(always)]
+        unsafe fn run<V: Vector>(self) -> f64 {
+            // SAFETY: arithmetic on registers; the caller promises the instruction set.
+            unsafe {
+                let (a, b) = (V::splat(black_box(0.5)), V::splat(black_box(1.0)));
+                let mut chains = [V::zero(); CHAINS];
+                for _ in 0..STEPS {
+                    for chain in &mut chains {
+                        *chain = chain.mul_add(a, b);
+                    }
+                }
+                let mut lanes = [0.0; 16];
+                for chain in chains {
+                    chain.store(lanes.as_mut_ptr());
+                    black_box(&lanes);
+                }
+            }
+            (2 * STEPS * CHAINS * V::LANES) as f64
+        }
+    }
+    (0..20)
+        .map(|_| {
+            let start = Instant::now();
+            dispatch(isa, Peak) / start.elapsed().as_secs_f64()
+        })
+        .fold(0.0, f64::max)
+}
 
 /// Operations per second of integer products, a multiply-accumulate being two, on `threads` threads: a loop of independent sums in
 /// registers. `few_bits` asks for the instructions that products of few bits can use, where these are others. 0 where no
@@ -48,7 +86,7 @@ pub fn read_bytes(len: usize, threads: usize) -> f64 {
 fn multiply(few_bits: bool) -> usize {
     #[cfg(target_arch = "x86_64")]
     {
-        use crate::isa::{Isa, Level};
+        use crate::isa::Level;
         let level = Isa::current().level();
         if level == Level::Avx512 && is_x86_feature_detected!("avx512vnni") {
             // SAFETY: the instructions were just detected.

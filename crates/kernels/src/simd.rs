@@ -326,42 +326,6 @@ mod x86 {
     }
 }
 
-/// Multiply-adds that one thread of this machine can do per second at `isa`, times two: a loop of independent ones in
-/// registers, best of several runs. For benchmarks, which report shares of it.
-pub fn peak_flops(isa: Isa) -> f64 {
-    struct Peak;
-    const STEPS: usize = 100_000;
-    const CHAINS: usize = 12;
-    impl Kernel for Peak {
-        type Output = f64;
-        #[inline(always)]
-        unsafe fn run<V: Vector>(self) -> f64 {
-            // SAFETY: arithmetic on registers; the caller promises the instruction set.
-            unsafe {
-                let (a, b) = (V::splat(std::hint::black_box(0.5)), V::splat(std::hint::black_box(1.0)));
-                let mut chains = [V::zero(); CHAINS];
-                for _ in 0..STEPS {
-                    for chain in &mut chains {
-                        *chain = chain.mul_add(a, b);
-                    }
-                }
-                let mut lanes = [0.0; 16];
-                for chain in chains {
-                    chain.store(lanes.as_mut_ptr());
-                    std::hint::black_box(&lanes);
-                }
-            }
-            (2 * STEPS * CHAINS * V::LANES) as f64
-        }
-    }
-    (0..20)
-        .map(|_| {
-            let start = std::time::Instant::now();
-            dispatch(isa, Peak) / start.elapsed().as_secs_f64()
-        })
-        .fold(0.0, f64::max)
-}
-
 #[cfg(test)]
 mod tests {
     use super::{Kernel, Vector, dispatch};

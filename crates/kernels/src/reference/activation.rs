@@ -17,7 +17,7 @@ pub fn sigmoid(x: &[f32], y: &mut [f32]) {
     y.iter_mut().zip(x).for_each(|(y, &x)| *y = (1.0 / (1.0 + (-f64::from(x)).exp())) as f32);
 }
 
-/// `e^(x − max) / Σ` of each row of `n`; see [`crate::integer::rows::softmax`].
+/// `e^(x − max) / Σ` of each row of `n`; see [`crate::softmax::forward`].
 pub fn softmax(n: usize, x: &[f32], y: &mut [f32]) {
     for (x, y) in x.chunks(n).zip(y.chunks_mut(n)) {
         let max = f64::from(x.iter().fold(f32::NEG_INFINITY, |max, &x| max.max(x)));
