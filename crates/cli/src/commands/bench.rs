@@ -29,8 +29,8 @@ use crate::system;
   bitsmith bench train --method csq --phase 1 --activation-bits 4               (the frozen scheme's finetuning)
 
 JSON for a model: {median_ms, p99_ms, images_per_s, peak_rss_mb, threads, batch}, with --profile also layers and limits; for
-training: {images_per_s, median_ms, peak_rss_mb, threads, batch}. Times are of one call with one batch of random input, after warming up. A training step is
-forward, backward, everything that the method adds, and optimiser; data loading is not in it.")]
+training: {images_per_s, median_ms, peak_rss_mb, threads, batch}. Times are of one call with one batch of random input, after
+warming up. A training step is forward, backward, everything that the method adds, and optimiser; data loading is not in it.")]
 pub struct Args {
     /// A model (file or built-in name), or the word `train`
     #[arg(value_name = "MODEL|train")]
@@ -120,19 +120,18 @@ fn inference(args: &Args, context: &Context, batch: usize) -> Result<(Vec<f64>, 
     let opened = models::open(&args.what, None, &ZooOptions::default())?;
     let wanted: Wanted = super::eval::wanted(&opened)?;
     let x = noise(batch.saturating_mul(wanted.sample));
-    let integers = match &opened {
+    let mut integers = match &opened {
         Opened::Packed(model) if context.device == Device::Cpu => {
-            Some(Integers::new(model, if args.reference { Kernels::Reference } else { Kernels::Fast })?)
+            Integers::new(model, if args.reference { Kernels::Reference } else { Kernels::Fast })?
         }
-        _ => None,
-    };
-    let Some(mut integers) = integers else {
-        if args.profile {
+        _ if args.profile => {
             return Err(Failure::usage("`--profile` of inference needs a packed model")
                 .remedy("pack one by `bitsmith quantize`, or profile training with `bitsmith bench train --profile`"));
         }
-        let mut runner = engines::of(&opened, context.device)?;
-        return Ok((measure(args, context, || runner.logits(&x, batch).map(drop))?, None));
+        opened => {
+            let mut runner = engines::of(opened, context.device)?;
+            return Ok((measure(args, context, || runner.logits(&x, batch).map(drop))?, None));
+        }
     };
     let times = measure(args, context, || integers.logits(&x, batch).map(drop))?;
     if !args.profile {
