@@ -15,6 +15,8 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
+from lsq import Lsq
+
 ap = argparse.ArgumentParser()
 ap.add_argument("--what", choices=["float", "lsq"], default="float")
 ap.add_argument("--batch", type=int, default=128)
@@ -27,31 +29,6 @@ args = ap.parse_args()
 device = torch.device("cuda")
 torch.manual_seed(1)
 torch.backends.cudnn.benchmark = True
-
-
-class Round(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x):
-        return torch.round(x)
-
-    @staticmethod
-    def backward(ctx, grad):
-        return grad
-
-
-class Lsq(nn.Module):
-    def __init__(self, bits, signed):
-        super().__init__()
-        self.low, self.high = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
-        self.step, self.is_set = nn.Parameter(torch.tensor(0.0)), False
-
-    def forward(self, x):
-        if not self.is_set:
-            self.step.data.fill_(2 * x.detach().abs().mean().item() / self.high**0.5)
-            self.is_set = True
-        gain = 1.0 / (x.numel() * self.high) ** 0.5
-        step = (self.step - self.step * gain).detach() + self.step * gain
-        return Round.apply(torch.clamp(x / step, self.low, self.high)) * step
 
 
 class LsqConv(nn.Conv2d):

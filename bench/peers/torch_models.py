@@ -15,6 +15,8 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
+from lsq import Lsq
+
 ap = argparse.ArgumentParser()
 ap.add_argument("--model", choices=["resnet18", "mobilenetv2", "vit-tiny", "vit-tiny-224"], default="resnet18")
 ap.add_argument("--what", choices=["float", "lsq", "infer"], default="float")
@@ -28,35 +30,6 @@ ap.add_argument("--channels-last", action="store_true")
 args = ap.parse_args()
 torch.set_num_threads(args.threads)
 torch.manual_seed(0)
-
-
-class Round(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x):
-        return torch.round(x)
-
-    @staticmethod
-    def backward(ctx, grad):
-        return grad
-
-
-class Lsq(nn.Module):
-    """Learned step size; signed unless the first input it sees has no negative value."""
-
-    def __init__(self, bits, signed=None):
-        super().__init__()
-        self.bits, self.signed = bits, signed
-        self.step = nn.Parameter(torch.tensor(0.0))
-
-    def forward(self, x):
-        if self.signed is None:
-            self.signed = bool((x < 0).any())
-        low, high = (-(2 ** (self.bits - 1)), 2 ** (self.bits - 1) - 1) if self.signed else (0, 2**self.bits - 1)
-        if self.step.item() == 0.0:
-            self.step.data.fill_(2 * x.detach().abs().mean().item() / high**0.5 + 1e-8)
-        gain = 1.0 / (x.numel() * high) ** 0.5
-        step = (self.step - self.step * gain).detach() + self.step * gain
-        return Round.apply(torch.clamp(x / step, low, high)) * step
 
 
 class LsqConv(nn.Conv2d):
