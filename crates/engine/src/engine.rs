@@ -1,8 +1,8 @@
 //! A compiled model that infers and trains.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use bitsmith_graph::{Graph, Grid, Model, Role as SiteRole, Shape, ValueId};
+use bitsmith_graph::{Graph, Grid, Model, QParams, Role as SiteRole, Shape, ValueId};
 use bitsmith_kernels::fakequant::Inside;
 use bitsmith_kernels::threads::team;
 use burn_autodiff::Autodiff;
@@ -16,8 +16,8 @@ use crate::device::{Device, Place};
 use crate::error::{Error, Kind};
 use crate::loss::Loss;
 use crate::memory;
-use crate::ops::{Composed, FakeQuant, Fused, Tensor, TrainOps, read, read_all};
-use crate::params::{Params, name_of};
+use crate::ops::{Composed, FakeQuant, Fused, Pair, Rounding, Tensor, TrainOps, read, read_all};
+use crate::params::{Between, Params, name_of};
 use crate::plan::{Batch, Facts, Leaves, Plan, Role, Run, Seen, compile, execute};
 use crate::profile;
 
@@ -81,6 +81,8 @@ pub struct StepOutput {
     pub constants: BTreeMap<ValueId, Vec<f32>>,
     /// `∂loss/∂` every step size, with LSQ's factor `1 / sqrt(n · q_max)`, n being the features per sample.
     pub steps: BTreeMap<ValueId, f32>,
+    /// The same for the narrower step of every site between two widths; and `∂loss/∂mix` as it is.
+    pub pairs: BTreeMap<ValueId, Between>,
 }
 
 /// A constant that the network reads, and what it is to it.
@@ -100,7 +102,8 @@ pub struct Parameter {
 #[derive(Debug, Clone)]
 pub struct Engine {
     graph: Graph,
-    sites: BTreeMap<ValueId, FakeQuant>,
+    sites: BTreeMap<ValueId, Rounding>,
+    step_gradient: StepGradient,
     plan: Plan,
     place: Place,
     output: ValueId,
@@ -126,14 +129,26 @@ impl Engine {
         let shapes = graph.shapes(1)?;
         check_batch(&graph, &shapes, output)?;
         let sample = shapes[input.value.index()].iter().product();
-        let sites = sites_of(model, &shapes, options.step_gradient)?;
+        let sites = sites_of(model, &shapes, options.step_gradient, &BTreeSet::new())?;
         let plan = compile(&Facts { graph: &graph, shapes: &shapes, sites: &sites }, &[output])?;
         let place = options.device.open(options.operators)?;
         // A dry run finds geometry that no operator accepts, before anything is trained. Always here: what the kernels accept holds
         // everywhere, and a GPU would compile kernels for a batch that never comes.
-        let engine = Self { graph, sites, plan, place: Place::Fused, output, sample };
+        let step_gradient = options.step_gradient;
+        let engine = Self { graph, sites, step_gradient, plan, place: Place::Fused, output, sample };
         engine.rehearse()?;
         Ok(Self { place, ..engine })
+    }
+
+    /// Takes the grids of activation and input sites anew from `model`, the one this was compiled from. Those in `between` round to a
+    /// mixture of their grid and the one of a bit less, as [`Params::pairs`] says; they must have at least two bits and their
+    /// zero point at code 0.
+    pub fn set_sites(&mut self, model: &Model, between: &BTreeSet<ValueId>) -> Result<(), Error> {
+        let shapes = self.graph.shapes(1)?;
+        let sites = sites_of(model, &shapes, self.step_gradient, between)?;
+        self.plan = compile(&Facts { graph: &self.graph, shapes: &shapes, sites: &sites }, &[self.output])?;
+        self.sites = sites;
+        Ok(())
     }
 
     /// Constants that the network reads, with their use.
@@ -242,6 +257,7 @@ impl Engine {
             }
         }
         leaves.steps = std::mem::take(&mut leaves.steps).into_iter().map(|(id, s)| (id, track(s))).collect();
+        leaves.pairs = std::mem::take(&mut leaves.pairs).into_iter().map(|(id, p)| (id, p.map(track))).collect();
         let x = upload::<O>(x, &shapes[self.graph.inputs()[0].value.index()], device);
         drop(time);
         let time = profile::span("forward, all");
@@ -268,6 +284,7 @@ impl Engine {
             logits,
             constants: BTreeMap::new(),
             steps: BTreeMap::new(),
+            pairs: BTreeMap::new(),
         };
         // What nothing reached has no gradient; the others are read in this order, and the statistics after them.
         let mut pending = vec![];
@@ -277,7 +294,7 @@ impl Engine {
             pending.extend(gradient);
             is_there
         };
-        let (mut constants, mut steps) = (vec![], vec![]);
+        let (mut constants, mut steps, mut pairs) = (vec![], vec![], vec![]);
         for (id, role, shape) in &self.plan.constants {
             let len = shape.iter().product();
             if let Some(tensor) = leaves.constants.get(id).filter(|_| role.is_trained(len)) {
@@ -293,10 +310,18 @@ impl Engine {
                 false => drop(out.steps.insert(*id, 0.0)),
             }
         }
+        for (id, [step, mix]) in &leaves.pairs {
+            out.pairs.insert(*id, Between::default());
+            if gradient(step) && gradient(mix) {
+                pairs.push(*id);
+            }
+        }
         pending.extend(seen.iter().flat_map(|s| [&s.statistics.mean, &s.statistics.variance]).cloned().map(B::inner));
         let mut values = read_all::<B::InnerBackend>(pending)?.into_iter();
         out.constants.extend(constants.into_iter().zip(values.by_ref()));
         out.steps.extend(steps.into_iter().zip(values.by_ref()).filter_map(|(id, g)| Some((id, *g.first()?))));
+        let mut number = || values.next().and_then(|g| g.first().copied()).unwrap_or_default();
+        out.pairs.extend(pairs.into_iter().map(|id| (id, Between { step: number(), mix: number() })));
         let seen = seen.into_iter().map(|s| s.map(|_| values.next().unwrap_or_default())).collect();
         Ok((out, seen))
     }
@@ -351,6 +376,14 @@ impl Engine {
                 return Err(Error::new(Kind::Params, &self.graph.value(*id).name, detail));
             }
         }
+        for id in &plan.pairs {
+            let pair = params.pairs.get(id).copied();
+            if !pair.is_some_and(|p| p.step > 0.0 && p.step.is_finite() && (0.0..=1.0).contains(&p.mix)) {
+                let found = pair.map_or("missing".to_owned(), |p| format!("step {} and mixture {}", p.step, p.mix));
+                let detail = format!("the second grid of this site is {found}: a positive step and 0 to 1 are needed");
+                return Err(Error::new(Kind::Params, &self.graph.value(*id).name, detail));
+            }
+        }
         let shapes = self.graph.shapes(batch)?;
         let kept = shapes[self.output.index()].first() == Some(&batch);
         if kept { Ok(shapes) } else { Err(batch_error(&self.graph, self.output)) }
@@ -360,7 +393,7 @@ impl Engine {
     fn rehearse(&self) -> Result<(), Error> {
         let constants = self.plan.constants.iter().map(|(id, _, shape)| (*id, vec![0.0; shape.iter().product()]));
         let steps = self.plan.sites.iter().map(|&id| (id, 1.0));
-        let params = Params { constants: constants.collect(), steps: steps.collect() };
+        let params = Params { constants: constants.collect(), steps: steps.collect(), pairs: BTreeMap::new() };
         self.forward(&params, &vec![0.0; self.sample], 1).map(|_| ())
     }
 }
@@ -389,7 +422,12 @@ fn unsupported(place: &str, detail: impl Into<String>) -> Error {
 }
 
 /// The rounding of activation and input sites that have parameters.
-fn sites_of(model: &Model, shapes: &[Shape], gradient: StepGradient) -> Result<BTreeMap<ValueId, FakeQuant>, Error> {
+fn sites_of(
+    model: &Model,
+    shapes: &[Shape],
+    gradient: StepGradient,
+    between: &BTreeSet<ValueId>,
+) -> Result<BTreeMap<ValueId, Rounding>, Error> {
     let inside = match gradient {
         StepGradient::Lsq => Inside::Error,
         StepGradient::Pact => Inside::Nothing,
@@ -412,13 +450,26 @@ fn sites_of(model: &Model, shapes: &[Shape], gradient: StepGradient) -> Result<B
         let Some(shape) = shapes.get(id.index()) else {
             return fail("the site names a value that does not exist".into());
         };
-        let (low, high) = params.code_range();
-        let zero = params.zero_point(0);
-        let (low, high) = (low - zero, high - zero);
-        let q_max = if high > 0 { high } else { -low };
         let features: usize = shape.iter().skip(1).product();
-        let grad_scale = bitsmith_kernels::fakequant::lsq_gradient_scale(features, q_max);
-        out.insert(id, FakeQuant { low, high, grad_scale, inside });
+        let grid = |params: &QParams| {
+            let (low, high) = params.code_range();
+            let zero = params.zero_point(0);
+            let (low, high) = (low - zero, high - zero);
+            let q_max = if high > 0 { high } else { -low };
+            let grad_scale = bitsmith_kernels::fakequant::lsq_gradient_scale(features, q_max);
+            FakeQuant { low, high, grad_scale, inside }
+        };
+        let wide = grid(params);
+        if !between.contains(&id) {
+            out.insert(id, Rounding::One(wide));
+            continue;
+        }
+        let mut narrow = params.clone();
+        narrow.spec.bits = params.spec.bits.saturating_sub(1);
+        if params.zero_point(0) != 0 || narrow.check(1).is_err() {
+            return fail("only a grid of two bits or more whose zero point is at code 0 has a narrower one".into());
+        }
+        out.insert(id, Rounding::Between(Pair { wide, narrow: grid(&narrow) }));
     }
     Ok(out)
 }
@@ -456,9 +507,14 @@ fn leaves<O: TrainOps>(plan: &Plan, params: &Params, device: &DeviceOf<O>) -> Le
         Some((*id, upload::<O>(values, shape, device)))
     };
     let step = |id: &ValueId| Some((*id, upload::<O>(&[*params.steps.get(id)?], &[1], device)));
+    let pair = |id: &ValueId| {
+        let pair = params.pairs.get(id)?;
+        Some((*id, [pair.step, pair.mix].map(|x| upload::<O>(&[x], &[1], device))))
+    };
     Leaves {
         constants: plan.constants.iter().filter_map(constant).collect(),
         steps: plan.sites.iter().filter_map(step).collect(),
+        pairs: plan.pairs.iter().filter_map(pair).collect(),
     }
 }
 

@@ -44,7 +44,7 @@ pub use device::Device;
 pub use engine::{Engine, EngineOptions, Operators, Parameter, StepGradient, StepOptions, StepOutput};
 pub use error::{Error, Kind};
 pub use loss::{Distill, Loss};
-pub use params::Params;
+pub use params::{Between, Params};
 pub use plan::Role;
 pub use schedule::{Curve, Schedule};
 pub use threads::{set_threads, threads};

@@ -77,6 +77,22 @@ pub(crate) struct FakeQuant {
     pub inside: Inside,
 }
 
+/// Two grids of neighbouring widths, between which a search decides.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Pair {
+    pub wide: FakeQuant,
+    pub narrow: FakeQuant,
+}
+
+/// How a site rounds.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) enum Rounding {
+    /// To its grid.
+    One(FakeQuant),
+    /// To a mixture of two.
+    Between(Pair),
+}
+
 /// Which pixels a shortcut takes, from a tensor `[batch, rows, columns, channels]`, and what it adds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Shortcut {
@@ -123,6 +139,12 @@ pub(crate) trait TrainOps: 'static {
     /// Rounding to a grid with a learnable step.
     fn fake_quant(x: Tensor<Self>, step: Tensor<Self>, quant: &FakeQuant) -> Tensor<Self> {
         composed::fake_quant::<Self::B>(x, step, quant)
+    }
+
+    /// `mix · wide(x) + (1 - mix) · narrow(x)`, where `mix` and both steps are tensors of one element. Backward as both roundings
+    /// have it; `mix` gets `Σ dy · (wide(x) - narrow(x))`.
+    fn fake_quant_pair(x: Tensor<Self>, steps: [Tensor<Self>; 2], mix: Tensor<Self>, pair: &Pair) -> Tensor<Self> {
+        composed::fake_quant_pair::<Self::B>(x, steps, mix, pair)
     }
 
     /// Largest value under a window.

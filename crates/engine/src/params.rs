@@ -16,6 +16,17 @@ pub struct Params {
     pub constants: BTreeMap<ValueId, Vec<f32>>,
     /// The scale of each activation or input site that has parameters.
     pub steps: BTreeMap<ValueId, f32>,
+    /// What else the sites between two widths compute with; see [`crate::Engine::set_sites`].
+    pub pairs: BTreeMap<ValueId, Between>,
+}
+
+/// A site that rounds to a mixture of its grid and the one of a bit less: `mix · wide + (1 - mix) · narrow`. Or the gradient of that.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct Between {
+    /// Step of the narrower grid.
+    pub step: f32,
+    /// Share of the wider one, 0 to 1.
+    pub mix: f32,
 }
 
 impl Params {
@@ -29,6 +40,7 @@ impl Params {
         Self {
             constants: model.graph.value_ids().filter_map(constant).collect(),
             steps: model.sites.iter().filter_map(step).collect(),
+            pairs: BTreeMap::new(),
         }
     }
 

@@ -21,7 +21,7 @@ use bitsmith_graph::ValueId;
 use bitsmith_graph::ops::{AveragePool, BatchNormalization, Conv, MaxPool};
 use bitsmith_kernels::activation::Activation;
 
-use crate::ops::{FakeQuant, Shortcut};
+use crate::ops::{FakeQuant, Pair, Shortcut};
 
 /// How a value lies in memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -83,6 +83,7 @@ pub(crate) enum Kind {
     },
     Activation(Activation),
     FakeQuant(ValueId, FakeQuant),
+    FakeQuantPair(ValueId, Pair),
     MaxPool(MaxPool),
     AveragePool(AveragePool),
     GlobalAveragePool,
@@ -183,4 +184,6 @@ pub(crate) struct Plan {
     pub constants: Vec<(ValueId, Role, Vec<usize>)>,
     /// Sites whose step is a parameter of the plan.
     pub sites: Vec<ValueId>,
+    /// Those of them that stand between two widths.
+    pub pairs: Vec<ValueId>,
 }

@@ -96,23 +96,24 @@ impl Model {
     /// through operators that only move or select elements (so that one rounding serves all readers), plus the graph's
     /// inputs. Operands of a residual addition that come from such a value share it.
     pub fn activation_values(&self) -> Result<Vec<ValueId>, Error> {
+        let mut out: Vec<ValueId> = self.layers()?.iter().filter_map(|layer| self.activation_of(layer)).collect();
+        out.sort();
+        out.dedup();
+        Ok(out)
+    }
+
+    /// Which of the [`Model::activation_values`] a layer reads; `None` where it reads a constant.
+    pub fn activation_of(&self, layer: &Layer) -> Option<ValueId> {
         let producers = self.graph.producers();
-        let is_input = |id: ValueId| self.graph.inputs().iter().any(|i| i.value == id);
-        let mut out = Vec::new();
-        for layer in self.layers()? {
-            let Some(mut id) = self.graph.nodes()[layer.node].input(0) else { continue };
-            while let Some(node) = producers[id.index()].map(|n| &self.graph.nodes()[n]) {
-                match (moves_elements(&node.op), node.input(0)) {
-                    (true, Some(before)) => id = before,
-                    _ => break,
-                }
-            }
-            if !out.contains(&id) && (is_input(id) || producers[id.index()].is_some()) {
-                out.push(id);
+        let mut id = self.graph.nodes()[layer.node].input(0)?;
+        while let Some(node) = producers[id.index()].map(|n| &self.graph.nodes()[n]) {
+            match (moves_elements(&node.op), node.input(0)) {
+                (true, Some(before)) => id = before,
+                _ => break,
             }
         }
-        out.sort();
-        Ok(out)
+        let is_input = self.graph.inputs().iter().any(|i| i.value == id);
+        (is_input || producers[id.index()].is_some()).then_some(id)
     }
 
     /// Marks activations and inputs as sites with these specs.

@@ -14,6 +14,7 @@
 use bitsmith_graph::{Granularity, ValueId};
 use serde::{Deserialize, Serialize};
 
+use crate::blocks::gate::Gating;
 use crate::error::Error;
 use crate::options::Options;
 use crate::quantizer::{Quantizer, Rows};
@@ -137,6 +138,12 @@ pub trait Method: Sized + Send {
     /// How `epochs` are divided.
     fn phases(&self, epochs: usize) -> Vec<Phase> {
         vec![Phase { name: "train", epochs, rate: 1.0 }]
+    }
+
+    /// How the widths of activations are learned beside those of weights, in the first phase, where the run wants them to
+    /// differ. `None`: not at all; then they are chosen by trial when that phase ends ([`crate::train::activations`]).
+    fn gating(&self) -> Option<Gating> {
+        None
     }
 
     /// Before each step: temperatures, rates.

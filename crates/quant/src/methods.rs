@@ -78,8 +78,12 @@ pub fn find(name: &str) -> Result<&'static MethodEntry, Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::train::activations::ActivationWidths;
     use crate::train::options::TrainOptions;
     use crate::train::sharpness::SharpnessOptions;
+
+    /// Options of training that are tables of their own.
+    const SECTIONS: [&str; 2] = ["sharpness", "activation_widths"];
 
     fn table(options: &[OptionDoc]) -> String {
         let row = |o: &OptionDoc| format!("| `{}` | {} | {} |\n", o.name, o.default.replace('|', "\\|"), o.help);
@@ -101,9 +105,11 @@ mod tests {
             }
         }
         page += "\n## Training: `[train]`\n\n";
-        page += &table(&TrainOptions::docs().into_iter().filter(|o| o.name != "sharpness").collect::<Vec<_>>());
+        page += &table(&TrainOptions::docs().into_iter().filter(|o| !SECTIONS.contains(&o.name)).collect::<Vec<_>>());
         page += "\n## Sharpness-aware steps: `[train.sharpness]`\n\n";
         page += &table(&SharpnessOptions::docs());
+        page += "\n## Widths of activations that differ: `[train.activation_widths]`\n\n";
+        page += &table(&ActivationWidths::docs());
         let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/methods/options.md");
         if std::env::var_os("BITSMITH_UPDATE_GOLDENS").is_some() {
             std::fs::write(&path, &page).unwrap();

@@ -5,6 +5,7 @@
 //! normalisation or bias, or the step of an activation site. So one optimiser call updates all, and one list is the
 //! checkpoint.
 
+pub mod activations;
 pub mod checkpoint;
 pub mod data;
 pub mod events;
@@ -83,6 +84,7 @@ pub fn train<M: Method>(
     let mut method = M::new(method_options)?;
     let phases = method.phases(options.epochs);
     let mut state = State::new(model, &mut method, options, ctx.device)?;
+    state.search_activations(method.gating(), options, ctx.train)?;
     let mut position = Position::default();
     match ctx.store.filter(|_| ctx.resume).map(|store| store.last()).transpose()?.flatten() {
         Some(saved) => {
@@ -101,6 +103,10 @@ pub fn train<M: Method>(
         }
     }
     let mut run = Run { method, options, phases, state, position, recipe };
+    if run.phases.len() == 1 && run.position == Position::default() {
+        // There is no search to wait for.
+        run.fix_activations(ctx)?;
+    }
     run.train(ctx)?;
     run.finish(ctx)
 }
@@ -125,6 +131,9 @@ impl<M: Method> Run<'_, M> {
             for text in self.end_phase(ctx.train, self.position.phase)? {
                 ctx.sink.event(&Event::Note { text });
             }
+            if self.position.phase == 0 {
+                self.fix_activations(ctx)?;
+            }
             self.position.phase += 1;
             self.position.phase_epoch = 0;
             self.checkpoint(ctx)?;
@@ -141,6 +150,13 @@ impl<M: Method> Run<'_, M> {
         ended
     }
 
+    fn fix_activations(&mut self, ctx: &mut Context<'_>) -> Result<(), Error> {
+        for text in self.state.fix_activations(ctx.train, self.options)? {
+            ctx.sink.event(&Event::Note { text });
+        }
+        Ok(())
+    }
+
     /// One epoch, or what is left of it.
     fn epoch(&mut self, ctx: &mut Context<'_>, phase: Phase) -> Result<(), Error> {
         let batches = ctx.train.batches() as u64;
@@ -155,7 +171,7 @@ impl<M: Method> Run<'_, M> {
             let batch = batch?;
             let step = self.position.phase_epoch as u64 * batches + batch.number as u64;
             let at = self.progress(step, steps);
-            self.method.begin_step(&mut self.state.slots, &at);
+            self.begin_step(&at);
             rate = schedule.at(step);
             let (loss, correct) = self.step(&batch, step, rate)?;
             if !loss.is_finite() {
@@ -209,9 +225,9 @@ impl<M: Method> Run<'_, M> {
         let (mut soft, mut hard) = (None, None);
         if let Some(test) = ctx.test.filter(|_| due && !is_last) {
             soft = Some(self.state.evaluate(test)?);
-            self.method.set_hard(&mut self.state.slots, true);
+            self.set_hard(true);
             let evaluated = self.state.evaluate(test);
-            self.method.set_hard(&mut self.state.slots, false);
+            self.set_hard(false);
             hard = Some(evaluated?);
         }
         ctx.sink.event(&Event::Epoch(EpochEvent {
@@ -243,6 +259,22 @@ impl<M: Method> Run<'_, M> {
         Ok(())
     }
 
+    /// Before each step: temperatures, rates, draws.
+    fn begin_step(&mut self, at: &Progress) {
+        self.method.begin_step(&mut self.state.slots, at);
+        if let Some(activations) = &mut self.state.activations {
+            activations.begin_step(at);
+        }
+    }
+
+    /// Switches between what trains and what would be deployed.
+    fn set_hard(&mut self, is_hard: bool) {
+        self.method.set_hard(&mut self.state.slots, is_hard);
+        if let Some(activations) = &mut self.state.activations {
+            activations.is_hard = is_hard;
+        }
+    }
+
     /// One step, by its number in the phase: passes, penalty, update. Returns loss and number of correct answers.
     fn step(&mut self, batch: &data::Batch, step: u64, rate: f32) -> Result<(f64, usize), Error> {
         let loss = Loss { label_smoothing: self.options.label_smoothing, distill: self.imitate(batch)? };
@@ -252,9 +284,12 @@ impl<M: Method> Run<'_, M> {
         let value = self.method.step(&mut slots, &mut passes);
         let correct = passes.correct;
         self.state.slots = slots;
-        let value = value? + self.method.penalty(&mut self.state.slots);
+        let mut value = value? + self.method.penalty(&mut self.state.slots);
+        if let Some(activations) = &mut self.state.activations {
+            value += activations.penalty(&self.state.slots);
+        }
         if value.is_finite() {
-            self.state.update(self.options, rate);
+            self.state.update(self.options, rate)?;
             self.method.after_update(&mut self.state.slots);
         }
         Ok((value, correct))

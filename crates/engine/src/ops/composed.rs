@@ -10,7 +10,7 @@ use burn_backend::{
     Backend, Scalar, Shape, Slice, TensorData, TensorMetadata, get_or_init_device_settings, try_read_sync,
 };
 
-use super::{BatchStatistics, FakeQuant, Norm, Shortcut, Statistics};
+use super::{BatchStatistics, FakeQuant, Norm, Pair, Shortcut, Statistics};
 use crate::error::{Error, Kind};
 
 type T<B> = FloatTensor<B>;
@@ -193,6 +193,15 @@ pub(super) fn fake_quant<B: Backend>(x: T<B>, step: T<B>, quant: &FakeQuant) -> 
     let ends = B::float_mask_fill(rounded, inside, Scalar::from(0.0f32));
     let nothing = B::float_sub(step.clone(), B::float_detach(step));
     B::float_add(y, B::float_mul(ends, nothing))
+}
+
+pub(super) fn fake_quant_pair<B: Backend>(x: T<B>, steps: [T<B>; 2], mix: T<B>, pair: &Pair) -> T<B> {
+    let mix = reshape::<B>(mix, &vec![1; x.shape().num_dims()]);
+    let [wide, narrow] = steps;
+    let wide = fake_quant::<B>(x.clone(), wide, &pair.wide);
+    let narrow = fake_quant::<B>(x, narrow, &pair.narrow);
+    let rest = B::float_add_scalar(B::float_neg(mix.clone()), Scalar::from(1.0f32));
+    B::float_add(B::float_mul(wide, mix), B::float_mul(narrow, rest))
 }
 
 pub(super) fn max_pool<B: Backend>(x: T<B>, shape: &PoolShape) -> T<B> {

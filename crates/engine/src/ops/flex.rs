@@ -10,7 +10,8 @@ use burn_backend::{Shape, TensorMetadata};
 use burn_flex::{Flex, FlexTensor};
 
 use super::{
-    BatchStatistics, FakeQuant, Fused, Norm, Shortcut, Statistics, TrainOps, attention, composed, rounding, shortcut,
+    BatchStatistics, FakeQuant, Fused, Norm, Pair, Shortcut, Statistics, TrainOps, attention, composed, rounding,
+    shortcut,
 };
 use crate::memory::{dense, floats, recycle, take, tensor};
 use crate::profile;
@@ -62,6 +63,13 @@ impl TrainOps for Fused<Flex> {
     fn fake_quant(x: FlexTensor, step: FlexTensor, quant: &FakeQuant) -> FlexTensor {
         let x = dense(x);
         let y = quantize(&x, scalar(&step), quant);
+        recycle(x);
+        y
+    }
+
+    fn fake_quant_pair(x: FlexTensor, steps: [FlexTensor; 2], mix: FlexTensor, pair: &Pair) -> FlexTensor {
+        let x = dense(x);
+        let y = quantize_pair(&x, steps.each_ref().map(scalar), scalar(&mix), pair);
         recycle(x);
         y
     }
@@ -250,6 +258,12 @@ pub(super) fn activate(x: &FlexTensor, act: Activation) -> FlexTensor {
 pub(super) fn quantize(x: &FlexTensor, step: f32, quant: &FakeQuant) -> FlexTensor {
     let mut y = take(floats(x).len());
     rounding::round(floats(x), &mut y, step, quant);
+    tensor(y, x.shape())
+}
+
+pub(super) fn quantize_pair(x: &FlexTensor, steps: [f32; 2], mix: f32, pair: &Pair) -> FlexTensor {
+    let mut y = take(floats(x).len());
+    rounding::round_pair(floats(x), &mut y, steps, mix, pair);
     tensor(y, x.shape())
 }
 

@@ -25,7 +25,8 @@ use burn_flex::{Flex, FlexTensor};
 
 use super::flex::{self, Affine, channels, scalar};
 use super::{
-    BatchStatistics, FakeQuant, Fused, Norm, Shortcut, Statistics, TrainOps, attention, composed, rounding, shortcut,
+    BatchStatistics, FakeQuant, Fused, Norm, Pair, Shortcut, Statistics, TrainOps, attention, composed, rounding,
+    shortcut,
 };
 use crate::memory::{dense, floats, give, into_buffer, recycle, take, tensor};
 use crate::profile;
@@ -119,6 +120,14 @@ impl TrainOps for Fused<Cpu> {
         let value = scalar(step.primitive());
         let y = flex::quantize(&x_data, value, quant);
         record(Round, [x, step], y, || (x_data, value, *quant))
+    }
+
+    fn fake_quant_pair(x: Tracked, [wide, narrow]: [Tracked; 2], mix: Tracked, pair: &Pair) -> Tracked {
+        let x_data = dense(x.primitive().clone());
+        let steps = [scalar(wide.primitive()), scalar(narrow.primitive())];
+        let share = scalar(mix.primitive());
+        let y = flex::quantize_pair(&x_data, steps, share, pair);
+        record(RoundPair, [x, wide, narrow, mix], y, || (x_data, steps, share, *pair))
     }
 
     fn max_pool(x: Tracked, shape: &PoolShape) -> Tracked {
@@ -440,6 +449,32 @@ impl Backward<Flex, 2> for Round {
         }
         if let Some(node) = step_node {
             grads.register::<Flex>(node.id, tensor(vec![dstep], Shape::new([1])));
+        }
+        recycle(x);
+        recycle(dy);
+    }
+}
+
+#[derive(Debug)]
+struct RoundPair;
+
+impl Backward<Flex, 4> for RoundPair {
+    type State = (FlexTensor, [f32; 2], f32, Pair);
+
+    fn backward(self, ops: Ops<Self::State, 4>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let dy = dense(grads.consume::<Flex>(&ops.node));
+        let (x, steps, mix, pair) = ops.state;
+        let [x_node, wide_node, narrow_node, mix_node] = ops.parents;
+        let mut dx = take(floats(&dy).len());
+        let [dwide, dnarrow, dmix] = rounding::backward_pair(floats(&x), floats(&dy), &mut dx, steps, mix, &pair);
+        match x_node {
+            Some(node) => register!(grads, node, tensor(dx, x.shape())),
+            None => give(dx),
+        }
+        for (node, gradient) in [(wide_node, dwide), (narrow_node, dnarrow), (mix_node, dmix)] {
+            if let Some(node) = node {
+                grads.register::<Flex>(node.id, tensor(vec![gradient], Shape::new([1])));
+            }
         }
         recycle(x);
         recycle(dy);

@@ -13,12 +13,14 @@ use burn_flex::Flex;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use super::{Composed, FakeQuant, Fused, Norm, Shortcut, Statistics, TrainOps};
+use super::{Composed, FakeQuant, Fused, Norm, Pair, Shortcut, Statistics, TrainOps};
 #[cfg(any(feature = "cuda", feature = "wgpu"))]
 use crate::device::gpu::Cube;
 
 type Cpu = Autodiff<Flex>;
 type T = FloatTensor<Cpu>;
+#[cfg(any(feature = "cuda", feature = "wgpu"))]
+type OnGpu = FloatTensor<Autodiff<Cube>>;
 
 fn read<B: burn_backend::Backend>(x: FloatTensor<B>) -> Vec<f32> {
     super::read::<B>(x).unwrap()
@@ -32,7 +34,7 @@ struct Case<const N: usize> {
     composed: Box<dyn Fn([T; N]) -> T>,
     inference: Box<dyn Fn([FloatTensor<Flex>; N]) -> FloatTensor<Flex>>,
     #[cfg(any(feature = "cuda", feature = "wgpu"))]
-    gpu: Box<dyn Fn([FloatTensor<Autodiff<Cube>>; N]) -> FloatTensor<Autodiff<Cube>>>,
+    gpu: Box<dyn Fn([OnGpu; N]) -> OnGpu>,
     /// Whether finite differences apply: nothing rounds and no kink is near.
     smooth: bool,
     range: (f32, f32),
@@ -281,6 +283,23 @@ fn rounding() {
         check(
             &case!(format!("{low}..{high}"), [&[5, 31], &[1]], false, (0.08, 0.11), O, [x, s] => O::fake_quant(x, s, &quant)),
         );
+    }
+}
+
+#[test]
+fn rounding_between_two_widths() {
+    let grid = |high| FakeQuant { low: 0, high, grad_scale: 0.7, inside: Inside::Error };
+    let pair = Pair { wide: grid(15), narrow: grid(7) };
+    check(
+        &case!("pair", [&[5, 31], &[1], &[1], &[1]], false, (0.08, 0.11), O, [x, wide, narrow, mix] => O::fake_quant_pair(x, [wide, narrow], mix, &pair)),
+    );
+    // At either end it is the rounding that is left, bit for bit.
+    let (x, steps) = (random(3, 155, (-0.3, 2.0)), [0.1, 0.19]);
+    for (mix, step, quant) in [(1.0, steps[0], pair.wide), (0.0, steps[1], pair.narrow)] {
+        let leaf = |v: f32| tensor(&[v], &[1]);
+        let one = Fused::<Flex>::fake_quant(tensor(&x, &[155]), leaf(step), &quant);
+        let pair = Fused::<Flex>::fake_quant_pair(tensor(&x, &[155]), steps.map(leaf), leaf(mix), &pair);
+        assert_eq!(read::<Flex>(pair), read::<Flex>(one));
     }
 }
 

@@ -8,7 +8,7 @@ use bitsmith_kernels::activation::Activation;
 
 use super::{Arg, Binary, Kind, Layout, NormStep, Plan, Role, Slot, Step};
 use crate::error::{Error, Kind as ErrorKind};
-use crate::ops::{FakeQuant, Shortcut};
+use crate::ops::{Rounding, Shortcut};
 
 /// What compiling needs to know about a model.
 pub(crate) struct Facts<'a> {
@@ -16,7 +16,7 @@ pub(crate) struct Facts<'a> {
     /// Shapes of all values for one sample.
     pub shapes: &'a [Shape],
     /// Activation and input sites that round.
-    pub sites: &'a BTreeMap<ValueId, FakeQuant>,
+    pub sites: &'a BTreeMap<ValueId, Rounding>,
 }
 
 /// Compiles what is needed to compute `outputs`.
@@ -87,6 +87,7 @@ struct Compiler<'a> {
     steps: Vec<Step>,
     constants: BTreeMap<ValueId, Role>,
     sites: Vec<ValueId>,
+    pairs: Vec<ValueId>,
 }
 
 impl<'a> Compiler<'a> {
@@ -116,6 +117,7 @@ impl<'a> Compiler<'a> {
             steps: vec![],
             constants: BTreeMap::new(),
             sites: vec![],
+            pairs: vec![],
         }
     }
 
@@ -195,12 +197,19 @@ impl<'a> Compiler<'a> {
 
     /// Rounds a value just defined, if it is a site.
     fn round(&mut self, id: ValueId) {
-        let Some(quant) = self.facts.sites.get(&id).copied() else { return };
+        let Some(rounding) = self.facts.sites.get(&id).copied() else { return };
+        let kind = match rounding {
+            Rounding::One(quant) => Kind::FakeQuant(id, quant),
+            Rounding::Between(pair) => {
+                self.pairs.push(id);
+                Kind::FakeQuantPair(id, pair)
+            }
+        };
         for layout in [Layout::First, Layout::Last] {
             if let Some(&slot) = self.places.get(&(id, layout)) {
                 let out = self.new_slot();
                 let name = self.facts.graph.value(id).name.clone();
-                self.push(&name, Kind::FakeQuant(id, quant), vec![Arg::Slot(slot)], vec![out], id, id);
+                self.push(&name, kind, vec![Arg::Slot(slot)], vec![out], id, id);
                 self.places.insert((id, layout), out);
                 self.sites.push(id);
                 // The other layout, if there is one, is stale now: it will be converted again if asked for.
@@ -294,7 +303,10 @@ impl<'a> Compiler<'a> {
             inputs.push(self.arg(add, Layout::Last)?);
         }
         let y = last.output();
-        let quant = self.facts.sites.get(&y).map(|q| (y, *q));
+        let quant = match self.facts.sites.get(&y) {
+            Some(Rounding::One(quant)) => Some((y, *quant)),
+            Some(Rounding::Between(_)) | None => None,
+        };
         self.sites.extend(quant.map(|_| y));
         let step = NormStep {
             op: op.clone(),
@@ -306,6 +318,9 @@ impl<'a> Compiler<'a> {
         };
         let out = self.define(y, Layout::Last);
         self.push(&last.name, Kind::Norm(step), inputs, vec![out], x, y);
+        if quant.is_none() {
+            self.round(y);
+        }
         Ok(())
     }
 
@@ -660,7 +675,7 @@ impl<'a> Compiler<'a> {
         }
         let shapes = self.facts.shapes;
         let constants = self.constants.into_iter().map(|(id, role)| (id, role, shapes[id.index()].clone())).collect();
-        Plan { steps: self.steps, slots: self.slots, input, outputs, constants, sites: self.sites }
+        Plan { steps: self.steps, slots: self.slots, input, outputs, constants, sites: self.sites, pairs: self.pairs }
     }
 }
 

@@ -57,6 +57,8 @@ impl<T> Seen<T> {
 pub(crate) struct Leaves<T> {
     pub constants: BTreeMap<ValueId, T>,
     pub steps: BTreeMap<ValueId, T>,
+    /// The narrower step and the mixture of sites between two widths.
+    pub pairs: BTreeMap<ValueId, [T; 2]>,
 }
 
 /// Runs all steps; returns the plan's outputs.
@@ -115,7 +117,12 @@ fn perform<O: TrainOps>(
     let x = next()?;
     // Fused operators time themselves; the rest is burn's.
     let _time = match &step.kind {
-        Kind::Conv(_) | Kind::Norm(_) | Kind::Activation(_) | Kind::FakeQuant(..) | Kind::Linear { .. } => None,
+        Kind::Conv(_)
+        | Kind::Norm(_)
+        | Kind::Activation(_)
+        | Kind::FakeQuant(..)
+        | Kind::FakeQuantPair(..)
+        | Kind::Linear { .. } => None,
         Kind::Slice(..) => Some(profile::span("slice")),
         Kind::Pad { .. } => Some(profile::span("pad")),
         Kind::Binary(..) => Some(profile::span("elementwise")),
@@ -146,6 +153,11 @@ fn perform<O: TrainOps>(
         Kind::FakeQuant(site, quant) => {
             let size = leaves.steps.get(site).cloned().ok_or_else(missing)?;
             O::fake_quant(x, size, quant)
+        }
+        Kind::FakeQuantPair(site, pair) => {
+            let wide = leaves.steps.get(site).cloned().ok_or_else(missing)?;
+            let [narrow, mix] = leaves.pairs.get(site).cloned().ok_or_else(missing)?;
+            O::fake_quant_pair(x, [wide, narrow], mix, pair)
         }
         Kind::MaxPool(MaxPool { kernel, window }) => O::max_pool(x, &pool_shape(kernel, window, false, x_shape)?),
         Kind::AveragePool(AveragePool { kernel, window, count_include_pad }) => {

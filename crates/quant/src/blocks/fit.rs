@@ -1,6 +1,6 @@
-//! Making a found scheme fit its budget: planes are closed where that costs the least loss per bit saved, and what is then
+//! Making a found scheme fit its budget: widths are narrowed where that costs the least loss per bit saved, and what is then
 //! left over is spent where it saves the most. Any method that searches widths ends its search here, so a target is kept
-//! whatever the search left behind.
+//! whatever the search left behind. Weights come as planes, activations as bits ([`crate::train::activations`]).
 
 use super::budget::{Budget, Count};
 use super::grid::fake_quantize;
@@ -38,24 +38,42 @@ pub(crate) fn preview(quantizer: &mut impl Fit, target: &[f32], k: usize, range:
     quantizer.show(Some(out));
 }
 
-/// A layer's present width and what one plane more or less would do.
-struct Layer {
-    /// Target of the refit, in row order.
-    target: Vec<f32>,
+/// Something whose width is fitted: the weights of a layer in planes, an activation in bits.
+#[derive(Debug, Clone)]
+pub struct Item {
+    /// What to call it in the log.
+    pub name: String,
     /// What it weighs in the budget.
-    size: usize,
-    planes: usize,
-    floor: usize,
-    most: usize,
-    /// Loss increase of closing one plane, and the round in which it was measured.
+    pub size: usize,
+    /// Its width now.
+    pub width: usize,
+    /// Fewest.
+    pub floor: usize,
+    /// Most.
+    pub most: usize,
+    /// Loss increase of one less, and the round in which it was measured.
     closing: Option<(f64, usize)>,
+}
+
+impl Item {
+    /// An item that may have any width from `floor` to `most`.
+    pub fn new(name: String, size: usize, width: usize, floor: usize, most: usize) -> Self {
+        Self { name, size, width, floor, most, closing: None }
+    }
+}
+
+/// What a fit does to its items.
+pub trait Trials {
+    /// What a width counts.
+    const UNIT: &'static str;
+    /// Gives an item a width, until another is given.
+    fn set(&mut self, item: usize, width: usize) -> Result<(), Error>;
+    /// The loss with the widths as they are.
+    fn loss(&mut self) -> Result<f64, Error>;
 }
 
 /// Changes `planes` (one count per slot) until the budget holds, then opens planes that still fit if that lowers the
 /// loss. Returns lines for the log.
-///
-/// A measurement stays good until another layer changes; then it is repeated before it is acted on, which needs few
-/// repetitions, because most increases only grow as others close (lazy greedy).
 pub fn fit_budget<Q: Fit>(
     slots: &mut [Slot<Q>],
     targets: Vec<Vec<f32>>,
@@ -65,149 +83,160 @@ pub fn fit_budget<Q: Fit>(
     range: Range,
     trial: &mut Trial<'_, Q>,
 ) -> Result<Vec<String>, Error> {
-    let mut layers: Vec<Layer> = slots
-        .iter()
-        .zip(targets)
-        .zip(planes.iter())
-        .map(|((slot, target), &planes)| {
-            let given = slot.quantizer.is_given();
-            let most = if given { planes } else { most };
-            let floor = if given { planes } else { slot.quantizer.floor() };
-            Layer { target, size: budget.size(&slot.layer), planes, floor, most, closing: None }
-        })
-        .collect();
-    let mut log = vec![];
-    let holds = |layers: &[Layer]| budget.holds(&sizes(layers));
-    if holds(&layers) && !any_fits(&layers, budget) {
-        return Ok(log);
+    let item = |(slot, &planes): (&Slot<Q>, &usize)| {
+        let (floor, most) = if slot.quantizer.is_given() { (planes, planes) } else { (slot.quantizer.floor(), most) };
+        Item::new(slot.layer.name.clone(), budget.size(&slot.layer), planes, floor, most)
+    };
+    let mut items: Vec<Item> = slots.iter().zip(planes.iter()).map(item).collect();
+    if is_settled(&items, budget) {
+        return Ok(vec![]);
     }
-    for (slot, layer) in slots.iter_mut().zip(&layers) {
-        preview(&mut slot.quantizer, &layer.target, layer.planes, range);
-    }
-    let result = run(slots, &mut layers, budget, range, trial, &mut log);
-    slots.iter_mut().for_each(|slot| slot.quantizer.show(None));
-    result?;
-    for (planes, layer) in planes.iter_mut().zip(&layers) {
-        *planes = layer.planes;
+    let mut trials = Planes { slots, targets, range, trial };
+    let result = (|| {
+        for (i, item) in items.iter().enumerate() {
+            trials.set(i, item.width)?;
+        }
+        fit(&mut items, budget, &mut trials)
+    })();
+    trials.slots.iter_mut().for_each(|slot| slot.quantizer.show(None));
+    let log = result?;
+    for (planes, item) in planes.iter_mut().zip(&items) {
+        *planes = item.width;
     }
     Ok(log)
 }
 
-fn run<Q: Fit>(
-    slots: &mut [Slot<Q>],
-    layers: &mut [Layer],
-    budget: &Budget,
+/// The trials of [`fit_budget`].
+struct Planes<'a, 'b, Q> {
+    slots: &'a mut [Slot<Q>],
+    targets: Vec<Vec<f32>>,
     range: Range,
-    trial: &mut Trial<'_, Q>,
-    log: &mut Vec<String>,
-) -> Result<(), Error> {
-    let mut base = trial(slots)?;
+    trial: &'a mut Trial<'b, Q>,
+}
+
+impl<Q: Fit> Trials for Planes<'_, '_, Q> {
+    const UNIT: &'static str = "plane";
+
+    fn set(&mut self, item: usize, width: usize) -> Result<(), Error> {
+        preview(&mut self.slots[item].quantizer, &self.targets[item], width, self.range);
+        Ok(())
+    }
+
+    fn loss(&mut self) -> Result<f64, Error> {
+        (self.trial)(self.slots)
+    }
+}
+
+/// Whether the budget holds and leaves nothing to spend.
+pub fn is_settled(items: &[Item], budget: &Budget) -> bool {
+    budget.holds(&sizes(items)) && !(0..items.len()).any(|i| fits(items, i, budget))
+}
+
+/// Changes widths until the budget holds, then opens what still fits if that lowers the loss. The items must have been set to
+/// their widths. Returns lines for the log.
+///
+/// A measurement stays good until another item changes; then it is repeated before it is acted on, which needs few
+/// repetitions, because most increases only grow as others close (lazy greedy).
+pub fn fit<T: Trials>(items: &mut [Item], budget: &Budget, trials: &mut T) -> Result<Vec<String>, Error> {
+    let mut log = vec![];
+    let mut base = trials.loss()?;
     let mut round = 0;
-    while !budget.holds(&sizes(layers)) {
+    while !budget.holds(&sizes(items)) {
         // Bits saved beyond what is asked for are worth nothing: a large layer must not vanish for a small excess.
-        let excess = excess_bits(layers, budget);
-        let price = |layer: &Layer| {
-            let increase = layer.closing.map_or(f64::NEG_INFINITY, |(increase, _)| increase);
-            increase / saved(layer, budget).min(excess)
+        let excess = excess_bits(items, budget);
+        let price = |item: &Item| {
+            let increase = item.closing.map_or(f64::NEG_INFINITY, |(increase, _)| increase);
+            increase / saved(item, budget).min(excess)
         };
-        let cheapest = (0..layers.len())
-            .filter(|&i| layers[i].planes > layers[i].floor)
-            .min_by(|&a, &b| price(&layers[a]).total_cmp(&price(&layers[b])));
+        let cheapest = (0..items.len())
+            .filter(|&i| items[i].width > items[i].floor)
+            .min_by(|&a, &b| price(&items[a]).total_cmp(&price(&items[b])));
         let Some(i) = cheapest else {
             return Err(Error::option(format!(
-                "a target of {} mean bits cannot be reached: every layer is at its floor with {:.3}; lower the floor of the edge layers or raise the target",
+                "a target of {} mean bits cannot be reached: everything is at its floor with {:.3}; lower the floors or raise the target",
                 budget.target,
-                budget.mean(&sizes(layers))
+                budget.mean(&sizes(items))
             )));
         };
-        if layers[i].closing.is_none_or(|(_, measured)| measured != round) {
-            let loss = try_planes(slots, layers, i, layers[i].planes - 1, range, trial)?;
-            layers[i].closing = Some((loss - base, round));
+        if items[i].closing.is_none_or(|(_, measured)| measured != round) {
+            let loss = try_width(items, i, items[i].width - 1, trials)?;
+            items[i].closing = Some((loss - base, round));
             continue;
         }
-        layers[i].planes -= 1;
+        items[i].width -= 1;
         round += 1;
-        let increase = layers[i].closing.take().map_or(0.0, |(increase, _)| increase);
+        let increase = items[i].closing.take().map_or(0.0, |(increase, _)| increase);
         base += increase;
-        preview(&mut slots[i].quantizer, &layers[i].target, layers[i].planes, range);
+        trials.set(i, items[i].width)?;
         log.push(format!(
-            "closed plane {} of `{}`: loss {increase:+.4}, mean now {:.3} bits",
-            layers[i].planes + 1,
-            slots[i].layer.name,
-            budget.mean(&sizes(layers)),
+            "closed {} {} of `{}`: loss {increase:+.4}, mean now {:.3} bits",
+            T::UNIT,
+            items[i].width + 1,
+            items[i].name,
+            budget.mean(&sizes(items)),
         ));
     }
     loop {
         let mut best: Option<(f64, usize, f64)> = None;
-        for i in 0..layers.len() {
-            if !fits(layers, i, budget) {
+        for i in 0..items.len() {
+            if !fits(items, i, budget) {
                 continue;
             }
-            let loss = try_planes(slots, layers, i, layers[i].planes + 1, range, trial)?;
-            let rate = (base - loss) / added(&layers[i], budget);
+            let loss = try_width(items, i, items[i].width + 1, trials)?;
+            let rate = (base - loss) / added(&items[i], budget);
             if loss < base && best.is_none_or(|(most, _, _)| rate > most) {
                 best = Some((rate, i, loss));
             }
         }
-        let Some((_, i, loss)) = best else { return Ok(()) };
-        layers[i].planes += 1;
-        preview(&mut slots[i].quantizer, &layers[i].target, layers[i].planes, range);
+        let Some((_, i, loss)) = best else { return Ok(log) };
+        items[i].width += 1;
+        trials.set(i, items[i].width)?;
         log.push(format!(
-            "opened plane {} of `{}`: loss {:+.4}, mean now {:.3} bits",
-            layers[i].planes,
-            slots[i].layer.name,
+            "opened {} {} of `{}`: loss {:+.4}, mean now {:.3} bits",
+            T::UNIT,
+            items[i].width,
+            items[i].name,
             loss - base,
-            budget.mean(&sizes(layers)),
+            budget.mean(&sizes(items)),
         ));
         base = loss;
     }
 }
 
-/// The loss with layer `i` at `planes` planes; everything is as before afterwards.
-fn try_planes<Q: Fit>(
-    slots: &mut [Slot<Q>],
-    layers: &[Layer],
-    i: usize,
-    planes: usize,
-    range: Range,
-    trial: &mut Trial<'_, Q>,
-) -> Result<f64, Error> {
-    preview(&mut slots[i].quantizer, &layers[i].target, planes, range);
-    let loss = trial(slots);
-    preview(&mut slots[i].quantizer, &layers[i].target, layers[i].planes, range);
+/// The loss with item `i` at another width; everything is as before afterwards.
+fn try_width<T: Trials>(items: &[Item], i: usize, width: usize, trials: &mut T) -> Result<f64, Error> {
+    trials.set(i, width)?;
+    let loss = trials.loss();
+    trials.set(i, items[i].width)?;
     // A layer without planes may leave nothing to normalise: no number means no good choice.
     loss.map(|loss| if loss.is_finite() { loss } else { f64::MAX })
 }
 
-fn sizes(layers: &[Layer]) -> Vec<(usize, usize)> {
-    layers.iter().map(|l| (l.size, l.planes)).collect()
+fn sizes(items: &[Item]) -> Vec<(usize, usize)> {
+    items.iter().map(|item| (item.size, item.width)).collect()
 }
 
-fn bits(layer: &Layer, planes: usize, count: Count) -> f64 {
-    layer.size as f64 * count.bits(planes)
+fn bits(item: &Item, width: usize, count: Count) -> f64 {
+    item.size as f64 * count.bits(width)
 }
 
 /// Bits above the budget, by size.
-fn excess_bits(layers: &[Layer], budget: &Budget) -> f64 {
-    let total: usize = layers.iter().map(|l| l.size).sum();
-    ((budget.mean(&sizes(layers)) - budget.target) * total as f64).max(1.0)
+fn excess_bits(items: &[Item], budget: &Budget) -> f64 {
+    let total: usize = items.iter().map(|item| item.size).sum();
+    ((budget.mean(&sizes(items)) - budget.target) * total as f64).max(1.0)
 }
 
-/// Bits that closing a plane saves. Closing the last stored one saves the sign as well.
-fn saved(layer: &Layer, budget: &Budget) -> f64 {
-    (bits(layer, layer.planes, budget.count) - bits(layer, layer.planes - 1, budget.count)).max(1.0)
+/// Bits that one less saves. Closing the last stored plane saves the sign as well.
+fn saved(item: &Item, budget: &Budget) -> f64 {
+    (bits(item, item.width, budget.count) - bits(item, item.width - 1, budget.count)).max(1.0)
 }
 
-fn added(layer: &Layer, budget: &Budget) -> f64 {
-    (bits(layer, layer.planes + 1, budget.count) - bits(layer, layer.planes, budget.count)).max(1.0)
+fn added(item: &Item, budget: &Budget) -> f64 {
+    (bits(item, item.width + 1, budget.count) - bits(item, item.width, budget.count)).max(1.0)
 }
 
-fn fits(layers: &[Layer], i: usize, budget: &Budget) -> bool {
-    let mut sizes = sizes(layers);
+fn fits(items: &[Item], i: usize, budget: &Budget) -> bool {
+    let mut sizes = sizes(items);
     sizes[i].1 += 1;
-    layers[i].planes < layers[i].most && budget.holds(&sizes)
-}
-
-fn any_fits(layers: &[Layer], budget: &Budget) -> bool {
-    (0..layers.len()).any(|i| fits(layers, i, budget))
+    items[i].width < items[i].most && budget.holds(&sizes)
 }

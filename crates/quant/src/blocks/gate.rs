@@ -16,6 +16,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::param::{Group, Param};
+
 /// How a share is learned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -66,6 +68,183 @@ impl Estimator {
                 Draw { mix: y as f32, slope: slope as f32 }
             }
             Estimator::Difference => Draw { mix: 1.0, slope: 1.0 },
+        }
+    }
+}
+
+/// How gates of activations are learned: what a method says of its own gates, as far as it concerns other tensors.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Gating {
+    /// How shares are learned.
+    pub estimator: Estimator,
+    /// τ of the Gumbel estimators.
+    pub tau: f64,
+    /// How widths follow each other.
+    pub chain: Chain,
+    /// Whether all tensors have one width.
+    pub is_shared: bool,
+    /// Whether widths start at the most bits, or half a bit above the target.
+    pub starts_wide: bool,
+    /// λ, strength of the budget term.
+    pub lambda: f64,
+    /// Learning rate of shares, relative to that of float weights.
+    pub rate: f64,
+    /// Seed of the draws.
+    pub seed: u64,
+}
+
+impl Gating {
+    /// Factor on the learning rate in a search of so many steps: that long, a search of the length that the defaults are made
+    /// for has time to change every width.
+    pub fn rate(&self, steps: u64) -> f32 {
+        (self.rate * (SEARCH_STEPS / steps.max(1) as f64).clamp(1.0, 50.0)) as f32
+    }
+}
+
+/// Steps of a search for which the defaults of rates and strengths are meant; shorter ones hurry.
+const SEARCH_STEPS: f64 = 2500.0;
+
+/// How a gate gets from one pair of widths to the next.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Chain {
+    /// A share above 1 or below 0 carries over into the next pair: the width is one real number.
+    Both,
+    /// A share below the threshold makes the narrower width the wider one of the next pair, with this share. There is no way
+    /// back.
+    Down {
+        /// Where a width is given up.
+        threshold: f32,
+        /// Share that the next pair starts with.
+        initial: f32,
+    },
+}
+
+/// What became of a pair of widths.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Walk {
+    /// It is the same.
+    Stayed,
+    /// The wider width is the narrower one now.
+    Up,
+    /// The narrower width is the wider one now.
+    Down,
+}
+
+/// A width on its way: two neighbouring ones, the share of the wider, and what this step does with it. Widths are whole numbers
+/// of whatever the tensor counts: planes of weights, bits of activations.
+#[derive(Debug, Clone)]
+pub struct Gate {
+    /// The wider width.
+    upper: usize,
+    floor: usize,
+    most: usize,
+    /// β, one number.
+    pub share: Param,
+    draw: Draw,
+}
+
+impl Gate {
+    /// A gate at `width`, a number between `floor` (at least 1) and `most`; its fraction is the share.
+    pub fn new(width: f64, floor: usize, most: usize) -> Self {
+        let floor = floor.clamp(1, most.max(1));
+        let width = width.clamp(floor as f64, most as f64);
+        let upper = (width.ceil() as usize).clamp((floor + 1).min(most), most);
+        let share = if upper == floor { 1.0 } else { (width - (upper - 1) as f64) as f32 };
+        let share = Param::new("share", Group::Gate, vec![share]);
+        let mut gate = Self { upper, floor, most, share, draw: Draw { mix: 1.0, slope: 1.0 } };
+        gate.settle();
+        gate
+    }
+
+    /// The share of the wider width.
+    pub fn share(&self) -> f32 {
+        self.share.value.first().copied().unwrap_or(1.0)
+    }
+
+    /// The wider width.
+    pub fn upper(&self) -> usize {
+        self.upper
+    }
+
+    /// Both widths; equal ones where the width is the fewest possible or given.
+    pub fn pair(&self) -> (usize, usize) {
+        if self.is_open() { (self.upper - 1, self.upper) } else { (self.upper, self.upper) }
+    }
+
+    /// Whether there is a narrower width to go to.
+    pub fn is_open(&self) -> bool {
+        self.upper > self.floor
+    }
+
+    /// The width as a real number.
+    pub fn width(&self) -> f64 {
+        if self.is_open() { (self.upper - 1) as f64 + f64::from(self.share()) } else { self.upper as f64 }
+    }
+
+    /// The whole width that the real one is nearest to.
+    pub fn nearest(&self) -> usize {
+        if self.is_open() && self.share() < 0.5 { self.upper - 1 } else { self.upper }
+    }
+
+    /// The fewest width, the most, and the whole one that is nearest.
+    pub fn bounds_and_nearest(&self) -> (usize, usize, usize) {
+        (self.floor, self.most, self.nearest())
+    }
+
+    /// What the next passes do.
+    pub fn draw(&self) -> Draw {
+        self.draw
+    }
+
+    /// Sets what the next passes do; a gate without a narrower width takes its only one.
+    pub fn set_draw(&mut self, draw: Draw) {
+        self.draw = if self.is_open() { draw } else { Draw { mix: 1.0, slope: 0.0 } };
+    }
+
+    /// Adds to the gradient of the share.
+    pub fn push(&mut self, by: f64) {
+        if self.is_open() {
+            self.share.grad.iter_mut().for_each(|g| *g += by as f32);
+        }
+    }
+
+    /// Keeps the share in its range, and moves to the next pair where the chain says so.
+    pub fn walk(&mut self, chain: Chain) -> Walk {
+        if !self.is_open() {
+            self.settle();
+            return Walk::Stayed;
+        }
+        let share = self.share();
+        let (walk, share) = match chain {
+            Chain::Both if share > 1.0 && self.upper < self.most => (Walk::Up, (share - 1.0).min(1.0)),
+            Chain::Both if share < 0.0 && self.upper - 1 > self.floor => (Walk::Down, (share + 1.0).max(0.0)),
+            Chain::Down { threshold, initial } if share < threshold => (Walk::Down, initial),
+            _ => (Walk::Stayed, share.clamp(0.0, 1.0)),
+        };
+        match walk {
+            Walk::Stayed => {}
+            Walk::Up => self.upper += 1,
+            Walk::Down => self.upper -= 1,
+        }
+        self.share.value.fill(share);
+        if walk != Walk::Stayed {
+            self.share.memory.clear();
+        }
+        self.settle();
+        walk
+    }
+
+    /// Puts the wider width where a checkpoint says; the share is a parameter of its own.
+    pub fn restore(&mut self, upper: usize) {
+        self.upper = upper.clamp(self.floor, self.most);
+        self.settle();
+    }
+
+    /// A width that is given, or the last, learns no share.
+    fn settle(&mut self) {
+        self.share.frozen = !self.is_open();
+        if !self.is_open() {
+            self.share.value.fill(1.0);
         }
     }
 }

@@ -12,12 +12,13 @@
 //!
 //! One width for the whole network is the published form; `sharing = "layer"` gives each layer its own, with the difference of
 //! losses estimated to first order (no extra pass), and only then are widths made to fit the target exactly. Constants are
-//! ours, and so are grids with learned steps where the paper has DoReFa's; widths of activations are fixed.
+//! ours, and so are grids with learned steps where the paper has DoReFa's; widths of activations
+//! are learned beside them where a run asks for it ([`crate::train::activations`]), by the linear estimate.
 
 use crate::blocks::budget::{Count, Weighting};
-use crate::blocks::gate::Estimator;
+use crate::blocks::gate::{Chain, Estimator};
 use crate::blocks::widths::Widths;
-use crate::methods::fractional::{Chain, Fractional, FractionalOptions, Preset, Sharing};
+use crate::methods::fractional::{Fractional, FractionalOptions, Preset, Sharing};
 use crate::options::options;
 
 options! {

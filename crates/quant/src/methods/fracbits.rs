@@ -9,13 +9,14 @@
 //! | κ | `lambda` | 0.05, on mean stored bits; falls to 0 within a bit of the target |
 //! | search : tune | `search` | 0.8 |
 //!
-//! Here grids are symmetric with learned steps (LSQ's) where the paper has DoReFa's weights, the cost is stored bits, and widths
-//! of activations are fixed. `estimator` may draw one of the two widths instead (the published code has it as an option).
+//! Here grids are symmetric with learned steps (LSQ's) where the paper has DoReFa's weights, and the cost is stored bits. Widths
+//! of activations have gates and a target of their own ([`crate::train::activations`]). `estimator` may draw one of the two widths
+//! instead (the published code has it as an option).
 
 use crate::blocks::budget::{Count, Weighting};
-use crate::blocks::gate::Estimator;
+use crate::blocks::gate::{Chain, Estimator};
 use crate::blocks::widths::Widths;
-use crate::methods::fractional::{Chain, Fractional, FractionalOptions, Preset, Sharing};
+use crate::methods::fractional::{Fractional, FractionalOptions, Preset, Sharing};
 use crate::options::options;
 
 options! {

@@ -17,10 +17,10 @@ use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
 use serde::{Deserialize, Serialize};
 
-pub use weight::{Chain, PairWeight};
+pub use weight::PairWeight;
 
 use crate::blocks::budget::Budget;
-use crate::blocks::gate::Estimator;
+use crate::blocks::gate::{Chain, Draw, Estimator, Gating};
 use crate::blocks::searched::{self, Searched, Standing, fix_all, list, read_state, restore_all};
 use crate::blocks::widths::Widths;
 use crate::error::Error;
@@ -84,9 +84,6 @@ pub trait Preset: std::fmt::Debug + Send + 'static {
     fn options(options: &Self::Options) -> FractionalOptions;
 }
 
-/// Steps of a search for which the defaults of `gate_rate` and `lambda` are meant; shorter ones hurry.
-const SEARCH_STEPS: f64 = 2500.0;
-
 /// The quantizer of one tensor.
 pub type FractionalWeight = Searched<PairWeight>;
 
@@ -115,8 +112,8 @@ impl<P: Preset> Fractional<P> {
             let size = self.budget.size(&slot.layer);
             let planes = slot.quantizer.planes();
             let bits = slot.quantizer.search().map_or(self.budget.count.bits(planes), |pair| {
-                let (narrow, wide) = pair.pair();
-                let share = if rounds_up { 1.0 } else { f64::from(pair.share()) };
+                let (narrow, wide) = pair.gate.pair();
+                let share = if rounds_up { 1.0 } else { f64::from(pair.gate.share()) };
                 (1.0 - share) * self.budget.count.bits(narrow) + share * self.budget.count.bits(wide)
             });
             (size, bits)
@@ -128,6 +125,20 @@ impl<P: Preset> Fractional<P> {
         slots.iter_mut().filter_map(|slot| slot.quantizer.search())
     }
 
+    fn own_gating(&self) -> Gating {
+        let o = &self.options;
+        Gating {
+            estimator: o.estimator,
+            tau: o.tau,
+            chain: o.chain,
+            is_shared: o.sharing == Sharing::Net,
+            starts_wide: o.estimator == Estimator::Difference || matches!(o.chain, Chain::Down { .. }),
+            lambda: o.lambda,
+            rate: o.gate_rate,
+            seed: o.seed,
+        }
+    }
+
     /// Whether the shared width has turned often enough to stay.
     fn is_settled(&self) -> bool {
         self.options.freeze_after > 0 && self.crossings.turns >= self.options.freeze_after
@@ -136,13 +147,15 @@ impl<P: Preset> Fractional<P> {
     /// One width for all: every gate gets the mean of the gradients.
     fn share_gradients(slots: &mut [Slot<FractionalWeight>]) {
         let grads: Vec<f32> =
-            Self::searching(slots).filter(|p| !p.share.frozen).flat_map(|p| p.share.grad.clone()).collect();
+            Self::searching(slots).filter(|p| !p.gate.share.frozen).flat_map(|p| p.gate.share.grad.clone()).collect();
         let mean = grads.iter().sum::<f32>() / grads.len().max(1) as f32;
-        Self::searching(slots).filter(|p| !p.share.frozen).for_each(|p| p.share.grad.fill(mean));
+        Self::searching(slots).filter(|p| !p.gate.share.frozen).for_each(|p| p.gate.share.grad.fill(mean));
     }
 
     fn count_turns(&mut self, slots: &mut [Slot<FractionalWeight>]) {
-        let Some(upper) = Self::searching(slots).find(|p| !p.share.frozen).map(|p| p.pair().1) else { return };
+        let Some(upper) = Self::searching(slots).find(|p| !p.gate.share.frozen).map(|p| p.gate.pair().1) else {
+            return;
+        };
         let before = std::mem::replace(&mut self.crossings.upper, upper);
         if before != 0 && before != upper {
             let rising = upper > before;
@@ -216,16 +229,20 @@ impl<P: Preset> Method for Fractional<P> {
         self.options.widths.check_reachable(slots.iter().map(|slot| &slot.layer))
     }
 
+    fn gating(&self) -> Option<Gating> {
+        Some(self.own_gating())
+    }
+
     fn begin_step(&mut self, slots: &mut [Slot<FractionalWeight>], at: &Progress) {
         let o = &self.options;
-        let hurry = (SEARCH_STEPS / at.steps.max(1) as f64).clamp(1.0, 50.0);
+        let rate = self.own_gating().rate(at.steps);
         // A step's draws depend on its number alone, so that a resumed run draws the same.
         let mut rng = ChaCha8Rng::seed_from_u64(o.seed);
         rng.set_stream(at.step);
         for pair in Self::searching(slots) {
-            pair.share.rate = vec![(o.gate_rate * hurry) as f32];
+            pair.gate.share.rate = vec![rate];
             let u = (f64::from(rng.next_u32()) + 0.5) / (f64::from(u32::MAX) + 1.0);
-            pair.set_draw(o.estimator.draw(pair.share(), u, o.tau));
+            pair.gate.set_draw(o.estimator.draw(pair.gate.share(), u, o.tau));
         }
     }
 
@@ -242,11 +259,11 @@ impl<P: Preset> Method for Fractional<P> {
             return passes.full(slots);
         }
         // AdaQAT: the loss with the narrower width, from one more forward pass.
-        Self::searching(slots).for_each(|p| p.set_draw(crate::blocks::gate::Draw { mix: 0.0, slope: 0.0 }));
+        Self::searching(slots).for_each(|p| p.gate.set_draw(Draw { mix: 0.0, slope: 0.0 }));
         let narrow = passes.loss(slots)?;
-        Self::searching(slots).for_each(|p| p.set_draw(crate::blocks::gate::Draw { mix: 1.0, slope: 0.0 }));
+        Self::searching(slots).for_each(|p| p.gate.set_draw(Draw { mix: 1.0, slope: 0.0 }));
         let wide = passes.full(slots)?;
-        Self::searching(slots).for_each(|p| p.push_share(wide - narrow));
+        Self::searching(slots).for_each(|p| p.gate.push(wide - narrow));
         Ok(wide)
     }
 
@@ -266,20 +283,20 @@ impl<P: Preset> Method for Fractional<P> {
         for slot in slots.iter_mut() {
             let size = budget.size(&slot.layer) as f64 / mean;
             let Some(pair) = slot.quantizer.search() else { continue };
-            let (narrow, wide) = pair.pair();
+            let (narrow, wide) = pair.gate.pair();
             if narrow == wide {
                 continue;
             }
             let gap = self.budget.count.bits(wide) - self.budget.count.bits(narrow);
             let pull = o.lambda * excess * size * gap + o.error_weight * pair.error_gap();
-            pair.push_share(pull);
-            value += pull * f64::from(pair.share());
+            pair.gate.push(pull);
+            value += pull * f64::from(pair.gate.share());
         }
         if o.sharing == Sharing::Net {
             Self::share_gradients(slots);
         }
         if self.is_settled() {
-            Self::searching(slots).for_each(|p| p.share.clear_grad());
+            Self::searching(slots).for_each(|p| p.gate.share.clear_grad());
         }
         value
     }
@@ -288,8 +305,8 @@ impl<P: Preset> Method for Fractional<P> {
         let settled = self.is_settled();
         for slot in slots.iter_mut() {
             if let Some(pair) = slot.quantizer.search() {
-                if settled && !pair.share.frozen {
-                    pair.share.value.fill(1.0);
+                if settled && !pair.gate.share.frozen {
+                    pair.gate.share.value.fill(1.0);
                 }
                 pair.walk(self.options.chain);
             } else if let Some(fixed) = slot.quantizer.fixed() {
@@ -305,7 +322,7 @@ impl<P: Preset> Method for Fractional<P> {
         if Self::searching(slots).next().is_none() {
             return Ok(vec![]);
         }
-        let widths: Vec<String> = Self::searching(slots).map(|p| format!("{:.1}", p.width() + 1.0)).collect();
+        let widths: Vec<String> = Self::searching(slots).map(|p| format!("{:.1}", p.gate.width() + 1.0)).collect();
         let settled = if self.is_settled() { "; the width has settled" } else { "" };
         Ok(vec![format!("{:.3} mean bits, widths {}{settled}", self.mean_bits(slots), widths.join(" "))])
     }
@@ -321,7 +338,7 @@ impl<P: Preset> Method for Fractional<P> {
         }
         if self.options.estimator == Estimator::Difference {
             // The wider width is what the forward pass has used throughout.
-            Self::searching(slots).for_each(|p| p.share.value.fill(1.0));
+            Self::searching(slots).for_each(|p| p.gate.share.value.fill(1.0));
         }
         fix_all(slots, &self.budget, self.options.widths.most, self.options.fit, trial)
     }

@@ -19,9 +19,9 @@
 //! are to be read as of this design, not of the paper.
 
 use crate::blocks::budget::{Count, Weighting};
-use crate::blocks::gate::Estimator;
+use crate::blocks::gate::{Chain, Estimator};
 use crate::blocks::widths::Widths;
-use crate::methods::fractional::{Chain, Fractional, FractionalOptions, Preset, Sharing};
+use crate::methods::fractional::{Fractional, FractionalOptions, Preset, Sharing};
 use crate::options::options;
 
 options! {

@@ -62,6 +62,20 @@ impl Pass for CalibrateActivations {
     }
 }
 
+/// The scale of each activation and input site at every width from 1 to 8, by index, as its values in the float network have it
+/// with the least squared error.
+pub(crate) fn scales(model: &Model, data: &dyn Data, batches: usize) -> Result<BTreeMap<ValueId, [f32; 9]>, Error> {
+    let mut out = BTreeMap::new();
+    for (id, seen) in observe(model, data, batches)? {
+        let Some(Site { spec: QuantSpec { grid: Grid::Affine { signed, .. }, .. }, .. }) = model.sites.get(&id) else {
+            continue;
+        };
+        let at = |bits: usize| seen.clone().grid(bits.max(1) as u8, *signed, Range::Mse, true).scale[0];
+        out.insert(id, std::array::from_fn(at));
+    }
+    Ok(out)
+}
+
 /// Samples and extremes of a value.
 #[derive(Debug, Clone, Default)]
 struct Seen {

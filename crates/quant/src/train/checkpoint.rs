@@ -23,6 +23,7 @@ use bitsmith_engine::optim::State as Memory;
 use bitsmith_kernels::file::write_atomically;
 use serde::{Deserialize, Serialize};
 
+use super::activations::{Activations, Standing};
 use super::state::State;
 use crate::error::{Error, Kind};
 use crate::method::Method;
@@ -59,6 +60,9 @@ struct Header {
     recipe: serde_json::Value,
     position: Position,
     method: serde_json::Value,
+    /// Widths of activations, where they are looked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    activations: Option<Standing>,
     /// Optimiser step counts by tensor name.
     counts: BTreeMap<String, u64>,
 }
@@ -172,6 +176,7 @@ impl Store {
             recipe: recipe.clone(),
             position: *position,
             method: method.state(&state.slots),
+            activations: state.activations.as_ref().map(Activations::standing),
             counts,
         };
         let unwritable = |e: serde_json::Error| failed("cannot describe this checkpoint", &path, e.into());
@@ -259,6 +264,7 @@ impl Saved {
             ));
         }
         method.restore(&mut state.slots, &self.header.method)?;
+        state.restore_activations(self.header.activations.as_ref())?;
         let mut missing = None;
         let mut note = |name: &str| {
             missing.get_or_insert_with(|| name.to_owned());

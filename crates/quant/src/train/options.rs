@@ -4,6 +4,7 @@ use bitsmith_engine::optim::{AdamW, Algorithm, Sgd};
 use bitsmith_engine::{Curve, StepGradient};
 use serde::{Deserialize, Serialize};
 
+use super::activations::ActivationWidths;
 use super::sharpness::SharpnessOptions;
 use crate::error::Error;
 use crate::options::options;
@@ -86,6 +87,8 @@ options! {
         pub trial_batches: usize = 2,
         /// Sharpness-aware steps: a section of its own, off unless its `rho` is above 0.
         pub sharpness: SharpnessOptions = SharpnessOptions::default(),
+        /// Widths of activations: a section of its own, off unless its `target_bits` is above 0.
+        pub activation_widths: ActivationWidths = ActivationWidths::default(),
     }
 }
 
@@ -115,6 +118,7 @@ impl TrainOptions {
             return bad(format!("weight_decay = {}: must not be negative", self.weight_decay));
         }
         self.sharpness.check()?;
+        self.activation_widths.check()?;
         if !(2..=8).contains(&self.bias_bits) && self.bias_bits != 32 {
             return bad(format!("bias_bits = {}: 2 to 8, or 32 for float", self.bias_bits));
         }

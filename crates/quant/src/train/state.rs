@@ -7,6 +7,7 @@ use bitsmith_engine::optim::{Algorithm, Rates, State as Memory};
 use bitsmith_engine::{Device, Engine, EngineOptions, Loss, Params, Role, StepOptions, StepOutput};
 use bitsmith_graph::{Granularity, Model, Op, Role as SiteRole, Site, ValueId};
 
+use super::activations::Activations;
 use super::data::{Batch, Data, InMemory};
 use super::events::Bits;
 use super::options::TrainOptions;
@@ -32,7 +33,7 @@ pub(super) struct Evaluated {
 
 /// See the module.
 pub(super) struct State<Q> {
-    model: Model,
+    pub model: Model,
     pub engine: Engine,
     pub params: Params,
     /// The model before quantization, if it is to be imitated.
@@ -44,6 +45,8 @@ pub(super) struct State<Q> {
     pub others: Vec<(ValueId, Param)>,
     /// Steps of activation sites.
     pub steps: Vec<(ValueId, Param)>,
+    /// Widths of those sites, where they are looked for.
+    pub activations: Option<Activations>,
 }
 
 impl<Q: Quantizer> State<Q> {
@@ -107,7 +110,7 @@ impl<Q: Quantizer> State<Q> {
             (id, param)
         };
         let steps = params.steps.iter().map(step).collect();
-        Ok(Self { model, engine, params, teacher, slots, biases, others, steps })
+        Ok(Self { model, engine, params, teacher, slots, biases, others, steps, activations: None })
     }
 
     /// Shows every parameter with a name that is unique in the run, always in the same order.
@@ -131,6 +134,9 @@ impl<Q: Quantizer> State<Q> {
         for (id, param) in self.others.iter_mut().chain(&mut self.steps) {
             f(&format!("{}/{}", graph.value(*id).name, param.name), param);
         }
+        if let Some(activations) = &mut self.activations {
+            activations.visit(f);
+        }
     }
 
     /// Name and numbers of each constant that no parameter holds: running statistics above all.
@@ -151,36 +157,6 @@ impl<Q: Quantizer> State<Q> {
             .collect()
     }
 
-    /// Writes the present weights, biases, norms and steps into the engine's parameters.
-    fn publish(
-        params: &mut Params,
-        biases: &mut [(ValueId, LsqWeight)],
-        others: &[(ValueId, Param)],
-        steps: &[(ValueId, Param)],
-        slots: &mut [Slot<Q>],
-    ) {
-        for slot in slots {
-            if let Some(values) = params.constants.get_mut(&slot.layer.id) {
-                slot.quantizer.forward(values);
-            }
-        }
-        for (id, bias) in biases {
-            if let Some(values) = params.constants.get_mut(id) {
-                bias.forward(values);
-            }
-        }
-        for (id, param) in others {
-            if let Some(values) = params.constants.get_mut(id) {
-                values.copy_from_slice(&param.value);
-            }
-        }
-        for (id, param) in steps {
-            if let (Some(step), Some(value)) = (params.steps.get_mut(id), param.value.first()) {
-                *step = *value;
-            }
-        }
-    }
-
     /// One pass forward and backward over a batch: gradients are added to all parameters. Returns loss and correct answers.
     pub fn pass(
         &mut self,
@@ -195,9 +171,39 @@ impl<Q: Quantizer> State<Q> {
         Ok((f64::from(out.loss), out.correct))
     }
 
-    /// Writes everything into the engine's parameters while the quantizers of the weights are elsewhere.
+    /// Writes everything into the engine's parameters: present weights, biases, norms and steps.
+    fn publish(&mut self) {
+        let mut slots = std::mem::take(&mut self.slots);
+        self.publish_with(&mut slots);
+        self.slots = slots;
+    }
+
+    /// The same while the quantizers of the weights are elsewhere.
     pub fn publish_with(&mut self, slots: &mut [Slot<Q>]) {
-        Self::publish(&mut self.params, &mut self.biases, &self.others, &self.steps, slots);
+        let params = &mut self.params;
+        for slot in slots {
+            if let Some(values) = params.constants.get_mut(&slot.layer.id) {
+                slot.quantizer.forward(values);
+            }
+        }
+        for (id, bias) in &mut self.biases {
+            if let Some(values) = params.constants.get_mut(id) {
+                bias.forward(values);
+            }
+        }
+        for (id, param) in &self.others {
+            if let Some(values) = params.constants.get_mut(id) {
+                values.copy_from_slice(&param.value);
+            }
+        }
+        for (id, param) in &self.steps {
+            if let (Some(step), Some(value)) = (params.steps.get_mut(id), param.value.first()) {
+                *step = *value;
+            }
+        }
+        if let Some(activations) = &self.activations {
+            activations.publish(params);
+        }
     }
 
     /// Adds the gradients of a step to all parameters.
@@ -222,10 +228,13 @@ impl<Q: Quantizer> State<Q> {
                 *sum += grad;
             }
         }
+        if let Some(activations) = &mut self.activations {
+            activations.distribute(&out.pairs);
+        }
     }
 
     /// One update of everything that learns; gradients are cleared.
-    pub fn update(&mut self, options: &TrainOptions, rate: f32) {
+    pub fn update(&mut self, options: &TrainOptions, rate: f32) -> Result<(), Error> {
         let algorithm = options.algorithm();
         let before: Vec<f32> = self.steps.iter().filter_map(|(_, p)| p.value.first().copied()).collect();
         self.visit(&mut |_, param| update(param, &algorithm, options, rate));
@@ -237,6 +246,7 @@ impl<Q: Quantizer> State<Q> {
             let most = before * STEP_CHANGE;
             step.value.iter_mut().for_each(|s| *s = s.clamp(before - most, before + most).max(SMALLEST_STEP));
         }
+        self.walk_activations()
     }
 
     /// Runs `f` with a function that measures the mean loss over calibration batches, by the batches' own statistics.
@@ -247,27 +257,32 @@ impl<Q: Quantizer> State<Q> {
         f: impl FnOnce(&mut Trial<'_, Q>) -> Result<T, Error>,
     ) -> Result<T, Error> {
         let mut batches: Option<InMemory> = None;
-        let norm = StepOptions { update_statistics: false, train_norm: true };
         let mut trial = |slots: &mut [Slot<Q>]| {
             // Read on first use: most phases end without a question.
             let batches = match &mut batches {
                 Some(batches) => batches,
                 none => none.insert(InMemory::take(data, options.trial_batches.max(1))?),
             };
-            Self::publish(&mut self.params, &mut self.biases, &self.others, &self.steps, slots);
-            let mut sum = 0.0;
-            for batch in &batches.batches {
-                let out = self.engine.step(&mut self.params, &batch.x, &batch.labels, &Loss::default(), norm)?;
-                sum += f64::from(out.loss);
-            }
-            Ok(sum / batches.batches.len().max(1) as f64)
+            self.mean_loss(slots, batches)
         };
         f(&mut trial)
     }
 
+    /// The mean loss over batches, by their own statistics.
+    pub fn mean_loss(&mut self, slots: &mut [Slot<Q>], batches: &InMemory) -> Result<f64, Error> {
+        let norm = StepOptions { update_statistics: false, train_norm: true };
+        self.publish_with(slots);
+        let mut sum = 0.0;
+        for batch in &batches.batches {
+            let out = self.engine.step(&mut self.params, &batch.x, &batch.labels, &Loss::default(), norm)?;
+            sum += f64::from(out.loss);
+        }
+        Ok(sum / batches.batches.len().max(1) as f64)
+    }
+
     /// Accuracy and loss in inference mode.
     pub fn evaluate(&mut self, data: &dyn Data) -> Result<Evaluated, Error> {
-        Self::publish(&mut self.params, &mut self.biases, &self.others, &self.steps, &mut self.slots);
+        self.publish();
         evaluate(&self.engine, &self.params, data)
     }
 
@@ -290,7 +305,7 @@ impl<Q: Quantizer> State<Q> {
         if count == 0 || norms.iter().any(|(_, momentum)| *momentum >= 1.0) || norms.is_empty() {
             return Ok(());
         }
-        Self::publish(&mut self.params, &mut self.biases, &self.others, &self.steps, &mut self.slots);
+        self.publish();
         let mut sums: BTreeMap<ValueId, Vec<f64>> = BTreeMap::new();
         let mut seen = 0usize;
         for batch in data.epoch(u64::from(u32::MAX), 0).take(count) {
@@ -339,7 +354,7 @@ impl<Q: Quantizer> State<Q> {
 
     /// The model with everything written back: constants, and parameters of weight, bias and activation sites.
     pub fn into_model(mut self) -> Result<Model, Error> {
-        Self::publish(&mut self.params, &mut self.biases, &self.others, &self.steps, &mut self.slots);
+        self.publish();
         let mut model = self.model;
         self.params.write_to(&mut model)?;
         let weights = self.slots.iter().map(|s| (s.layer.id, SiteRole::Weight, s.quantizer.qparams()));

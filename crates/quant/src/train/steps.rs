@@ -32,19 +32,23 @@ pub(crate) fn steps_json<M: Method>(
         return Err(Error::option(format!("`{}` has {} phases ({known}), counted from 0", M::NAME, phases.len())));
     };
     let mut state = State::new(model, &mut method, options, device)?;
+    let data = InMemory { batches: vec![batch.clone()] };
+    state.search_activations(method.gating(), options, &data)?;
     method.begin(&mut state.slots)?;
     let mut run =
         Run { method, options, phases, state, position: Position::default(), recipe: serde_json::Value::Null };
-    let data = InMemory { batches: vec![batch.clone()] };
     for ended in 0..phase {
         run.end_phase(&data, ended)?;
+    }
+    if phase > 0 || run.phases.len() == 1 {
+        run.state.fix_activations(&data, options)?;
     }
     run.position.phase = phase;
     // Long enough that temperatures and rates stand where the middle of a real run has them.
     let at = run.progress(50_000, 100_000);
     let rate = (options.learning_rate * last.rate) as f32;
     timed(&mut || {
-        run.method.begin_step(&mut run.state.slots, &at);
+        run.begin_step(&at);
         let (loss, _) = run.step(batch, at.step, rate)?;
         if loss.is_finite() { Ok(()) } else { Err(Error::option(format!("the loss of a step is {loss}"))) }
     })

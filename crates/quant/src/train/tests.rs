@@ -10,6 +10,7 @@ use bitsmith_graph::zoo::{ZooOptions, build};
 use bitsmith_graph::{Model, freeze};
 use serde_json::{Value, json};
 
+use super::activations::ActivationWidths;
 use super::checkpoint::Store;
 use super::data::{Batches, Data, InMemory};
 use super::events::{Event, Silent};
@@ -262,6 +263,69 @@ fn calibrated_activations_learn_their_steps() {
     assert_eq!(before.len(), after.len());
     assert!(before != after && after.iter().all(|s| *s > 0.0));
     freeze(outcome.model).unwrap();
+}
+
+/// Mean bits of activations, each weighed by the bit operations of the layers that read it.
+fn mean_activation_bits(model: &Model) -> f64 {
+    let (mut bits, mut all) = (0.0, 0.0);
+    for layer in model.layers().unwrap() {
+        let size = layer.macs as f64 * model.sites[&layer.weight].spec.stored_bits();
+        bits += size * f64::from(model.sites[&model.activation_of(&layer).unwrap()].spec.bits);
+        all += size;
+    }
+    bits / all
+}
+
+#[test]
+fn widths_of_activations_meet_their_target() {
+    let (train, test) = digits(2000);
+    let (model, float) = float_model(&train, &test);
+    let calibration = InMemory::take(&train, 2).unwrap();
+    let mut ctx = PassContext { calibration: &calibration, sink: &mut Silent };
+    let calibrated = CalibrateActivations::default().run(model, &mut ctx).unwrap();
+    let widths = ActivationWidths { target_bits: 4.0, ..Default::default() };
+    let options = TrainOptions { learning_rate: 0.02, activation_widths: widths, ..short(12) };
+    for method in METHODS.iter().filter(|m| m.name != "float") {
+        let outcome = run(method, calibrated.clone(), &options, &train, Some(&test), None, &GO).unwrap();
+        let accuracy = outcome.accuracy.unwrap();
+        assert!(accuracy >= float - 0.03, "{}: {accuracy} from {float}", method.name);
+        let mean = mean_activation_bits(&outcome.model);
+        assert!(mean <= 4.0 + 1e-9 && mean > 2.5, "{}: {mean} mean bits", method.name);
+        let input = outcome.model.graph.inputs()[0].value;
+        assert_eq!(outcome.model.sites[&input].spec.bits, 8, "the input keeps its width");
+        freeze(outcome.model).unwrap();
+    }
+    // Activations that are float, and a target below what the input alone takes.
+    let lsq = crate::methods::find("lsq").unwrap();
+    let error = run(lsq, network(), &options, &train, None, None, &GO).unwrap_err();
+    assert!(error.kind == Kind::Option && error.to_string().contains("[activations]"), "{error}");
+    let widths = ActivationWidths { target_bits: 0.5, ..Default::default() };
+    let error = run(lsq, calibrated, &TrainOptions { activation_widths: widths, ..short(1) }, &train, None, None, &GO);
+    assert!(error.unwrap_err().to_string().contains("cannot be reached"));
+}
+
+#[test]
+fn a_resumed_search_of_activations_ends_in_the_same_bits() {
+    let (train, test) = digits(160);
+    let calibration = InMemory::take(&train, 2).unwrap();
+    let mut ctx = PassContext { calibration: &calibration, sink: &mut Silent };
+    let model = CalibrateActivations::default().run(network(), &mut ctx).unwrap();
+    let widths = ActivationWidths { target_bits: 4.5, ..Default::default() };
+    let options = TrainOptions { checkpoint_steps: 2, activation_widths: widths, ..short(6) };
+    for name in ["fracbits", "sdq", "adaqat", "csq", "lsq"] {
+        let method = crate::methods::find(name).unwrap();
+        let whole = run(method, model.clone(), &options, &train, Some(&test), None, &GO).unwrap();
+        for after in [3, 14, 21] {
+            let folder = tempfile::tempdir().unwrap();
+            let store = Store::open(folder.path()).unwrap();
+            let broken = Interrupted { inner: &train, left: AtomicUsize::new(after), flag: None };
+            run(method, model.clone(), &options, &broken, Some(&test), Some(&store), &GO).unwrap_err();
+            let resumed = run(method, model.clone(), &options, &train, Some(&test), Some(&store), &GO).unwrap();
+            let bits = |m: &Model| m.sites.values().map(|s| s.spec.bits).collect::<Vec<_>>();
+            assert_eq!(bits(&whole.model), bits(&resumed.model), "{name} interrupted after {after} batches");
+            assert!(fingerprint(&whole.model) == fingerprint(&resumed.model), "{name} after {after} batches");
+        }
+    }
 }
 
 #[test]

@@ -3,7 +3,6 @@
 use bitsmith_kernels::numerics::{dequantize, quantize};
 
 use super::*;
-use crate::blocks::gate::Draw;
 use crate::blocks::searched::Search;
 use crate::param::Param;
 use crate::quantizer::{Quantizer, Rows};
@@ -20,7 +19,7 @@ fn pair(width: f64) -> PairWeight {
 }
 
 fn forward(q: &mut PairWeight, mix: f32) -> Vec<f32> {
-    q.set_draw(Draw { mix, slope: 1.0 });
+    q.gate.set_draw(Draw { mix, slope: 1.0 });
     let mut out = vec![0.0; 60];
     q.forward(&mut out);
     out
@@ -39,7 +38,7 @@ fn param(q: &mut PairWeight, name: &str) -> Param {
 #[test]
 fn the_ends_are_the_two_grids_and_the_mean_is_their_interpolation() {
     let mut q = pair(2.3);
-    assert_eq!((q.pair(), q.bits()), ((2, 3), 3.3));
+    assert_eq!((q.gate.pair(), q.bits()), ((2, 3), 3.3));
     let (wide, narrow) = (forward(&mut q, 1.0), forward(&mut q, 0.0));
     let (wide_steps, narrow_steps) = (param(&mut q, "wide").value, param(&mut q, "narrow").value);
     for (i, x) in values(60).into_iter().enumerate() {
@@ -65,12 +64,12 @@ fn the_share_has_the_exact_gradient_of_the_soft_forward() {
     let u = 0.3;
     for estimator in [Estimator::Interpolate, Estimator::GumbelSoft] {
         let mut q = pair(2.6);
-        let draw = estimator.draw(q.share(), u, 0.7);
-        q.set_draw(draw);
+        let draw = estimator.draw(q.gate.share(), u, 0.7);
+        q.gate.set_draw(draw);
         let mut out = vec![0.0; 60];
         q.forward(&mut out);
         q.backward(&grad);
-        let got = f64::from(q.share.grad[0]);
+        let got = f64::from(q.gate.share.grad[0]);
         let h = 1e-3f32;
         let at = |share: f32| {
             let mut q = pair(2.6);
@@ -85,19 +84,19 @@ fn the_share_has_the_exact_gradient_of_the_soft_forward() {
 #[test]
 fn a_decaying_probability_walks_the_chain_in_order() {
     let mut q = pair(6.99);
-    let mut seen = vec![q.pair().1];
+    let mut seen = vec![q.gate.pair().1];
     for _ in 0..200 {
-        q.share.value[0] -= 0.1;
+        q.gate.share.value[0] -= 0.1;
         if q.walk(DOWN) {
-            assert!(q.share() == 0.99 || q.pair().0 == q.pair().1, "{}", q.share());
-            seen.push(q.pair().1);
+            assert!(q.gate.share() == 0.99 || q.gate.pair().0 == q.gate.pair().1, "{}", q.gate.share());
+            seen.push(q.gate.pair().1);
         }
     }
     assert_eq!(seen, [7, 6, 5, 4, 3, 2, 1], "no width is skipped, none below the floor");
-    assert_eq!((q.share(), q.planes()), (1.0, 1));
+    assert_eq!((q.gate.share(), q.planes()), (1.0, 1));
     // A given width never moves.
     let mut fixed = PairWeight::new(Granularity::PerTensor, Rows::one(60), &values(60), 7.0, (7, 7));
-    fixed.share.value[0] = -1.0;
+    fixed.gate.share.value[0] = -1.0;
     assert!(!fixed.walk(DOWN) && fixed.planes() == 7);
 }
 
@@ -105,18 +104,23 @@ fn a_decaying_probability_walks_the_chain_in_order() {
 fn a_real_width_goes_both_ways_and_carries_over() {
     let mut q = pair(3.5);
     for (by, width, pair) in [(0.7, 4.2, (4, 5)), (-0.5, 3.7, (3, 4)), (-0.9, 2.8, (2, 3)), (-9.0, 1.0, (1, 2))] {
-        q.share.value[0] += by;
+        q.gate.share.value[0] += by;
         q.walk(Chain::Both);
-        assert!((q.width() - width).abs() < 1e-5 && q.pair() == pair, "{} {:?}", q.width(), q.pair());
+        assert!(
+            (q.gate.width() - width).abs() < 1e-5 && q.gate.pair() == pair,
+            "{} {:?}",
+            q.gate.width(),
+            q.gate.pair()
+        );
     }
-    q.share.value[0] -= 9.0;
+    q.gate.share.value[0] -= 9.0;
     q.walk(Chain::Both);
-    assert_eq!((q.width(), q.planes()), (1.0, 1), "the floor holds");
+    assert_eq!((q.gate.width(), q.planes()), (1.0, 1), "the floor holds");
     for _ in 0..30 {
-        q.share.value[0] += 0.9;
+        q.gate.share.value[0] += 0.9;
         q.walk(Chain::Both);
     }
-    assert_eq!((q.width(), q.planes()), (7.0, 7), "and so does the top");
+    assert_eq!((q.gate.width(), q.planes()), (7.0, 7), "and so does the top");
 }
 
 #[test]
