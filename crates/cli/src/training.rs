@@ -150,17 +150,23 @@ fn calibrated(job: &Job, context: &Context) -> Result<Model, Failure> {
     if section.bits == 32 {
         return Ok(job.model.clone());
     }
-    calibrate(job.model.clone(), section, &calibration(&job.train, section.calibration, context)?)
+    calibrate(job.model.clone(), section, job.is_random, &calibration(&job.train, section.calibration, context)?)
 }
 
 /// The model with activation sites as a recipe wants them, calibrated on these batches.
-pub fn calibrate(model: Model, section: &ActivationSection, batches: &InMemory) -> Result<Model, Failure> {
+pub fn calibrate(
+    model: Model,
+    section: &ActivationSection,
+    is_random: bool,
+    batches: &InMemory,
+) -> Result<Model, Failure> {
     let pass = CalibrateActivations {
         bits: section.bits,
         input_bits: section.input_bits,
         range: section.range,
         symmetric: true,
         batches: usize::MAX,
+        live: is_random,
     };
     Ok(pass.run(model, &mut PassContext { calibration: batches, sink: &mut Silent })?)
 }

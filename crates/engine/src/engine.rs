@@ -196,12 +196,34 @@ impl Engine {
         batch: usize,
         values: &[ValueId],
     ) -> Result<Vec<Vec<f32>>, Error> {
+        self.values(params, x, batch, values, Batch::Frozen)
+    }
+
+    /// The same as a training step computes them, normalised by the batch's own statistics.
+    pub fn forward_values_live(
+        &self,
+        params: &Params,
+        x: &[f32],
+        batch: usize,
+        values: &[ValueId],
+    ) -> Result<Vec<Vec<f32>>, Error> {
+        self.values(params, x, batch, values, Batch::Live)
+    }
+
+    fn values(
+        &self,
+        params: &Params,
+        x: &[f32],
+        batch: usize,
+        values: &[ValueId],
+        statistics: Batch,
+    ) -> Result<Vec<Vec<f32>>, Error> {
         if let Some(id) = values.iter().find(|id| id.index() >= self.graph.values().len()) {
             return Err(Error::input(format!("value {} does not exist in this model", id.index())));
         }
         let shapes = self.graph.shapes(1)?;
         let plan = compile(&Facts { graph: &self.graph, shapes: &shapes, sites: &self.sites }, values)?;
-        self.infer(&plan, params, x, batch, Batch::Frozen)
+        self.infer(&plan, params, x, batch, statistics)
     }
 
     /// One pass forward and backward: loss and gradients. Batch-norm statistics in `params` are updated as `options` say.

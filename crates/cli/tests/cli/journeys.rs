@@ -79,6 +79,25 @@ fn a_recipe_becomes_a_packed_model_that_everything_else_reads() {
 }
 
 #[test]
+fn the_smallest_recipe_learns_from_random_weights_with_activations_of_their_own_widths() {
+    let temporary = tempfile::tempdir().unwrap();
+    let folder = temporary.path();
+    let recipe = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../recipes/digits-cnn-csq.toml");
+    std::fs::copy(recipe, folder.join("digits.toml")).unwrap();
+    let widths = "--set train.activation_widths.target_bits=5 --set train.evaluate_every=0";
+    let trained = json(folder, &format!("train digits.toml {widths} --out run"));
+    assert!(trained["accuracy"].as_f64().unwrap() > 0.93, "{trained}");
+    assert_eq!(trained["verified"], true);
+    let inspect = json(folder, "inspect run/model.bitsmith");
+    let layers = inspect["layers"].as_array().unwrap();
+    let number = |layer: &serde_json::Value, key: &str| layer[key].as_f64().unwrap();
+    let size = |layer: &serde_json::Value| number(layer, "macs") * number(layer, "stored_bits");
+    let bits: f64 = layers.iter().map(|l| size(l) * number(l, "activation_bits")).sum();
+    let mean = bits / layers.iter().map(size).sum::<f64>();
+    assert!(mean <= 5.0 && mean > 4.0, "{mean} mean bits");
+}
+
+#[test]
 fn quantizing_without_training_works_without_data() {
     let temporary = tempfile::tempdir().unwrap();
     let folder = temporary.path();

@@ -25,11 +25,14 @@ pub struct CalibrateActivations {
     pub symmetric: bool,
     /// Batches to look at.
     pub batches: usize,
+    /// Normalise by each batch's own statistics, as training does, instead of the running ones: those of a network with random
+    /// weights say nothing.
+    pub live: bool,
 }
 
 impl Default for CalibrateActivations {
     fn default() -> Self {
-        Self { bits: 8, input_bits: 8, range: Range::Mse, symmetric: true, batches: 8 }
+        Self { bits: 8, input_bits: 8, range: Range::Mse, symmetric: true, batches: 8, live: false }
     }
 }
 
@@ -44,7 +47,7 @@ impl Pass for CalibrateActivations {
                 return Err(Error::option(format!("{bits} {name}: 1 to 8, or 32 to leave activations float")));
             }
         }
-        let seen = observe(&model, ctx.calibration, self.batches)?;
+        let seen = observe(&model, ctx.calibration, self.batches, self.live)?;
         for (id, values) in seen {
             let is_input = model.graph.inputs().iter().any(|i| i.value == id);
             let (role, bits) = if is_input { (Role::Input, self.input_bits) } else { (Role::Activation, self.bits) };
@@ -66,7 +69,7 @@ impl Pass for CalibrateActivations {
 /// with the least squared error.
 pub(crate) fn scales(model: &Model, data: &dyn Data, batches: usize) -> Result<BTreeMap<ValueId, [f32; 9]>, Error> {
     let mut out = BTreeMap::new();
-    for (id, seen) in observe(model, data, batches)? {
+    for (id, seen) in observe(model, data, batches, true)? {
         let Some(Site { spec: QuantSpec { grid: Grid::Affine { signed, .. }, .. }, .. }) = model.sites.get(&id) else {
             continue;
         };
@@ -111,7 +114,7 @@ impl Seen {
 }
 
 /// What the values that layers read look like.
-fn observe(model: &Model, data: &dyn Data, count: usize) -> Result<BTreeMap<ValueId, Seen>, Error> {
+fn observe(model: &Model, data: &dyn Data, count: usize, live: bool) -> Result<BTreeMap<ValueId, Seen>, Error> {
     let float = Model { sites: BTreeMap::new(), ..model.clone() };
     let engine = Engine::new(&float, &EngineOptions::default())?;
     let params = Params::from_model(&float);
@@ -123,7 +126,11 @@ fn observe(model: &Model, data: &dyn Data, count: usize) -> Result<BTreeMap<Valu
         // A quarter of a batch at a time keeps all intermediate values in little memory.
         let sample = engine.sample_len().max(1);
         for part in batch.x.chunks(sample * 32) {
-            let computed = engine.forward_values(&params, part, part.len() / sample, &values)?;
+            let n = part.len() / sample;
+            let computed = match live {
+                true => engine.forward_values_live(&params, part, n, &values)?,
+                false => engine.forward_values(&params, part, n, &values)?,
+            };
             for (id, computed) in values.iter().zip(&computed) {
                 if let Some(seen) = seen.get_mut(id) {
                     seen.add(computed);

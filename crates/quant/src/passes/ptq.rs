@@ -60,6 +60,7 @@ impl Pass for Ptq {
                 range: o.activation_range,
                 symmetric: o.symmetric,
                 batches: o.batches,
+                live: false,
             };
             model = calibrate.run(model, ctx)?;
         }

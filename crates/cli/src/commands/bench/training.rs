@@ -117,7 +117,7 @@ fn calibrated(model: Model, recipe: &Recipe, data: &Batch, sample: usize) -> Res
     let few = data.labels.len().min(8);
     let first = Batch { x: data.x[..few * sample].to_vec(), labels: data.labels[..few].to_vec(), number: 0 };
     let calibration = InMemory { batches: vec![first] };
-    training::calibrate(model, &recipe.activations, &calibration)
+    training::calibrate(model, &recipe.activations, true, &calibration)
 }
 
 /// What the profile of `steps` steps says: milliseconds per step by kind of operator, longest first.
