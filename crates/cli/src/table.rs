@@ -33,6 +33,18 @@ impl Table {
         self.rows.push(row);
     }
 
+    /// The same as a table of Markdown, for documents.
+    pub fn markdown(&self) -> String {
+        let line = |cells: &mut dyn Iterator<Item = String>| format!("| {} |\n", cells.collect::<Vec<_>>().join(" | "));
+        let mut text = line(&mut self.columns.iter().map(|(name, _)| name.clone()));
+        let rule = |align: Align| if align == Align::Left { "---" } else { "--:" };
+        text += &format!("|{}|\n", self.columns.iter().map(|&(_, a)| rule(a)).collect::<Vec<_>>().join("|"));
+        for row in &self.rows {
+            text += &line(&mut row.iter().map(|cell| cell.replace('|', "\\|")));
+        }
+        text
+    }
+
     /// The text, each line ended, without trailing spaces.
     pub fn render(&self) -> String {
         let width = |c: usize| {

@@ -26,8 +26,8 @@ use results::{Comparison, Result as CaseResult};
 
 Each run is a folder below --out, as `bitsmith train` makes them; the same command again goes on where it stopped. With --methods, a
 recipe lends its network, data and training, and of its method's options those that the other method knows too (floors, granularity).
-Targets are mean stored bits; methods of a fixed width take whole ones. The folder gets compare.html, two pictures (accuracy against
-size and against bit operations) and results.json.
+Targets are mean stored bits; methods of a fixed width take whole ones. The folder gets compare.html, its table as
+compare.md, two pictures (accuracy against size and against bit operations) and results.json.
 
 JSON: {float_accuracy, groups: [{label, target, runs, accuracy, deviation, mean_weight_bits, bytes, bit_operations, minutes,
 peak_rss_mb, is_best}], runs: [{label, target, seed, run, …}], folder}.")]

@@ -143,6 +143,11 @@ impl Comparison {
 
     /// As a table for people.
     pub fn table(&self) -> String {
+        let float = self.float.map_or(String::new(), |f| format!("float: {}\n", percent(f)));
+        format!("{}{float}* no other is both smaller and more accurate\n", self.rows().render())
+    }
+
+    fn rows(&self) -> Table {
         let columns =
             ["method", ">target", ">runs", ">accuracy", ">±", ">bits", ">size", ">bit ops", ">time", ">MB", "best"];
         let mut table = Table::new(&columns);
@@ -161,8 +166,7 @@ impl Comparison {
                 if g.is_best { "*" } else { "" }.to_owned(),
             ]);
         }
-        let float = self.float.map_or(String::new(), |f| format!("float: {}\n", percent(f)));
-        format!("{}{float}* no other is both smaller and more accurate\n", table.render())
+        table
     }
 
     /// As documented JSON.
@@ -176,6 +180,7 @@ impl Comparison {
             &folder.join("results.json"),
             (serde_json::to_string_pretty(&self.json(folder))? + "\n").as_bytes(),
         )?;
+        files::write(&folder.join("compare.md"), self.rows().markdown().as_bytes())?;
         for (name, chart) in page::charts(self) {
             files::write(&folder.join(name), report::scatter::standalone(&chart).as_bytes())?;
         }
@@ -240,6 +245,9 @@ mod tests {
         assert!((all.groups[0].deviation - 0.02f64 / 2.0f64.sqrt()).abs() < 1e-12);
         assert_eq!(all.float, Some(0.95));
         assert!(all.table().contains("91.00 %") && all.table().contains('*'));
+        let markdown = all.rows().markdown();
+        assert!(markdown.starts_with("| method | target |") && markdown.lines().count() == 5, "{markdown}");
+        assert!(markdown.contains("| csq | 2 | 2 | 91.00 % |"), "{markdown}");
     }
 
     #[test]
