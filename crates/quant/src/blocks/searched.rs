@@ -55,7 +55,7 @@ pub enum Standing {
 }
 
 /// Bits of a code of `planes` planes and a sign.
-fn code_bits(planes: usize) -> u8 {
+pub fn code_bits(planes: usize) -> u8 {
     if planes == 0 { 0 } else { planes as u8 + 1 }
 }
 

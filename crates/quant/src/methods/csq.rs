@@ -46,6 +46,7 @@ pub use weight::{CsqWeight, Stage, Start};
 use crate::blocks::budget::{Budget, Count, Weighting};
 use crate::blocks::fit::fit_budget;
 use crate::blocks::range::Range;
+use crate::blocks::searched;
 use crate::blocks::temperature::Temperature;
 use crate::blocks::widths::Widths;
 use crate::error::{Error, Kind};
@@ -73,6 +74,17 @@ pub enum Pressure {
     Lowest,
     /// Every plane alike, as published.
     All,
+}
+
+/// What learns once the scheme is frozen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Finetune {
+    /// Soft bits, which harden as the temperature rises: the paper's.
+    #[default]
+    Bits,
+    /// Weights, straight through their rounding as LSQ trains them: the scheme is CSQ's, its weights are not. There is no polish then.
+    Weights,
 }
 
 /// What learns once all bits are decided.
@@ -116,6 +128,8 @@ options! {
         pub floor_bits: u8 = 2,
         /// Share of the epochs spent searching.
         pub search: f64 = 0.25,
+        /// What learns once the scheme is frozen: "bits" (soft ones that harden) or "weights" (as LSQ trains them; no polish then).
+        pub finetune: Finetune = Finetune::Bits,
         /// Epochs at the end with all bits decided.
         pub polish_epochs: usize = 1,
         /// What learns in them: "scales" (norms and biases too) or "weights" (straight-through from the decided bits, as LSQ).
@@ -284,6 +298,11 @@ impl Method for Csq {
                 "polish = \"weights\" needs contiguous planes, which keep_positions does not promise".to_owned()
             );
         }
+        if options.finetune == Finetune::Weights && options.keep_positions {
+            return bad(
+                "finetune = \"weights\" needs contiguous planes, which keep_positions does not promise".to_owned()
+            );
+        }
         if !(0.0..=1.0).contains(&options.search) {
             return bad(format!("search = {}: a share of the epochs is between 0 and 1", options.search));
         }
@@ -291,6 +310,9 @@ impl Method for Csq {
     }
 
     fn phases(&self, epochs: usize) -> Vec<Phase> {
+        if self.options.finetune == Finetune::Weights {
+            return searched::phases(epochs, self.options.search);
+        }
         let polish = self.options.polish_epochs.min(epochs.saturating_sub(2));
         let rest = epochs - polish;
         let search = ((rest as f64 * self.options.search).round() as usize).clamp(1, rest.max(2) - 1);
@@ -446,7 +468,7 @@ impl Method for Csq {
         self.stage = stage;
         for (slot, (stage, planes)) in slots.iter_mut().zip(layers) {
             slot.quantizer.resize(stage, planes);
-            if stage == Stage::Hard && self.options.polish == Polish::Weights {
+            if stage == Stage::Hard && self.trains_weights() {
                 let room = vec![0.0; slot.quantizer.len()];
                 slot.quantizer.loosen(&room);
             }
@@ -488,6 +510,18 @@ impl Csq {
         };
         let fitted = fit_budget(slots, targets.clone(), &mut planes, o.planes, &self.budget, Range::Mse, trial)?;
         log.extend(fitted);
+        if o.finetune == Finetune::Weights {
+            for ((slot, target), &k) in slots.iter_mut().zip(&targets).zip(&planes) {
+                slot.quantizer.retrain(target, k);
+            }
+            self.stage = Stage::Hard;
+            log.push(format!(
+                "scheme frozen at {:.3} mean bits: {}",
+                self.budget.mean(&self.sizes(slots)),
+                list(slots)
+            ));
+            return Ok(log);
+        }
         for ((slot, target), &k) in slots.iter_mut().zip(&targets).zip(&planes) {
             // Edge layers have planes to spare: what is decided for them needs no softness beyond the finest plane.
             slot.quantizer.refit(target, k, o.logit, o.finetune_start as f32, Range::Mse);
@@ -495,6 +529,11 @@ impl Csq {
         self.stage = Stage::Frozen;
         log.push(format!("scheme frozen at {:.3} mean bits: {}", self.budget.mean(&self.sizes(slots)), list(slots)));
         Ok(log)
+    }
+
+    /// Whether hard layers hold weights that learn on.
+    fn trains_weights(&self) -> bool {
+        self.options.polish == Polish::Weights || self.options.finetune == Finetune::Weights
     }
 
     /// Closes planes where they are until the budget holds, cheapest per bit first.

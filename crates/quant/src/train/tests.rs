@@ -72,8 +72,20 @@ fn run(
     store: Option<&Store>,
     cancel: &AtomicBool,
 ) -> Result<Outcome, Error> {
+    run_with((method, &options_for(method)), model, options, train, test, store, cancel)
+}
+
+fn run_with(
+    (method, own): (&MethodEntry, &Value),
+    model: Model,
+    options: &TrainOptions,
+    train: &dyn Data,
+    test: Option<&dyn Data>,
+    store: Option<&Store>,
+    cancel: &AtomicBool,
+) -> Result<Outcome, Error> {
     let mut ctx = Context { train, test, sink: &mut Silent, store, resume: true, cancel, device: Device::Cpu };
-    (method.train)(model, &options_for(method), options, &mut ctx)
+    (method.train)(model, own, options, &mut ctx)
 }
 
 /// All numbers of a model that training touches, as bits.
@@ -182,6 +194,26 @@ fn a_resumed_run_ends_in_the_same_bits() {
                 method.name
             );
         }
+    }
+}
+
+#[test]
+fn a_scheme_of_csq_can_be_trained_by_lsq() {
+    let (train, test) = digits(2000);
+    let (model, float) = float_model(&train, &test);
+    let csq = crate::methods::find("csq").unwrap();
+    let own = json!({"target_bits": 2.5, "finetune": "weights"});
+    let options = TrainOptions { learning_rate: 0.02, ..short(8) };
+    let whole = run_with((csq, &own), model.clone(), &options, &train, Some(&test), None, &GO).unwrap();
+    assert!(whole.accuracy.unwrap() >= float - 0.015, "{:?} from {float}", whole.accuracy);
+    assert!(freeze(whole.model.clone()).unwrap().mean_weight_bits().unwrap() <= 2.5);
+    for after in [70, 200] {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(folder.path()).unwrap();
+        let broken = Interrupted { inner: &train, left: AtomicUsize::new(after), flag: None };
+        run_with((csq, &own), model.clone(), &options, &broken, Some(&test), Some(&store), &GO).unwrap_err();
+        let resumed = run_with((csq, &own), model.clone(), &options, &train, Some(&test), Some(&store), &GO).unwrap();
+        assert!(fingerprint(&whole.model) == fingerprint(&resumed.model), "interrupted after {after} batches");
     }
 }
 

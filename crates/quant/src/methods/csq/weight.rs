@@ -13,6 +13,7 @@ use bitsmith_kernels::planes::{
 use crate::blocks::fit::{Fit, best_steps};
 use crate::blocks::grid::SMALLEST_STEP;
 use crate::blocks::range::Range;
+use crate::blocks::searched::code_bits;
 use crate::error::{Error, Kind};
 use crate::methods::lsq::LsqWeight;
 use crate::param::{Group, Param};
@@ -297,8 +298,21 @@ impl CsqWeight {
             step * (codes[i] as f32 + (soft[i] / step - codes[i] as f32).clamp(-WITHIN, WITHIN))
         };
         let latent: Vec<f32> = (0..soft.len()).map(near).collect();
-        let bits = if self.planes() == 0 { 0 } else { self.planes() as u8 + 1 };
-        self.loose = Some(LsqWeight::resume(bits, self.per, self.rows.clone(), latent, self.scale.value.clone()));
+        let bits = code_bits(self.planes());
+        self.hold(LsqWeight::resume(bits, self.per, self.rows.clone(), latent, self.scale.value.clone()));
+    }
+
+    /// Gives up the bits: from now on weights learn straight through their rounding to `k` planes, starting at `target` in row
+    /// order.
+    pub(super) fn retrain(&mut self, target: &[f32], k: usize) {
+        self.resize(Stage::Hard, k);
+        let mut init = vec![0.0; target.len()];
+        self.rows.scatter(target, &mut init);
+        self.hold(LsqWeight::new(code_bits(k), self.per, self.rows.clone(), &init, Range::Mse));
+    }
+
+    fn hold(&mut self, weights: LsqWeight) {
+        self.loose = Some(weights);
         (self.positive, self.negative) =
             (Param::new("positive", Group::Bit, vec![]), Param::new("negative", Group::Bit, vec![]));
     }
