@@ -64,7 +64,7 @@ impl Progress {
             _ => None,
         };
         let now = Instant::now();
-        let state = Mutex::new(State { done: 0, began: now, spoke: now });
+        let state = Mutex::new(State { first: None, began: now, spoke: now });
         Task { name: name.to_owned(), total, lines: matches!(self, Progress::Lines), bar, state }
     }
 }
@@ -81,27 +81,39 @@ pub struct Task {
 
 #[derive(Debug)]
 struct State {
-    done: u64,
+    /// Where the task was when it was first heard of, and when: one that goes on after an interruption is not that fast.
+    first: Option<(u64, Instant)>,
     began: Instant,
     spoke: Instant,
+}
+
+/// What a rest takes at the pace since `first`; `None` where nothing was done since.
+fn left(first: u64, done: u64, total: u64, elapsed: Duration) -> Option<f64> {
+    let since = done.checked_sub(first).filter(|&n| n > 0)?;
+    Some(elapsed.as_secs_f64() * total.saturating_sub(done) as f64 / since as f64)
 }
 
 impl Task {
     /// Says how many steps are done in all, and something short about now.
     pub fn set(&self, done: u64, message: &str) {
+        let Ok(mut state) = self.state.lock() else { return };
+        let is_first = state.first.is_none();
+        let (first, since) = *state.first.get_or_insert_with(|| (done, Instant::now()));
         if let Some(bar) = &self.bar {
             bar.set_position(done);
             bar.set_message(message.to_owned());
+            if is_first {
+                bar.reset_eta();
+            }
             return;
         }
-        let Ok(mut state) = self.state.lock() else { return };
-        state.done = done;
         if self.lines && state.spoke.elapsed() >= LINE_EVERY {
             state.spoke = Instant::now();
-            let gone = state.began.elapsed().as_secs_f64();
-            let left = gone * self.total.saturating_sub(done) as f64 / done.max(1) as f64;
+            let gone = seconds(state.began.elapsed().as_secs_f64());
+            let left = left(first, done, self.total, since.elapsed());
+            let left = left.map_or(String::new(), |left| format!(", {} left", seconds(left)));
             let percent = 100 * done / self.total.max(1);
-            eprintln!("{}: {percent} %, {} gone, {} left  {message}", self.name, seconds(gone), seconds(left));
+            eprintln!("{}: {percent} %, {gone} gone{left}  {message}", self.name);
         }
     }
 }
@@ -111,5 +123,19 @@ impl Drop for Task {
         if let Some(bar) = &self.bar {
             bar.finish_and_clear();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_task_that_goes_on_is_measured_from_where_it_was() {
+        let second = Duration::from_secs(1);
+        assert_eq!(left(0, 25, 100, second), Some(3.0));
+        assert_eq!(left(80, 90, 100, second), Some(1.0));
+        assert_eq!((left(80, 80, 100, second), left(80, 10, 100, second)), (None, None));
+        assert_eq!(left(0, 120, 100, second), Some(0.0));
     }
 }
