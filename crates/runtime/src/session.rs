@@ -160,14 +160,14 @@ impl Session {
             workers.resize_with(count, Worker::default);
             workers.iter_mut().for_each(|worker| worker.profile = Some(vec![]));
         }
-        for _ in 0..runs {
-            self.run(x, batch)?;
-        }
+        let ran = (0..runs).try_for_each(|_| self.run(x, batch).map(|_| ()));
         let mut sums = vec![Measured::default(); self.plan.steps.len()];
         for worker in self.workers().iter_mut() {
             let measured = worker.profile.take().unwrap_or_default();
             sums.iter_mut().zip(measured).for_each(|(sum, part)| sum.add(part));
         }
+        // Workers measure no more, however it went.
+        ran?;
         let is_split = self.plan.splits && self.group(batch) < batch;
         let side_by_side = if is_split { self.narrow.len().max(1) } else { 1 };
         let step = |(step, sum): (&plan::Step, Measured)| StepProfile {
