@@ -25,7 +25,8 @@ use results::{Comparison, Result as CaseResult};
   bitsmith compare recipes/digits-cnn-csq.toml --methods csq,lsq --targets 2,3 --list        (what would run)
 
 Each run is a folder below --out, as `bitsmith train` makes them; the same command again goes on where it stopped. With --methods, a
-recipe lends its network, data and training, and of its method's options those that the other method knows too (floors, granularity).
+recipe lends its network, data and training, and of its method's options those that must be equal for a fair comparison (edge_bits,
+floor_bits, per_channel, search).
 Targets are mean stored bits; methods of a fixed width take whole ones. The folder gets compare.html, its table as
 compare.md, two pictures (accuracy against size and against bit operations) and results.json.
 

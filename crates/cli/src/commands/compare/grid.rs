@@ -9,8 +9,9 @@ use super::{Args, suggest};
 use crate::failure::Failure;
 use crate::recipe::Recipe;
 
-/// Options of a method that say something about the scheme, not about how it is found: other methods inherit them.
-const SHARED: [&str; 3] = ["edge_bits", "floor_bits", "per_channel"];
+/// Options that a comparison on equal terms holds equal, so other methods inherit them: what schemes are allowed, and how much of the
+/// training goes into finding one.
+const SHARED: [&str; 4] = ["edge_bits", "floor_bits", "per_channel", "search"];
 
 /// One run of the grid.
 #[derive(Debug, Clone)]
