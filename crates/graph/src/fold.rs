@@ -14,7 +14,10 @@
 //! not depend on the batch; the one entry of a target shape that does becomes -1 ("as many as there are"). Anything else
 //! that depends on the batch is an error that names the node.
 
+mod batch;
+mod emit;
 mod evaluate;
+mod rounding;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -22,9 +25,11 @@ use crate::attrs::{Attr, Attrs};
 use crate::error::{Error, Kind};
 use crate::graph::{Dim, Graph, ValueId, check_size};
 use crate::op::{InputShapes, Op, Operator};
-use crate::ops::{Identity, Reshape, Split, normalize_axis};
+use crate::ops::{Identity, Split, normalize_axis};
 use crate::quant::{QParams, Role, Site};
-use crate::tensor::{Data, Shape, Tensor};
+use crate::tensor::{Shape, Tensor};
+use batch::{check_generalised, generalise, unify};
+use emit::Emit;
 use evaluate::{Budget, evaluate, evaluate_named, passes_through, shape_of};
 
 pub use evaluate::FOLDED_ONLY;
@@ -185,54 +190,6 @@ impl Folder {
         Ok((emit.graph, by_value))
     }
 
-    /// Moves each rounding to the value that it rounds, where nothing else reads that value; returns the grids by value.
-    ///
-    /// The rounded value keeps the name that its readers know, unless what is rounded is an input of the network.
-    fn settle_roundings(&mut self, outputs: &[&str]) -> Vec<(String, QParams)> {
-        let mut reads: HashMap<&str, usize> = HashMap::new();
-        let read = self.nodes.iter().flat_map(|n| n.inputs.iter().flatten()).map(String::as_str);
-        for name in read.chain(outputs.iter().map(|&o| self.aliases.get(o).map_or(o, |(source, _)| source))) {
-            *reads.entry(name).or_default() += 1;
-        }
-        let inputs: HashSet<&str> = self.inputs.iter().map(|(name, _)| name.as_str()).collect();
-        let (mut sites, mut renamed, mut gone) = (vec![], HashMap::new(), HashSet::new());
-        let mut moved: HashSet<&str> = HashSet::new();
-        for (index, node) in self.nodes.iter().enumerate() {
-            let (Some(params), Some(Some(source))) = (&node.rounding, node.inputs.first()) else { continue };
-            let rounded = &node.outputs[0];
-            let is_input = inputs.contains(source.as_str());
-            // Where one rounding follows another at once, the second keeps its node.
-            let kept = reads.get(source.as_str()) != Some(&1)
-                || moved.contains(source.as_str())
-                || is_input
-                    && (outputs.contains(&rounded.as_str()) || self.aliases.values().any(|(s, _)| s == rounded));
-            if kept {
-                sites.push((rounded.clone(), params.clone()));
-                continue;
-            }
-            gone.insert(index);
-            moved.insert(rounded);
-            let (from, to) = if is_input { (rounded, source) } else { (source, rounded) };
-            renamed.insert(from.clone(), to.clone());
-            sites.push((to.clone(), params.clone()));
-        }
-        let mut index = 0;
-        self.nodes.retain(|_| {
-            index += 1;
-            !gone.contains(&(index - 1))
-        });
-        let rename = |name: &mut String| {
-            if let Some(to) = renamed.get(name) {
-                name.clone_from(to);
-            }
-        };
-        for node in &mut self.nodes {
-            node.inputs.iter_mut().flatten().for_each(rename);
-            node.outputs.iter_mut().for_each(rename);
-        }
-        sites
-    }
-
     fn define(&mut self, name: &str, known: Known) -> Result<(), Error> {
         match self.known.insert(name.to_owned(), known) {
             None => Ok(()),
@@ -348,61 +305,6 @@ impl Folder {
         let varies = names.iter().flatten().any(|name| matches!(self.known[name], Known::PerBatch(_)));
         let second = if varies { one(1)? } else { first.clone() };
         self.define_values(node, vec![[first, second]])
-    }
-
-    /// Takes in the nodes that round a computed value to integers and back. Whether this is one.
-    fn round(&mut self, node: &RawNode<'_>, names: &[Option<String>]) -> Result<bool, Error> {
-        let Some(Some(source)) = names.first() else { return Ok(false) };
-        match (node.op_type, &self.known[source]) {
-            ("QuantizeLinear", Known::Computed(_)) => {
-                let params = self.grid(node, names)?;
-                if let Some(Some(output)) = node.outputs.first() {
-                    self.define(output, Known::Codes(source.clone(), params))?;
-                }
-                Ok(true)
-            }
-            ("DequantizeLinear", Known::Codes(before, params)) => {
-                let (before, params) = (before.clone(), params.clone());
-                if self.grid(node, names)? != params {
-                    return Err(Error::new(Kind::Quantization, "decodes with other numbers than it was encoded with"));
-                }
-                let shapes = self.shapes(&before)?;
-                let Some(Some(output)) = node.outputs.first() else { return Ok(true) };
-                self.define(output, Known::Computed(shapes))?;
-                self.nodes.push(Pending {
-                    name: node.name.to_owned(),
-                    op: Identity.into(),
-                    inputs: vec![Some(before)],
-                    outputs: vec![(*output).to_owned()],
-                    rounding: Some(params),
-                });
-                Ok(true)
-            }
-            _ => Ok(false),
-        }
-    }
-
-    /// The grid that a rounding node's scale and zero point describe.
-    fn grid(&self, node: &RawNode<'_>, names: &[Option<String>]) -> Result<QParams, Error> {
-        let given = values(&self.known, names, 0);
-        let given = |index: usize| given.get(index).copied().flatten();
-        let scale = given(1).and_then(Tensor::as_f32);
-        let Some(&[scale]) = scale else {
-            return Err(Error::new(Kind::Quantization, "an activation needs one constant scale for the whole tensor"));
-        };
-        let (signed, zero) = match given(2).map(Tensor::data) {
-            None if node.attrs.int("output_dtype", 0)? == 0 => (false, 0),
-            Some(Data::U8(v)) if v.len() == 1 => (false, v[0].into()),
-            Some(Data::I8(v)) if v.len() == 1 => (true, v[0].into()),
-            _ => {
-                let detail = "an activation needs one zero point of an integer type of at most 8 bits";
-                return Err(Error::new(Kind::Quantization, detail));
-            }
-        };
-        let bits = names.get(2).and_then(|n| self.narrow.get(n.as_ref()?)).copied().unwrap_or(8);
-        let params = QParams::per_tensor(bits, signed, scale, zero);
-        params.check(1)?;
-        Ok(params)
     }
 
     fn define_values(&mut self, node: &RawNode<'_>, values: Vec<[Tensor; 2]>) -> Result<(), Error> {
@@ -551,122 +453,11 @@ fn infer(op: &Op, shapes: &[Option<Shape>]) -> Result<Vec<Shape>, Error> {
     Ok(out)
 }
 
-/// The reshape to `a` for the first batch size and to `b` for the second.
-fn unify(a: &[usize], b: &[usize]) -> Result<Reshape, Error> {
-    let differ = || Error::shape(format!("reshapes to {a:?} or {b:?}, depending on the batch size, in no simple way"));
-    let varying = a.iter().zip(b).filter(|(x, y)| x != y).count();
-    if a.len() != b.len() || varying > 1 {
-        return Err(differ());
-    }
-    let entry = |(&x, &y): (&usize, &usize)| match x == y {
-        true => i64::try_from(x).map_err(|_| differ()),
-        false => Ok(-1),
-    };
-    let shape: Vec<_> = a.iter().zip(b).map(entry).collect::<Result<_, _>>()?;
-    Ok(Reshape { allow_zero: shape.contains(&0), shape })
-}
-
-/// The reshape with its leading `size` replaced by "as many as there are", where that means the same for batch `size`.
-///
-/// It does if the input's first axis is the batch: elements are then grouped by sample before and after.
-fn generalise(op: Reshape, size: usize, x: &[usize], y: &[usize]) -> Reshape {
-    let leads = op.shape.first().and_then(|&d| usize::try_from(d).ok()) == Some(size) && size > 0;
-    if !leads || x.first() != Some(&BATCHES[0]) || y.first() != Some(&BATCHES[1]) {
-        return op;
-    }
-    let declared: Shape = std::iter::once(size).chain(x[1..].iter().copied()).collect();
-    let out = check_size(&declared).and_then(|()| op.infer(InputShapes(&[Some(&declared)])));
-    let Ok(out) = out else { return op };
-    let rest = out[0][1..].iter().map(|&d| i64::try_from(d).unwrap_or(i64::MAX));
-    let shape: Vec<_> = std::iter::once(-1).chain(rest).collect();
-    let general = Reshape { allow_zero: shape.contains(&0), shape };
-    let fits = |x: &[usize]| general.infer(InputShapes(&[Some(x)])).is_ok_and(|out| out[0].first() == x.first());
-    if fits(x) && fits(y) { general } else { op }
-}
-
-/// A batch that was fixed may be freed only if every output still has one row per sample.
-fn check_generalised(graph: &Graph) -> Result<(), Error> {
-    for batch in BATCHES {
-        let shapes = graph.shapes(batch)?;
-        for &id in graph.outputs() {
-            if shapes[id.index()].first() != Some(&batch) {
-                return Err(Error::shape("its size does not follow the batch size").at(&graph.value(id).name));
-            }
-        }
-    }
-    Ok(())
-}
-
-/// Writes live nodes and what they read into a graph.
-struct Emit {
-    graph: Graph,
-    known: HashMap<String, Known>,
-    /// Node names taken, and how often each was asked for.
-    names: HashMap<String, usize>,
-}
-
-impl Emit {
-    fn node(&mut self, node: &Pending) -> Result<(), Error> {
-        let inputs = node
-            .inputs
-            .iter()
-            .map(|name| name.as_deref().map(|n| self.value(n)).transpose())
-            .collect::<Result<Vec<_>, _>>()?;
-        let layer = inputs.iter().flatten().find_map(|&id| self.layer_name(id));
-        let name = self.unique(layer.as_ref().unwrap_or(&node.name), &node.op.name().to_lowercase());
-        let outputs: Vec<_> = node.outputs.iter().map(String::as_str).collect();
-        self.graph.add_node(&name, node.op.clone(), &inputs, &outputs)?;
-        Ok(())
-    }
-
-    /// The name of the layer whose weight this is: `layer1.0.conv1` of `layer1.0.conv1.weight`. What exporters make up
-    /// (`onnx::Conv_283`, `/layer1/Constant_output_0`) says nothing.
-    fn layer_name(&self, id: ValueId) -> Option<String> {
-        let value = self.graph.value(id);
-        value.constant.as_ref()?;
-        let (layer, _) = value.name.rsplit_once('.')?;
-        let telling = !layer.is_empty() && !value.name.contains(['/', ':']) && !self.names.contains_key(layer);
-        telling.then(|| layer.to_owned())
-    }
-
-    /// A node name that is not taken yet.
-    fn unique(&mut self, name: &str, kind: &str) -> String {
-        let name = match name {
-            "" => format!("{kind}_{}", self.graph.nodes().len()),
-            name => name.to_owned(),
-        };
-        let mut unique = name.clone();
-        while self.names.contains_key(&unique) {
-            // The count of a base name goes on where it stopped, so that many equal names take linear time.
-            let count = self.names.entry(name.clone()).or_insert(1);
-            *count += 1;
-            unique = format!("{name}_{count}");
-        }
-        self.names.insert(unique.clone(), 1);
-        unique
-    }
-
-    /// The value of this name; constants are added when they are first read.
-    fn value(&mut self, name: &str) -> Result<ValueId, Error> {
-        if let Some(id) = self.graph.find(name) {
-            return Ok(id);
-        }
-        match self.known.get_mut(name) {
-            Some(Known::Constant(tensor)) => {
-                let tensor = std::mem::replace(tensor, Tensor::new([0], Data::F32(vec![]))?);
-                self.graph.add_constant(name, tensor)
-            }
-            Some(Known::PerBatch(_)) => {
-                Err(Error::new(Kind::Structure, "depends on the batch size alone: that is no output").at(name))
-            }
-            _ => Err(Error::new(Kind::Structure, "nothing writes this value").at(name)),
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ops::Reshape;
+    use crate::tensor::Data;
 
     fn raw<'a>(op_type: &'a str, inputs: &[&'a str], outputs: &[&'a str]) -> RawNode<'a> {
         let some = |names: &[&'a str]| names.iter().map(|n| (!n.is_empty()).then_some(*n)).collect();
