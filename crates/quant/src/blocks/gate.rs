@@ -94,15 +94,20 @@ pub struct Gating {
 }
 
 impl Gating {
-    /// Factor on the learning rate in a search of so many steps: that long, a search of the length that the defaults are made
-    /// for has time to change every width.
+    /// Learning rate of shares in a search of so many steps, relative to that of float weights.
     pub fn rate(&self, steps: u64) -> f32 {
-        (self.rate * (SEARCH_STEPS / steps.max(1) as f64).clamp(1.0, 50.0)) as f32
+        (self.rate * hurry(steps)) as f32
     }
 }
 
-/// Steps of a search for which the defaults of rates and strengths are meant; shorter ones hurry.
+/// Steps of a search for which the defaults of rates and strengths are meant.
 const SEARCH_STEPS: f64 = 2500.0;
+
+/// Factor on the rates of gates in a search of so many steps: they must be able to cross from one width to the next several times
+/// however short it is.
+pub fn hurry(steps: u64) -> f64 {
+    (SEARCH_STEPS / steps.max(1) as f64).clamp(1.0, 50.0)
+}
 
 /// How a gate gets from one pair of widths to the next.
 #[derive(Debug, Clone, Copy, PartialEq)]

@@ -45,6 +45,7 @@ pub use weight::{CsqWeight, Stage, Start};
 
 use crate::blocks::budget::{Budget, Count, Weighting};
 use crate::blocks::fit::fit_budget;
+use crate::blocks::gate::hurry;
 use crate::blocks::range::Range;
 use crate::blocks::searched;
 use crate::blocks::temperature::Temperature;
@@ -192,9 +193,6 @@ impl CsqOptions {
     }
 }
 
-/// Steps of a search for which the defaults of `gate_rate` and `lambda` are meant; shorter ones hurry.
-const SEARCH_STEPS: f64 = 2500.0;
-
 /// The method.
 #[derive(Debug)]
 pub struct Csq {
@@ -218,8 +216,7 @@ impl Csq {
 
     /// Sets temperatures, and learning rates to match them.
     fn set_temperature(&self, slots: &mut [Slot<CsqWeight>], temperature: f64, steps: u64) {
-        // Gates must be able to cross from open to closed several times however short the search is.
-        let hurry = (SEARCH_STEPS / steps.max(1) as f64).clamp(1.0, 50.0);
+        let hurry = hurry(steps);
         for slot in slots {
             let q = &mut slot.quantizer;
             q.temperature = temperature as f32;
