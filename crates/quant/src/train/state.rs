@@ -21,7 +21,7 @@ use crate::param::{Group, Param};
 use crate::passes::layers::weight_layers;
 use crate::quantizer::{Quantizer, Rows};
 
-/// Largest relative change of an activation's step in one update.
+/// Largest relative change of a scale or step in one update.
 const STEP_CHANGE: f32 = 0.02;
 
 /// Accuracy and mean loss on held-out data.
@@ -236,15 +236,9 @@ impl<Q: Quantizer> State<Q> {
     /// One update of everything that learns; gradients are cleared.
     pub fn update(&mut self, options: &TrainOptions, rate: f32) -> Result<(), Error> {
         let algorithm = options.algorithm();
-        let before: Vec<f32> = self.steps.iter().filter_map(|(_, p)| p.value.first().copied()).collect();
         self.visit(&mut |_, param| update(param, &algorithm, options, rate));
         for (_, bias) in &mut self.biases {
             bias.keep_steps_positive();
-        }
-        for ((_, step), before) in self.steps.iter_mut().zip(before) {
-            // One unlucky batch must not move a grid far: its step changes by a few percent at most.
-            let most = before * STEP_CHANGE;
-            step.value.iter_mut().for_each(|s| *s = s.clamp(before - most, before + most).max(SMALLEST_STEP));
         }
         self.walk_activations()
     }
@@ -412,10 +406,47 @@ fn update(param: &mut Param, algorithm: &Algorithm, options: &TrainOptions, rate
         return;
     }
     param.memory.resize_with(segments, Memory::default);
+    let before = (param.group == Group::Scale).then(|| param.value.clone());
     let decay = if param.group == Group::Weight || options.decay_all { options.weight_decay } else { 0.0 };
     let parts = param.value.chunks_mut(len).zip(param.grad.chunks(len)).zip(&mut param.memory).zip(&param.rate);
     for (((value, grad), memory), factor) in parts {
         algorithm.update(memory, value, grad, Rates { learning_rate: rate * factor, weight_decay: decay });
     }
+    // One unlucky batch must not move a grid far. A step that passed zero, or jumped beyond all that it rounds, would not come back:
+    // its channel would round to nothing, which has no gradient.
+    for (scale, before) in param.value.iter_mut().zip(before.into_iter().flatten()) {
+        let most = before * STEP_CHANGE;
+        *scale = scale.clamp(before - most, before + most).max(SMALLEST_STEP);
+    }
     param.clear_grad();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::train::options::OptimizerName;
+
+    #[test]
+    fn no_update_moves_a_grid_far() {
+        for optimizer in [OptimizerName::Sgd, OptimizerName::Adamw] {
+            let options = TrainOptions { optimizer, ..TrainOptions::default() };
+            let mut steps = Param::new("steps", Group::Scale, vec![1e-4, 0.5, 2.0]);
+            for _ in 0..3 {
+                let before = steps.value.clone();
+                steps.grad = vec![1e3, -1e3, 1e-9];
+                update(&mut steps, &options.algorithm(), &options, 0.1);
+                for (after, before) in steps.value.iter().zip(before) {
+                    assert!(
+                        (after / before - 1.0).abs() <= 1.001 * STEP_CHANGE,
+                        "{optimizer:?}: {before} became {after}"
+                    );
+                }
+            }
+            // Weights go where the gradient sends them.
+            let mut weight = Param::new("latent", Group::Weight, vec![1e-4]);
+            weight.grad = vec![1e3];
+            update(&mut weight, &options.algorithm(), &options, 0.1);
+            assert!(weight.value[0] < -0.05);
+        }
+    }
 }
