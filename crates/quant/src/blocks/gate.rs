@@ -14,8 +14,11 @@
 //! with y = σ((logit β + logit u) / τ) and u uniform: the logistic form of Gumbel-softmax over two choices, whose draw is 1 with
 //! probability β at every τ.
 
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::{RngCore, SeedableRng};
 use serde::{Deserialize, Serialize};
 
+use crate::method::Progress;
 use crate::param::{Group, Param};
 
 /// How a share is learned.
@@ -94,10 +97,25 @@ pub struct Gating {
 }
 
 impl Gating {
-    /// Learning rate of shares in a search of so many steps, relative to that of float weights.
-    pub fn rate(&self, steps: u64) -> f32 {
-        (self.rate * hurry(steps)) as f32
+    /// Before a step: rates and draws of gates. Draws depend on the step's number and the `stream` (one for each kind of tensor) alone,
+    /// so that a resumed run draws the same.
+    pub fn begin_step<'a>(&self, gates: impl Iterator<Item = &'a mut Gate>, at: &Progress, stream: u64) {
+        let mut rng = ChaCha8Rng::seed_from_u64(self.seed);
+        rng.set_stream(stream << 63 | at.step);
+        for gate in gates {
+            gate.share.rate = vec![(self.rate * hurry(at.steps)) as f32];
+            let u = (f64::from(rng.next_u32()) + 0.5) / (f64::from(u32::MAX) + 1.0);
+            gate.set_draw(self.estimator.draw(gate.share(), u, self.tau));
+        }
     }
+}
+
+/// One width for all: every open gate gets the mean of their gradients.
+pub fn share_gradients<'a>(gates: impl Iterator<Item = &'a mut Gate>) {
+    let mut open: Vec<&mut Gate> = gates.filter(|gate| gate.is_open()).collect();
+    let sum: f32 = open.iter().flat_map(|gate| &gate.share.grad).sum();
+    let mean = sum / open.len().max(1) as f32;
+    open.iter_mut().for_each(|gate| gate.share.grad.fill(mean));
 }
 
 /// Steps of a search for which the defaults of rates and strengths are meant.
@@ -199,6 +217,15 @@ impl Gate {
     /// What the next passes do.
     pub fn draw(&self) -> Draw {
         self.draw
+    }
+
+    /// Share of the wider width in a pass: what was drawn, or all or nothing where the width that would be deployed is asked for.
+    pub fn mix(&self, is_hard: bool) -> f32 {
+        match (self.is_open(), is_hard) {
+            (false, _) => 1.0,
+            (true, true) => f32::from(self.share() >= 0.5),
+            (true, false) => self.draw.mix,
+        }
     }
 
     /// Sets what the next passes do; a gate without a narrower width takes its only one.

@@ -164,16 +164,7 @@ impl Method for Bsq {
     }
 
     fn after_update(&mut self, slots: &mut [Slot<BsqWeight>]) {
-        for slot in slots {
-            match slot.quantizer.search() {
-                Some(planes) => planes.clamp(),
-                None => {
-                    if let Some(fixed) = slot.quantizer.fixed() {
-                        fixed.keep_steps_positive();
-                    }
-                }
-            }
-        }
+        slots.iter_mut().filter_map(|slot| slot.quantizer.search()).for_each(|planes| planes.clamp());
     }
 
     fn end_epoch(&mut self, slots: &mut [Slot<BsqWeight>], at: &Progress) -> Result<Vec<String>, Error> {

@@ -507,23 +507,14 @@ impl Csq {
         };
         let fitted = fit_budget(slots, targets.clone(), &mut planes, o.planes, &self.budget, Range::Mse, trial)?;
         log.extend(fitted);
-        if o.finetune == Finetune::Weights {
-            for ((slot, target), &k) in slots.iter_mut().zip(&targets).zip(&planes) {
-                slot.quantizer.retrain(target, k);
-            }
-            self.stage = Stage::Hard;
-            log.push(format!(
-                "scheme frozen at {:.3} mean bits: {}",
-                self.budget.mean(&self.sizes(slots)),
-                list(slots)
-            ));
-            return Ok(log);
-        }
         for ((slot, target), &k) in slots.iter_mut().zip(&targets).zip(&planes) {
-            // Edge layers have planes to spare: what is decided for them needs no softness beyond the finest plane.
-            slot.quantizer.refit(target, k, o.logit, o.finetune_start as f32, Range::Mse);
+            match o.finetune {
+                Finetune::Weights => slot.quantizer.retrain(target, k),
+                // Edge layers have planes to spare: what is decided for them needs no softness beyond the finest plane.
+                Finetune::Bits => slot.quantizer.refit(target, k, o.logit, o.finetune_start as f32, Range::Mse),
+            }
         }
-        self.stage = Stage::Frozen;
+        self.stage = if o.finetune == Finetune::Weights { Stage::Hard } else { Stage::Frozen };
         log.push(format!("scheme frozen at {:.3} mean bits: {}", self.budget.mean(&self.sizes(slots)), list(slots)));
         Ok(log)
     }

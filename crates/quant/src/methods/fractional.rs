@@ -13,14 +13,12 @@
 mod tests;
 mod weight;
 
-use rand_chacha::ChaCha8Rng;
-use rand_chacha::rand_core::{RngCore, SeedableRng};
 use serde::{Deserialize, Serialize};
 
 pub use weight::PairWeight;
 
 use crate::blocks::budget::Budget;
-use crate::blocks::gate::{Chain, Draw, Estimator, Gating};
+use crate::blocks::gate::{Chain, Draw, Estimator, Gating, share_gradients};
 use crate::blocks::searched::{self, Searched, Standing, fix_all, list, read_state, restore_all};
 use crate::blocks::widths::Widths;
 use crate::error::Error;
@@ -144,14 +142,6 @@ impl<P: Preset> Fractional<P> {
         self.options.freeze_after > 0 && self.crossings.turns >= self.options.freeze_after
     }
 
-    /// One width for all: every gate gets the mean of the gradients.
-    fn share_gradients(slots: &mut [Slot<FractionalWeight>]) {
-        let grads: Vec<f32> =
-            Self::searching(slots).filter(|p| !p.gate.share.frozen).flat_map(|p| p.gate.share.grad.clone()).collect();
-        let mean = grads.iter().sum::<f32>() / grads.len().max(1) as f32;
-        Self::searching(slots).filter(|p| !p.gate.share.frozen).for_each(|p| p.gate.share.grad.fill(mean));
-    }
-
     fn count_turns(&mut self, slots: &mut [Slot<FractionalWeight>]) {
         let Some(upper) = Self::searching(slots).find(|p| !p.gate.share.frozen).map(|p| p.gate.pair().1) else {
             return;
@@ -234,16 +224,7 @@ impl<P: Preset> Method for Fractional<P> {
     }
 
     fn begin_step(&mut self, slots: &mut [Slot<FractionalWeight>], at: &Progress) {
-        let o = &self.options;
-        let rate = self.own_gating().rate(at.steps);
-        // A step's draws depend on its number alone, so that a resumed run draws the same.
-        let mut rng = ChaCha8Rng::seed_from_u64(o.seed);
-        rng.set_stream(at.step);
-        for pair in Self::searching(slots) {
-            pair.gate.share.rate = vec![rate];
-            let u = (f64::from(rng.next_u32()) + 0.5) / (f64::from(u32::MAX) + 1.0);
-            pair.gate.set_draw(o.estimator.draw(pair.gate.share(), u, o.tau));
-        }
+        self.own_gating().begin_step(Self::searching(slots).map(|pair| &mut pair.gate), at, 0);
     }
 
     fn step(
@@ -293,7 +274,7 @@ impl<P: Preset> Method for Fractional<P> {
             value += pull * f64::from(pair.gate.share());
         }
         if o.sharing == Sharing::Net {
-            Self::share_gradients(slots);
+            share_gradients(Self::searching(slots).map(|pair| &mut pair.gate));
         }
         if self.is_settled() {
             Self::searching(slots).for_each(|p| p.gate.share.clear_grad());
@@ -304,14 +285,11 @@ impl<P: Preset> Method for Fractional<P> {
     fn after_update(&mut self, slots: &mut [Slot<FractionalWeight>]) {
         let settled = self.is_settled();
         for slot in slots.iter_mut() {
-            if let Some(pair) = slot.quantizer.search() {
-                if settled && !pair.gate.share.frozen {
-                    pair.gate.share.value.fill(1.0);
-                }
-                pair.walk(self.options.chain);
-            } else if let Some(fixed) = slot.quantizer.fixed() {
-                fixed.keep_steps_positive();
+            let Some(pair) = slot.quantizer.search() else { continue };
+            if settled && !pair.gate.share.frozen {
+                pair.gate.share.value.fill(1.0);
             }
+            pair.walk(self.options.chain);
         }
         if self.options.sharing == Sharing::Net {
             self.count_turns(slots);

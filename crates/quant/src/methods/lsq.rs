@@ -19,10 +19,10 @@ use bitsmith_graph::{Granularity, Grid, QParams};
 use bitsmith_kernels::numerics::code_range;
 
 use crate::blocks::bins::bin_penalty;
-use crate::blocks::grid::{SMALLEST_STEP, fake_quantize, fake_quantize_backward, lsq_grad_scale};
+use crate::blocks::grid::{fake_quantize, fake_quantize_backward, lsq_grad_scale};
 use crate::blocks::range::Range;
 use crate::error::Error;
-use crate::method::{Method, Part, Slot, WeightLayer};
+use crate::method::{Method, Part, WeightLayer};
 use crate::options::options;
 use crate::param::{Group, Param};
 use crate::quantizer::{Quantizer, Rows};
@@ -67,10 +67,6 @@ impl Method for Lsq {
         };
         let per = layer.granularity(self.options.per_channel);
         Ok(LsqWeight::new(bits, per, layer.rows(self.options.per_channel), init, Range::Mse))
-    }
-
-    fn after_update(&mut self, slots: &mut [Slot<LsqWeight>]) {
-        slots.iter_mut().for_each(|slot| slot.quantizer.keep_steps_positive());
     }
 }
 
@@ -125,11 +121,6 @@ impl LsqWeight {
     pub fn bin_penalty(&mut self, strength: f64) -> f64 {
         let Param { value, grad, .. } = &mut self.latent;
         bin_penalty(value, &self.steps.value, self.q_max, &self.rows, strength, grad)
-    }
-
-    /// Steps must stay positive for the grid to exist.
-    pub fn keep_steps_positive(&mut self) {
-        self.steps.value.iter_mut().for_each(|s| *s = s.max(SMALLEST_STEP));
     }
 }
 

@@ -17,8 +17,6 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use bitsmith_engine::{Between, Engine, Params};
 use bitsmith_graph::{Model, Role as SiteRole, ValueId};
-use rand_chacha::ChaCha8Rng;
-use rand_chacha::rand_core::{RngCore, SeedableRng};
 use serde::{Deserialize, Serialize};
 
 use super::data::{Data, InMemory};
@@ -27,7 +25,7 @@ use super::state::State;
 use crate::blocks::budget::{Budget, Count, Weighting};
 use crate::blocks::cost::mean_bits;
 use crate::blocks::fit::{Item, Trials, fit, is_settled};
-use crate::blocks::gate::{Chain, Estimator, Gate, Gating, Walk};
+use crate::blocks::gate::{Chain, Estimator, Gate, Gating, Walk, share_gradients};
 use crate::blocks::grid::SMALLEST_STEP;
 use crate::error::{Error, Kind};
 use crate::method::{Progress, Slot};
@@ -77,11 +75,14 @@ struct Site {
     scales: [f32; 9],
 }
 
-impl Site {
-    /// A step for `bits`, where `step` is the one for `now`.
-    fn step_at(&self, bits: usize, (now, step): (usize, f32)) -> f32 {
-        (step * self.scales[bits] / self.scales[now]).max(SMALLEST_STEP)
-    }
+/// A step for `bits`, where `step` is the one for `now` and calibration says `scales`.
+fn step_at(scales: &[f32; 9], bits: usize, (now, step): (usize, f32)) -> f32 {
+    (step * scales[bits] / scales[now]).max(SMALLEST_STEP)
+}
+
+/// The step of a site.
+fn step_of(steps: &mut [(ValueId, Param)], site: ValueId) -> Option<&mut Param> {
+    steps.iter_mut().find(|(id, _)| *id == site).map(|(_, step)| step)
 }
 
 /// How far the widths are.
@@ -141,18 +142,15 @@ impl Activations {
                 _ => most as f64,
             };
             let gate = Gate::new(width, floor, most);
-            let mut site = Site {
+            let narrow = step_at(scales, (gate.upper() - 1).max(1), (most, params.scale[0]));
+            sites.push(Site {
                 id,
                 name: model.graph.value(id).name.clone(),
                 readers,
-                narrow: Param::new("narrow", Group::Scale, vec![]),
+                narrow: Param::new("narrow", Group::Scale, vec![narrow]),
                 gate,
                 scales: *scales,
-            };
-            let bits = (site.gate.upper() - 1).max(1);
-            let step = site.step_at(bits, (most, params.scale[0]));
-            site.narrow = Param::new("narrow", Group::Scale, vec![step]);
-            sites.push(site);
+            });
         }
         if !sites.iter().any(|site| site.gate.is_open()) {
             return Err(Error::option(format!(
@@ -190,8 +188,8 @@ impl Activations {
             return;
         }
         for site in self.sites.iter().filter(|site| site.gate.is_open()) {
-            let mix = if self.is_hard { f32::from(site.gate.share() >= 0.5) } else { site.gate.draw().mix };
-            params.pairs.insert(site.id, Between { step: site.narrow.value[0], mix: mix.clamp(0.0, 1.0) });
+            let mix = site.gate.mix(self.is_hard).clamp(0.0, 1.0);
+            params.pairs.insert(site.id, Between { step: site.narrow.value[0], mix });
         }
     }
 
@@ -220,14 +218,7 @@ impl Activations {
     /// Before a step: rates and draws, which depend on the step's number alone.
     pub fn begin_step(&mut self, at: &Progress) {
         let Some(gating) = self.gating() else { return };
-        let mut rng = ChaCha8Rng::seed_from_u64(gating.seed);
-        // Weights draw from the lower half of the streams.
-        rng.set_stream(1 << 63 | at.step);
-        for site in &mut self.sites {
-            site.gate.share.rate = vec![gating.rate(at.steps)];
-            let u = (f64::from(rng.next_u32()) + 0.5) / (f64::from(u32::MAX) + 1.0);
-            site.gate.set_draw(gating.estimator.draw(site.gate.share(), u, gating.tau));
-        }
+        gating.begin_step(self.sites.iter_mut().map(|site| &mut site.gate), at, 1);
     }
 
     /// The pull towards the target: adds to the gradients of the shares, and returns the term of the loss.
@@ -246,10 +237,7 @@ impl Activations {
             value += pull * f64::from(site.gate.share());
         }
         if gating.is_shared {
-            let open = || self.sites.iter().filter(|site| site.gate.is_open());
-            let sum: f32 = open().map(|site| site.gate.share.grad[0]).sum();
-            let mean = sum / open().count().max(1) as f32;
-            self.sites.iter_mut().filter(|s| s.gate.is_open()).for_each(|s| s.gate.share.grad.fill(mean));
+            share_gradients(self.sites.iter_mut().map(|site| &mut site.gate));
         }
         value
     }
@@ -259,19 +247,18 @@ impl Activations {
         let Some(gating) = self.gating() else { return vec![] };
         let mut moved = vec![];
         for site in &mut self.sites {
-            site.narrow.value[0] = site.narrow.value[0].max(SMALLEST_STEP);
             let before = (site.gate.upper(), step_of(site.id));
             let walk = site.gate.walk(gating.chain);
             let (upper, narrow) = (site.gate.upper(), site.narrow.value[0]);
             match walk {
                 Walk::Stayed => continue,
                 Walk::Up => {
-                    moved.push((site.id, site.step_at(upper, before)));
+                    moved.push((site.id, step_at(&site.scales, upper, before)));
                     site.narrow = Param::new("narrow", Group::Scale, vec![before.1]);
                 }
                 Walk::Down => {
                     moved.push((site.id, narrow));
-                    let next = site.step_at((upper - 1).max(1), (upper, narrow));
+                    let next = step_at(&site.scales, (upper - 1).max(1), (upper, narrow));
                     site.narrow = Param::new("narrow", Group::Scale, vec![next]);
                 }
             }
@@ -326,8 +313,8 @@ impl<Q: Quantizer> State<Q> {
         // Where the search starts narrower than what was calibrated, the step is that of the narrower width.
         for site in &activations.sites {
             let Some(most) = self.model.sites.get(&site.id).map(|s| usize::from(s.spec.bits)) else { continue };
-            if let Some((_, step)) = self.steps.iter_mut().find(|(id, _)| *id == site.id) {
-                let value = site.step_at(site.gate.upper(), (most, step.value[0]));
+            if let Some(step) = step_of(&mut self.steps, site.id) {
+                let value = step_at(&site.scales, site.gate.upper(), (most, step.value[0]));
                 renew(step, value, site.gate.upper());
             }
         }
@@ -346,7 +333,7 @@ impl<Q: Quantizer> State<Q> {
         }
         for (id, value) in moved {
             let bits = activations.sites.iter().find(|site| site.id == id).map_or(8, |site| site.gate.upper());
-            if let Some((_, step)) = self.steps.iter_mut().find(|(step, _)| *step == id) {
+            if let Some(step) = step_of(&mut self.steps, id) {
                 renew(step, value, bits);
             }
         }
@@ -373,7 +360,7 @@ impl<Q: Quantizer> State<Q> {
         for (site, size) in activations.sites.iter().zip(sizes) {
             let (floor, most, width) = site.gate.bounds_and_nearest();
             items.push(Item::new(site.name.clone(), size, width, floor, most));
-            let step = self.steps.iter().find(|(id, _)| *id == site.id).map_or(1.0, |(_, step)| step.value[0]);
+            let step = step_of(&mut self.steps, site.id).map_or(1.0, |step| step.value[0]);
             let upper = site.gate.upper();
             known.push(if width < upper { (width, site.narrow.value[0]) } else { (upper, step) });
         }
@@ -408,7 +395,7 @@ impl<Q: Quantizer> State<Q> {
             activations.stage = Stage::Fixed;
         }
         for site in &activations.sites {
-            if let Some((_, step)) = self.steps.iter_mut().find(|(id, _)| *id == site.id) {
+            if let Some(step) = step_of(&mut self.steps, site.id) {
                 step.frozen = site.gate.upper() >= 8;
             }
         }
@@ -440,8 +427,8 @@ impl<Q: Quantizer> Trials for Widths<'_, Q> {
         };
         let site = &mut activations.sites[item];
         site.gate.restore(width);
-        if let Some((_, step)) = steps.iter_mut().find(|(id, _)| *id == site.id) {
-            renew(step, site.step_at(width, self.known[item]), width);
+        if let Some(step) = step_of(steps, site.id) {
+            renew(step, step_at(&site.scales, width, self.known[item]), width);
         }
         activations.compile(model, engine)
     }

@@ -237,9 +237,6 @@ impl<Q: Quantizer> State<Q> {
     pub fn update(&mut self, options: &TrainOptions, rate: f32) -> Result<(), Error> {
         let algorithm = options.algorithm();
         self.visit(&mut |_, param| update(param, &algorithm, options, rate));
-        for (_, bias) in &mut self.biases {
-            bias.keep_steps_positive();
-        }
         self.walk_activations()
     }
 

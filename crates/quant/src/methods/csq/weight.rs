@@ -348,9 +348,6 @@ impl CsqWeight {
 
     /// Scales must stay positive for the grid to exist.
     pub(super) fn keep_scale_positive(&mut self) {
-        if let Some(loose) = &mut self.loose {
-            loose.keep_steps_positive();
-        }
         let q = ((1u32 << self.planes()) - 1).max(1) as f32;
         self.scale.value.iter_mut().for_each(|s| *s = s.max(SMALLEST_STEP * q));
     }

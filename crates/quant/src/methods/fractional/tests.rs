@@ -1,6 +1,8 @@
 //! The acceptance checks of the family, on the quantizer as training uses it. The gate's own are beside it.
 
 use bitsmith_kernels::numerics::{dequantize, quantize};
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::{RngCore, SeedableRng};
 
 use super::*;
 use crate::blocks::searched::Search;

@@ -4,7 +4,7 @@ use bitsmith_graph::{Granularity, QParams};
 
 use crate::blocks::fit::best_steps;
 use crate::blocks::gate::{Chain, Gate, Walk};
-use crate::blocks::grid::{SMALLEST_STEP, fake_quantize, fake_quantize_backward, lsq_grad_scale};
+use crate::blocks::grid::{fake_quantize, fake_quantize_backward, lsq_grad_scale};
 use crate::blocks::range::Range;
 use crate::blocks::searched::Search;
 use crate::param::{Group, Param};
@@ -69,12 +69,9 @@ impl PairWeight {
         self.errors.0 - self.errors.1
     }
 
-    /// Keeps share and steps in their ranges, and moves to the next pair of widths where the chain says so. Returns whether
+    /// Keeps the share in its range, and moves to the next pair of widths where the chain says so. Returns whether
     /// it did.
     pub fn walk(&mut self, chain: Chain) -> bool {
-        for step in self.wide_steps.value.iter_mut().chain(&mut self.narrow_steps.value) {
-            *step = step.max(SMALLEST_STEP);
-        }
         let walk = self.gate.walk(chain);
         let upper = self.gate.upper();
         match walk {
@@ -96,15 +93,6 @@ impl PairWeight {
         Param::new(name, Group::Scale, best_steps(&self.latent.value, &self.rows, planes, Range::Mse))
     }
 
-    /// Share of the wider grid that a forward pass uses now.
-    fn mix(&self) -> f32 {
-        match (self.gate.is_open(), self.show_hard) {
-            (false, _) => 1.0,
-            (true, true) => f32::from(self.gate.share() >= 0.5),
-            (true, false) => self.gate.draw().mix,
-        }
-    }
-
     fn round(&mut self, wide: bool) {
         let (steps, planes, out) = match wide {
             true => (&self.wide_steps, self.gate.upper(), &mut self.wide),
@@ -116,7 +104,7 @@ impl PairWeight {
 
 impl Quantizer for PairWeight {
     fn forward(&mut self, weights: &mut [f32]) {
-        let mix = self.mix();
+        let mix = self.gate.mix(self.show_hard);
         if mix > 0.0 {
             self.round(true);
         }
