@@ -2,7 +2,7 @@
 //! kinds of layer, and the whole network.
 
 use bitsmith_kernels::conv::ConvShape;
-use bitsmith_kernels::integer::{ByteGrid, ConvWeights, PerChannel, Requantize, conv, conv_with};
+use bitsmith_kernels::integer::{ByteGrid, ConvWeights, PerChannel, Requantize, Residual, conv, conv_with};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use std::hint::black_box;
 
@@ -53,7 +53,10 @@ impl Layer {
         let residual = self.has_residual.then_some((&residual[..self.shape.output_len()], self.grid));
         let (x, out) = (&x[..self.shape.input_len()], &mut out[..self.shape.output_len()]);
         conv_with(&self.shape, x, 0, &self.weights, out, |first, acc, out| {
-            let residual = residual.map(|(codes, grid)| (&codes[first..first + acc.len()], grid));
+            let residual = match residual {
+                Some((codes, grid)) => Residual::Codes(&codes[first..first + acc.len()], grid),
+                None => Residual::None,
+            };
             let requantize = Requantize {
                 multiplier: &self.multiplier,
                 per_channel: PerChannel::Affine(&self.a, &self.b),

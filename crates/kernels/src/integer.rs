@@ -27,7 +27,7 @@ mod weights;
 mod tests;
 
 pub use conv::{conv, conv_with};
-pub use requantize::{PerChannel, Requantize};
+pub use requantize::{PerChannel, Requantize, Residual};
 pub use weights::ConvWeights;
 
 use crate::conv::ConvShape;

@@ -4,7 +4,7 @@
 use super::{Case, Version};
 use bitsmith_kernels::conv::ConvShape;
 use bitsmith_kernels::integer::reference as naive;
-use bitsmith_kernels::integer::{ByteGrid, ConvWeights, PerChannel, Requantize, conv, linear_shape};
+use bitsmith_kernels::integer::{ByteGrid, ConvWeights, PerChannel, Requantize, Residual, conv, linear_shape};
 use bitsmith_kernels::numerics::requantize_slice;
 
 struct Buffers {
@@ -52,7 +52,8 @@ const GRID: ByteGrid = ByteGrid { scale: 0.037, zero_point: 0, low: 0, high: 15 
 const REQUANTIZE: [Version<Sums>; 2] = [
     |b| {
         let (per_channel, clip) = (PerChannel::Bias(&b.bias), Some((0.0, f32::INFINITY)));
-        let requantize = Requantize { multiplier: &b.multiplier, per_channel, residual: None, clip, grid: GRID };
+        let requantize =
+            Requantize { multiplier: &b.multiplier, per_channel, residual: Residual::None, clip, grid: GRID };
         requantize.run(&b.acc, &mut b.codes);
     },
     |b| {

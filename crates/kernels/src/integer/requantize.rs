@@ -8,13 +8,21 @@
 //! q = quantize(y)
 //! ```
 //!
-//! The result is that of the loops of [`rows`](super::rows) one after the other, bit for bit; here numbers stay in registers from
-//! the accumulator to the code.
+//! The result is that of the loops of [`rows`](super::rows) one after the other, bit for bit, but most codes need less work:
+//!
+//! ```text
+//! t = f32(acc) · A[c] + B[c] + code · R       A = multiplier · a / scale,  B = (b − zero_x · scale_x) / scale,  R = scale_x / scale
+//! q = round(clamp(t, codes of low and high)) + zero_point
+//! ```
+//!
+//! is the chain in units of the result's step, in another order: it differs from the chain's number by a little that is known
+//! ([`Folded::new`]), so both round to the same code unless t lies that close to half-way between two. Then the chain itself decides.
 
 use super::ByteGrid;
 use crate::activation::Activation;
 use crate::multiversion::multiversion;
 use crate::numerics::{dequantize, quantize, round_clamped_and_distance};
+use std::cell::Cell;
 
 /// What is done per channel after the multiplier.
 #[derive(Debug, Clone, Copy)]
@@ -27,6 +35,17 @@ pub enum PerChannel<'a> {
     Affine(&'a [f32], &'a [f32]),
 }
 
+/// What is added after the channel's factor and bias.
+#[derive(Debug, Clone, Copy)]
+pub enum Residual<'a> {
+    /// Nothing.
+    None,
+    /// The numbers that codes stand for.
+    Codes(&'a [u8], ByteGrid),
+    /// Numbers.
+    Floats(&'a [f32]),
+}
+
 /// The operations; see the [module](self).
 #[derive(Debug, Clone, Copy)]
 pub struct Requantize<'a> {
@@ -34,12 +53,17 @@ pub struct Requantize<'a> {
     pub multiplier: &'a [f32],
     /// Bias or batch-norm.
     pub per_channel: PerChannel<'a>,
-    /// Codes to add, one per accumulator.
-    pub residual: Option<(&'a [u8], ByteGrid)>,
+    /// What to add, one per accumulator.
+    pub residual: Residual<'a>,
     /// Bounds of ReLU (0 and infinity), ReLU6, ….
     pub clip: Option<(f32, f32)>,
     /// The grid of the result.
     pub grid: ByteGrid,
+}
+
+thread_local! {
+    /// Factors and addends of [`Folded`], kept from call to call.
+    static FACTORS: Cell<[Vec<f32>; 2]> = Cell::default();
 }
 
 impl Requantize<'_> {
@@ -53,39 +77,53 @@ impl Requantize<'_> {
             acc.len() == out.len() && acc.len().is_multiple_of(channels.max(1)),
             "one code per accumulator of whole pixels"
         );
-        assert!(self.residual.is_none_or(|(codes, _)| codes.len() == acc.len()), "one residual per accumulator");
+        let residual = match self.residual {
+            Residual::None => acc.len(),
+            Residual::Codes(codes, _) => codes.len(),
+            Residual::Floats(floats) => floats.len(),
+        };
+        assert_eq!(residual, acc.len(), "one residual per accumulator");
         let per_channel = match self.per_channel {
             PerChannel::None => [channels; 2],
             PerChannel::Bias(bias) => [bias.len(), channels],
             PerChannel::Affine(a, b) => [a.len(), b.len()],
         };
         assert_eq!(per_channel, [channels; 2], "one bias or factor per channel");
-        run(self, acc, out);
+        if channels < RUN {
+            return self.one_by_one(acc, 0, out);
+        }
+        let [mut factors, mut addends] = FACTORS.take();
+        factors.resize(channels, 0.0);
+        addends.resize(channels, 0.0);
+        match Folded::new(self, &mut factors, &mut addends) {
+            Some(folded) => run(self, &folded, acc, out),
+            None => self.one_by_one(acc, 0, out),
+        }
+        FACTORS.set([factors, addends]);
     }
-}
 
-multiversion! {
-    fn run(r: &Requantize<'_>, acc: &[i32], out: &mut [u8]) {
-        // A clip to the very range of codes, or beyond it, is done by rounding to them.
-        let needed = r.clip.filter(|&(low, high)| {
-            let code = |v: f32| quantize(v, r.grid.scale, r.grid.zero_point, r.grid.low, r.grid.high);
-            code(low) > r.grid.low || code(high) < r.grid.high
-        });
-        let clip = needed.unwrap_or((f32::NEG_INFINITY, f32::INFINITY));
-        let none: &[f32] = &[];
-        match (r.per_channel, r.residual, needed.is_some()) {
-            (PerChannel::None, None, false) => rows::<0, false, false>(r, none, none, clip, acc, out),
-            (PerChannel::None, None, true) => rows::<0, false, true>(r, none, none, clip, acc, out),
-            (PerChannel::None, Some(_), false) => rows::<0, true, false>(r, none, none, clip, acc, out),
-            (PerChannel::None, Some(_), true) => rows::<0, true, true>(r, none, none, clip, acc, out),
-            (PerChannel::Bias(b), None, false) => rows::<1, false, false>(r, none, b, clip, acc, out),
-            (PerChannel::Bias(b), None, true) => rows::<1, false, true>(r, none, b, clip, acc, out),
-            (PerChannel::Bias(b), Some(_), false) => rows::<1, true, false>(r, none, b, clip, acc, out),
-            (PerChannel::Bias(b), Some(_), true) => rows::<1, true, true>(r, none, b, clip, acc, out),
-            (PerChannel::Affine(a, b), None, false) => rows::<2, false, false>(r, a, b, clip, acc, out),
-            (PerChannel::Affine(a, b), None, true) => rows::<2, false, true>(r, a, b, clip, acc, out),
-            (PerChannel::Affine(a, b), Some(_), false) => rows::<2, true, false>(r, a, b, clip, acc, out),
-            (PerChannel::Affine(a, b), Some(_), true) => rows::<2, true, true>(r, a, b, clip, acc, out),
+    /// The chain itself, from element `first` on.
+    #[cold]
+    #[inline(never)]
+    fn one_by_one(&self, acc: &[i32], first: usize, out: &mut [u8]) {
+        let (grid, channels) = (self.grid, self.multiplier.len().max(1));
+        for (i, (&acc, out)) in (first..).zip(acc.iter().zip(out)) {
+            let c = i % channels;
+            let mut y = acc as f32 * self.multiplier[c];
+            match self.per_channel {
+                PerChannel::None => {}
+                PerChannel::Bias(b) => y += b[c],
+                PerChannel::Affine(a, b) => y = y * a[c] + b[c],
+            }
+            match self.residual {
+                Residual::None => {}
+                Residual::Codes(codes, from) => y += dequantize(i32::from(codes[i]), from.scale, from.zero_point),
+                Residual::Floats(floats) => y += floats[i],
+            }
+            if let Some((min, max)) = self.clip {
+                y = Activation::Clip { min, max }.apply(y);
+            }
+            *out = quantize(y, grid.scale, grid.zero_point, grid.low, grid.high) as u8;
         }
     }
 }
@@ -93,97 +131,165 @@ multiversion! {
 /// Channels that are held in registers together.
 const RUN: usize = 16;
 
-/// A quotient rounds as the product with the inverse does, unless it lies about half-way between two codes: the two differ by
-/// at most 3 · 2^-24 of themselves, which is less than 5e-5 below 256.
-const SURE: f32 = 0.5 - 1e-4;
+/// Numbers whose products with one another and with accumulators are neither too large nor too small for the bound.
+const TAME: f32 = 1e9;
 
-/// `PER_CHANNEL` is 0 for nothing, 1 for `+ b`, 2 for `· a + b`.
+/// Steps of the result that a float may add; more than this is left to the chain itself.
+const MOST_ADDED: f32 = 1024.0;
+
+/// The chain in units of the result's step.
+struct Folded<'a> {
+    /// A, per channel.
+    factors: &'a [f32],
+    /// B, per channel.
+    addends: &'a [f32],
+    /// R; 1 / scale for floats.
+    residual: f32,
+    /// Bounds of the code less its zero point.
+    low: f32,
+    high: f32,
+    /// Up to this distance from an integer, the chain rounds to that integer as well.
+    sure: f32,
+}
+
+impl<'a> Folded<'a> {
+    /// `None` where the bound would be no use, or does not hold for numbers beyond all reason.
+    ///
+    /// With P = acc · A, B and R · code as above, all in steps, and u = 2^-24, the chain's roundings add up to at most
+    /// u · (3 |P| + |B| + 3 |R · code| + 2 |t|), and those of the short form to at most u · (5 |P| + 5 |B| + 5 |R · code| + |t|), where |B|
+    /// is |b / scale| + |R · zero_x|. As |P| ≤ |t| + |B| + |R · code|, the two differ by less than 16 u · (|t| + |B| + |R · code|).
+    fn new(r: &Requantize<'_>, factors: &'a mut [f32], addends: &'a mut [f32]) -> Option<Self> {
+        let grid = r.grid;
+        let inverse = 1.0 / grid.scale;
+        let is_tame = |x: f32| x.abs() <= TAME;
+        let (residual, offset, added) = match r.residual {
+            Residual::None => (0.0, 0.0, 0.0),
+            Residual::Codes(_, from) if is_tame(from.scale) => {
+                let residual = from.scale * inverse;
+                (residual, residual * from.zero_point as f32, residual * 255.0)
+            }
+            Residual::Codes(..) => return None,
+            Residual::Floats(_) => (inverse, 0.0, MOST_ADDED),
+        };
+        let [largest, addend] = fold(r, inverse, offset, factors, addends);
+        if !(is_tame(grid.scale) && is_tame(inverse) && is_tame(largest)) {
+            return None;
+        }
+        // The code of a clipped number is the clipped code.
+        let code = |y: f32| quantize(y, grid.scale, grid.zero_point, grid.low, grid.high);
+        let (low, high) = match r.clip {
+            Some((low, high)) => (code(low), code(high)),
+            None => (grid.low, grid.high),
+        };
+        let (low, high) = ((low - grid.zero_point) as f32, (high - grid.zero_point) as f32);
+        let most = low.abs().max(high.abs()) + 1.0 + addend + added;
+        let sure = 0.5 - 16.0 * most / (1u32 << 24) as f32;
+        (sure > 0.4).then_some(Self { factors, addends, residual, low, high, sure })
+    }
+}
+
+multiversion! {
+    /// Fills A and B. Returns the largest magnitude of what went into them, and that of B before its terms were added; NaN counts as
+    /// infinite.
+    fn fold(r: &Requantize<'_>, inverse: f32, offset: f32, factors: &mut [f32], addends: &mut [f32]) -> [f32; 2] {
+        let multiplier = &r.multiplier[..factors.len()];
+        let (mut most, mut addend) = (largest(multiplier), offset.abs());
+        factors.copy_from_slice(multiplier);
+        addends.fill(-offset);
+        let (a, b): (&[f32], &[f32]) = match r.per_channel {
+            PerChannel::None => (&[], &[]),
+            PerChannel::Bias(b) => (&[], b),
+            PerChannel::Affine(a, b) => (a, b),
+        };
+        factors.iter_mut().zip(a).for_each(|(f, a)| *f *= a);
+        factors.iter_mut().for_each(|f| *f *= inverse);
+        addends.iter_mut().zip(b).for_each(|(to, b)| *to += b * inverse);
+        for values in [a, b] {
+            most = most.max(largest(values));
+        }
+        addend += largest(b) * inverse;
+        [most, addend]
+    }
+}
+
+/// The largest magnitude; NaN counts as infinite.
 #[inline(always)]
-fn rows<const PER_CHANNEL: u8, const RESIDUAL: bool, const CLIP: bool>(
+fn largest(values: &[f32]) -> f32 {
+    let mut largest = 0f32;
+    for v in values {
+        let v = if v.abs() <= f32::MAX { v.abs() } else { f32::INFINITY };
+        largest = if v > largest { v } else { largest };
+    }
+    largest
+}
+
+multiversion! {
+    fn run(r: &Requantize<'_>, folded: &Folded<'_>, acc: &[i32], out: &mut [u8]) {
+        match r.residual {
+            Residual::None => rows::<0>(r, folded, &[], &[], acc, out),
+            Residual::Codes(codes, _) => rows::<1>(r, folded, codes, &[], acc, out),
+            Residual::Floats(floats) => rows::<2>(r, folded, &[], floats, acc, out),
+        }
+    }
+}
+
+/// `RESIDUAL` is 0 for nothing, 1 for codes, 2 for floats.
+#[inline(always)]
+fn rows<const RESIDUAL: u8>(
     r: &Requantize<'_>,
-    a: &[f32],
-    b: &[f32],
-    clip: (f32, f32),
+    folded: &Folded<'_>,
+    codes: &[u8],
+    floats: &[f32],
     acc: &[i32],
     out: &mut [u8],
 ) {
-    let channels = r.multiplier.len().max(1);
-    let (residual, from) = r.residual.unwrap_or((&[], r.grid));
-    let rest = if channels < RUN { channels } else { 0 };
-    // Dividing takes longer than everything else together.
-    let inverse = 1.0 / r.grid.scale;
-    let (low, high) = ((r.grid.low - r.grid.zero_point) as f32, (r.grid.high - r.grid.zero_point) as f32);
+    let channels = folded.factors.len();
+    let &Folded { low, high, sure, .. } = folded;
     for (row, (acc, out)) in acc.chunks_exact(channels).zip(out.chunks_exact_mut(channels)).enumerate() {
-        let residual = if RESIDUAL { &residual[row * channels..][..channels] } else { &[] };
-        let one = |c: usize, acc: i32| -> u8 {
-            let mut y = acc as f32 * r.multiplier[c];
-            if PER_CHANNEL == 1 {
-                y += b[c];
-            } else if PER_CHANNEL == 2 {
-                y = y * a[c] + b[c];
-            }
-            if RESIDUAL {
-                y += dequantize(i32::from(residual[c]), from.scale, from.zero_point);
-            }
-            if CLIP {
-                y = Activation::Clip { min: clip.0, max: clip.1 }.apply(y);
-            }
-            quantize(y, r.grid.scale, r.grid.zero_point, r.grid.low, r.grid.high) as u8
-        };
+        let first = row * channels;
+        let codes = if RESIDUAL == 1 { &codes[first..first + channels] } else { &[] };
+        let floats = if RESIDUAL == 2 { &floats[first..first + channels] } else { &[] };
         let mut next = 0;
-        while next < channels - rest {
+        while next < channels {
             // The last run of a row begins early enough to be a whole one, and does some channels again.
             let at = next.min(channels - RUN);
             next = at + RUN;
             // Slices of known length and plain loops, which become registers; closures would not be compiled for AVX2.
-            let (acc, m) = (&acc[at..at + RUN], &r.multiplier[at..at + RUN]);
-            let mut y = [0f32; RUN];
+            let (a, b) = (&folded.factors[at..at + RUN], &folded.addends[at..at + RUN]);
+            let sums = &acc[at..at + RUN];
+            let mut t = [0f32; RUN];
             for i in 0..RUN {
-                y[i] = acc[i] as f32 * m[i];
+                t[i] = sums[i] as f32 * a[i] + b[i];
             }
-            if PER_CHANNEL == 1 {
-                let b = &b[at..at + RUN];
+            let mut is_unsure = false;
+            if RESIDUAL == 1 {
+                let codes = &codes[at..at + RUN];
                 for i in 0..RUN {
-                    y[i] += b[i];
+                    t[i] += f32::from(codes[i]) * folded.residual;
                 }
-            } else if PER_CHANNEL == 2 {
-                let (a, b) = (&a[at..at + RUN], &b[at..at + RUN]);
+            } else if RESIDUAL == 2 {
+                let floats = &floats[at..at + RUN];
                 for i in 0..RUN {
-                    y[i] = y[i] * a[i] + b[i];
-                }
-            }
-            if RESIDUAL {
-                let codes = &residual[at..at + RUN];
-                for i in 0..RUN {
-                    y[i] += dequantize(i32::from(codes[i]), from.scale, from.zero_point);
-                }
-            }
-            if CLIP {
-                for y in &mut y {
-                    *y = Activation::Clip { min: clip.0, max: clip.1 }.apply(*y);
+                    let added = floats[i] * folded.residual;
+                    // NaN is unsure too.
+                    let is_small = added.abs() <= MOST_ADDED;
+                    is_unsure |= !is_small;
+                    t[i] += added;
                 }
             }
             let mut q = [0i32; RUN];
-            let mut is_unsure = !inverse.is_normal();
             for i in 0..RUN {
-                let (code, distance) = round_clamped_and_distance(y[i] * inverse, low, high);
-                // NaN is unsure too.
-                let is_sure = distance < SURE;
-                is_unsure |= !is_sure;
+                let (code, distance) = round_clamped_and_distance(t[i], low, high);
+                is_unsure |= distance > sure;
                 q[i] = code.wrapping_add(r.grid.zero_point);
-            }
-            if is_unsure {
-                for i in 0..RUN {
-                    q[i] = quantize(y[i], r.grid.scale, r.grid.zero_point, r.grid.low, r.grid.high);
-                }
             }
             let out = &mut out[at..at + RUN];
             for i in 0..RUN {
                 out[i] = q[i] as u8;
             }
-        }
-        for c in 0..rest {
-            out[c] = one(c, acc[c]);
+            if is_unsure {
+                r.one_by_one(sums, first + at, out);
+            }
         }
     }
 }

@@ -2,7 +2,10 @@
 
 use super::dot::Kernel;
 use super::weights::{Layout, in_order, short_sums};
-use super::{ByteGrid, ConvWeights, Operand, PerChannel, Requantize, conv, conv_with, linear_shape, reference, rows};
+use super::{
+    ByteGrid, ConvWeights, Operand, PerChannel, Requantize, Residual, conv, conv_with, linear_shape, reference, rows,
+};
+use crate::activation::Activation;
 use crate::conv::ConvShape;
 use crate::numerics::{batch_norm_affine, dequantize, quantize};
 use crate::testing::{UNIT, assert_within, bitwise, on_every_level};
@@ -231,8 +234,11 @@ fn requantizing_follows_the_graph() {
             (0..channels).map(|c| batch_norm_affine(gamma[c], 0.3, mean[c], 1.1, 1e-5)).unzip();
         let codes: Vec<u8> = codes(n, 5);
         let from = ByteGrid { scale: 0.01, zero_point: 7, low: 0, high: 255 };
+        let large = [1e3, -1e9, f32::INFINITY, f32::NEG_INFINITY, f32::NAN];
+        let floats: Vec<f32> =
+            (0..n).map(|i| if i % 50 == 7 { large[i / 50 % 5] } else { (i * 31 % 100) as f32 * 0.007 - 0.3 }).collect();
         for per_channel in [PerChannel::None, PerChannel::Bias(&bias), PerChannel::Affine(&a, &b)] {
-            for residual in [None, Some((&*codes, from))] {
+            for residual in [Residual::None, Residual::Codes(&codes, from), Residual::Floats(&floats)] {
                 for clip in [None, Some((0.0, f32::INFINITY)), Some((0.0, 0.3)), Some((-0.05, 6.0))] {
                     for zero_point in [0, 3] {
                         let grid = ByteGrid { scale: 0.037, zero_point, low: 0, high: 15 };
@@ -247,8 +253,14 @@ fn requantizing_follows_the_graph() {
                                 PerChannel::Bias(bias) => want + bias[c],
                                 PerChannel::Affine(a, b) => want * a[c] + b[c],
                             };
-                            want += residual.map_or(0.0, |_| dequantize(codes[i].into(), 0.01, 7));
-                            want = clip.map_or(want, |(low, high)| want.max(low).min(high));
+                            want += match residual {
+                                Residual::None => 0.0,
+                                Residual::Codes(codes, from) => {
+                                    dequantize(codes[i].into(), from.scale, from.zero_point)
+                                }
+                                Residual::Floats(floats) => floats[i],
+                            };
+                            want = clip.map_or(want, |(min, max)| Activation::Clip { min, max }.apply(want));
                             assert_eq!(i32::from(q[i]), quantize(want, 0.037, zero_point, 0, 15));
                         }
                     }
@@ -277,12 +289,64 @@ fn requantizing_rounds_as_division_does() {
         let requantize = Requantize {
             multiplier: &multiplier,
             per_channel: PerChannel::Bias(&bias),
-            residual: None,
+            residual: Residual::None,
             clip: None,
             grid,
         };
         requantize.run(&vec![0; n], &mut q);
         assert_eq!(q, want, "scale {scale}");
+    }
+}
+
+/// Sums so dense that every code's borders are met closely, with every kind of operand, and with numbers beyond all reason.
+#[test]
+fn requantizing_in_steps_of_the_result_changes_no_code() {
+    const N: usize = 64;
+    let noise = |seed: u32, i: usize| {
+        let mut state = (seed.wrapping_mul(747_796_405) ^ i as u32).wrapping_mul(2_891_336_453) | 1;
+        state ^= state >> 15;
+        state = state.wrapping_mul(0x2c1b_3c6d) ^ (state >> 13);
+        state as f32 / u32::MAX as f32 * 2.0 - 1.0
+    };
+    for case in 0..400u32 {
+        let size = |k: u32| match case % 40 {
+            0 => 10f32.powi(noise(case * 7 + k, 1) as i32 * 30),
+            _ => 10f32.powf(noise(case * 7 + k, 2) * 2.0),
+        };
+        let values = |k: u32, size: f32| -> Vec<f32> { (0..N).map(|i| noise(case * 31 + k, i) * size).collect() };
+        let (high, scale) = ([15, 255, 7, 3][case as usize % 4], size(0));
+        let grid = ByteGrid { scale, zero_point: (case as i32 / 4 % 3) * high / 4, low: 0, high };
+        // About as many steps as the grid has codes, in small ones.
+        let multiplier = values(1, scale * high as f32 / 1e5);
+        let (a, b) = (values(2, 2.0), values(3, scale * high as f32 * [0.1, 1.0, 20.0][case as usize % 3]));
+        let acc: Vec<i32> = (0..N * 50).map(|i| (noise(case, i + 999) * 2e5) as i32).collect();
+        let bytes = codes::<u8>(acc.len(), case);
+        let from = ByteGrid { scale: scale * size(4), zero_point: 100, low: 0, high: 255 };
+        let floats: Vec<f32> = (0..acc.len()).map(|i| noise(case + 5, i) * scale * high as f32).collect();
+        for per_channel in [PerChannel::None, PerChannel::Bias(&b), PerChannel::Affine(&a, &b)] {
+            for residual in [Residual::None, Residual::Codes(&bytes, from), Residual::Floats(&floats)] {
+                let clip = [None, Some((0.0, f32::INFINITY)), Some((0.0, 6.0 * scale))][case as usize % 3];
+                let mut q = vec![0; acc.len()];
+                Requantize { multiplier: &multiplier, per_channel, residual, clip, grid }.run(&acc, &mut q);
+                for (i, &q) in q.iter().enumerate() {
+                    let c = i % N;
+                    let y = acc[i] as f32 * multiplier[c];
+                    let y = match per_channel {
+                        PerChannel::None => y,
+                        PerChannel::Bias(b) => y + b[c],
+                        PerChannel::Affine(a, b) => y * a[c] + b[c],
+                    };
+                    let y = match residual {
+                        Residual::None => y,
+                        Residual::Codes(codes, from) => y + dequantize(codes[i].into(), from.scale, from.zero_point),
+                        Residual::Floats(floats) => y + floats[i],
+                    };
+                    let y = clip.map_or(y, |(min, max)| Activation::Clip { min, max }.apply(y));
+                    let want = quantize(y, grid.scale, grid.zero_point, grid.low, grid.high);
+                    assert_eq!(i32::from(q), want, "case {case}, element {i}: {y} in steps of {scale}");
+                }
+            }
+        }
     }
 }
 
@@ -307,7 +371,7 @@ fn epilogues_do_not_depend_on_the_level() {
                 grid.encode(&y, &mut one_by_one);
                 let mut fused = vec![0; n];
                 let per_channel = PerChannel::Affine(&a, &b);
-                let residual = Some((&residual[..], from));
+                let residual = Residual::Codes(&residual, from);
                 Requantize { multiplier: &multiplier, per_channel, residual, clip: None, grid }.run(&acc, &mut fused);
                 assert_eq!(fused, one_by_one, "{isa:?} {channels}");
 

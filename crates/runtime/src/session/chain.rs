@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use bitsmith_graph::{Op, QParams};
 use bitsmith_kernels::activation::{self, Activation};
-use bitsmith_kernels::integer::{PerChannel, Requantize, rows};
+use bitsmith_kernels::integer::{PerChannel, Requantize, Residual, rows};
 use rayon::prelude::*;
 
 use super::grid::ByteGrid;
@@ -158,7 +158,8 @@ fn requantize<'a>(
     grid: ByteGrid,
 ) -> Option<Requantize<'a>> {
     let channels = multiplier.len();
-    let mut fused = Requantize { multiplier, per_channel: PerChannel::None, residual: None, clip: None, grid };
+    let mut fused =
+        Requantize { multiplier, per_channel: PerChannel::None, residual: Residual::None, clip: None, grid };
     if let [Link::Channel { op: Binary::Add, values, .. }, rest @ ..] = links
         && values.len() == channels
     {
@@ -169,8 +170,12 @@ fn requantize<'a>(
     {
         (fused.per_channel, links) = (PerChannel::Affine(a, b), rest);
     }
-    if let [Link::Value { op: Binary::Add, other: Elements::Codes(codes, from), .. }, rest @ ..] = links {
-        (fused.residual, links) = (Some((codes.get(range)?, *from)), rest);
+    if let [Link::Value { op: Binary::Add, other, .. }, rest @ ..] = links {
+        fused.residual = match other {
+            Elements::Codes(codes, from) => Residual::Codes(codes.get(range)?, *from),
+            Elements::F32(floats) => Residual::Floats(floats.get(range)?),
+        };
+        links = rest;
     }
     if let [Link::Activation(act), rest @ ..] = links {
         let clip = match *act {
