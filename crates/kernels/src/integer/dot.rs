@@ -159,6 +159,14 @@ impl Kernel {
         false
     }
 
+    /// Whether it uses `vpdpbusd` of AVX-512, which whoever chose it found there.
+    pub fn has_vnni(self) -> bool {
+        #[cfg(target_arch = "x86_64")]
+        return self == Kernel::Vnni;
+        #[cfg(not(target_arch = "x86_64"))]
+        false
+    }
+
     /// Whether the processor has AVX2, as whoever chose this kernel found out.
     pub fn has_avx2(self) -> bool {
         self != Kernel::Portable
