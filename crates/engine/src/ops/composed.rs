@@ -1,4 +1,8 @@
 //! Each fused operator as a composition of burn's own: the definition for every device, and the reference for [`super::Fused`].
+//!
+//! A GPU gives each element of a sum's result to one unit, which adds term after term: a sum of a million terms for sixteen channels
+//! would leave it idle. So numbers for a channel or for a whole tensor are spread over samples first, then over the rest; on the way
+//! back this makes several short sums, of many elements each, out of a long one.
 
 use bitsmith_kernels::activation::Activation;
 use bitsmith_kernels::conv::ConvShape;
@@ -44,7 +48,42 @@ pub(crate) fn permute<B: Backend>(x: T<B>, axes: &[usize]) -> T<B> {
     B::float_permute(x, axes)
 }
 
+/// Every window as a row, and one product for each sample: what burn computes fast without trying out kernels first.
 pub(super) fn conv<B: Backend>(x: T<B>, w: T<B>, bias: Option<T<B>>, shape: &ConvShape) -> T<B> {
+    if shape.groups > 1 {
+        return grouped_conv::<B>(x, w, bias, shape);
+    }
+    let [top, left, bottom, right] = shape.pads;
+    let (rows, columns) = (shape.out_h(), shape.out_w());
+    let [kernel_h, kernel_w] = shape.kernel;
+    let taps = kernel_h * kernel_w;
+    let x = pad::<B>(x, [(0, 0), (top, bottom), (left, right), (0, 0)], 0.0);
+    let tap = |tap: usize| {
+        let taken = |tap: usize, axis: usize, count: usize| {
+            let (first, step) = (tap * shape.dilation[axis], shape.stride[axis]);
+            Slice::new(first as isize, Some((first + (count - 1) * step + 1) as isize), step as isize)
+        };
+        let (h, w) = (taken(tap / kernel_w, 0, rows), taken(tap % kernel_w, 1, columns));
+        let x = B::float_slice(x.clone(), &[Slice::full(), h, w, Slice::full()]);
+        reshape::<B>(x, &[shape.batch, rows * columns, shape.c_in])
+    };
+    let mut windows: Vec<T<B>> = (0..taps).map(tap).collect();
+    let windows = if taps == 1 { windows.remove(0) } else { B::float_cat(windows, 2) };
+    let w = permute::<B>(reshape::<B>(w, &[shape.c_out, shape.c_in, taps]), &[2, 1, 0]);
+    let w = reshape::<B>(w, &[1, taps * shape.c_in, shape.c_out]);
+    let w = B::float_expand(w, Shape::from(vec![shape.batch, taps * shape.c_in, shape.c_out]));
+    let y = B::float_matmul(windows, w);
+    let y = match bias {
+        Some(bias) => {
+            let bias = reshape::<B>(bias, &[1, 1, shape.c_out]);
+            B::float_add(y, per_sample::<B>(bias, shape.batch))
+        }
+        None => y,
+    };
+    reshape::<B>(y, &[shape.batch, rows, columns, shape.c_out])
+}
+
+fn grouped_conv<B: Backend>(x: T<B>, w: T<B>, bias: Option<T<B>>, shape: &ConvShape) -> T<B> {
     let [top, left, bottom, right] = shape.pads;
     let x = permute::<B>(x, &[0, 3, 1, 2]);
     // The same zeros on both sides cost nothing; others are a copy.
@@ -61,6 +100,27 @@ fn pad<B: Backend>(x: T<B>, pads: [(usize, usize); 4], value: f32) -> T<B> {
     if pads == [(0, 0); 4] { x } else { B::float_pad(x, &pads, PadMode::Constant(value)) }
 }
 
+/// Numbers `[1, 1, channels]` for each of `samples`, to meet values `[samples, rows, channels]`.
+fn per_sample<B: Backend>(x: T<B>, samples: usize) -> T<B> {
+    let channels = x.shape()[2];
+    B::float_expand(x, Shape::from(vec![samples, 1, channels]))
+}
+
+/// Means of channels over samples and rows: `[samples, rows, channels]` to `[1, 1, channels]`.
+fn mean<B: Backend>(x: T<B>) -> T<B> {
+    B::float_mean_dim(B::float_mean_dim(x, 1), 0)
+}
+
+/// One number for a tensor of this shape, with as many axes and all but the last as long.
+fn for_all<B: Backend>(x: T<B>, shape: &Shape) -> T<B> {
+    let mut now = vec![1; shape.num_dims()];
+    let x = reshape::<B>(x, &now);
+    (0..now.len().saturating_sub(1)).fold(x, |x, axis| {
+        now[axis] = shape[axis];
+        B::float_expand(x, Shape::from(now.clone()))
+    })
+}
+
 pub(super) fn norm<B: Backend>(
     x: T<B>,
     gamma: T<B>,
@@ -70,15 +130,15 @@ pub(super) fn norm<B: Backend>(
     norm: &Norm<'_>,
 ) -> (T<B>, Option<BatchStatistics<T<B>>>) {
     let shape = x.shape();
-    let channels = shape[shape.num_dims() - 1];
-    let rows = shape.num_elements() / channels.max(1);
-    let x = reshape::<B>(x, &[rows, channels]);
-    let (gamma, beta) = (reshape::<B>(gamma, &[1, channels]), reshape::<B>(beta, &[1, channels]));
+    let (samples, channels) = (shape[0], shape[shape.num_dims() - 1]);
+    let rows = shape.num_elements() / (samples * channels).max(1);
+    let x = reshape::<B>(x, &[samples, rows, channels]);
+    let (gamma, beta) = (reshape::<B>(gamma, &[1, 1, channels]), reshape::<B>(beta, &[1, 1, channels]));
     let (a, b, statistics) = match norm.statistics {
         Statistics::Batch => {
-            let mean = B::float_mean_dim(x.clone(), 0);
-            let centred = B::float_sub(x.clone(), mean.clone());
-            let variance = B::float_mean_dim(B::float_mul(centred.clone(), centred), 0);
+            let mean = self::mean::<B>(x.clone());
+            let centred = B::float_sub(x.clone(), per_sample::<B>(mean.clone(), samples));
+            let variance = self::mean::<B>(B::float_mul(centred.clone(), centred));
             let statistics = BatchStatistics { mean: mean.clone(), variance: variance.clone() }.map(B::float_detach);
             let std = B::float_sqrt(B::float_add_scalar(variance, Scalar::from(norm.epsilon)));
             let a = B::float_div(gamma, std);
@@ -86,11 +146,12 @@ pub(super) fn norm<B: Backend>(
         }
         Statistics::Frozen { mean, variance } => {
             let std = variance.iter().map(|v| (v + norm.epsilon).sqrt()).collect();
-            let a = B::float_div(gamma, constant::<B>(std, &[1, channels], &x));
-            let mean = constant::<B>(mean.to_vec(), &[1, channels], &x);
+            let a = B::float_div(gamma, constant::<B>(std, &[1, 1, channels], &x));
+            let mean = constant::<B>(mean.to_vec(), &[1, 1, channels], &x);
             (a.clone(), B::float_sub(beta, B::float_mul(mean, a)), None)
         }
     };
+    let (a, b) = (per_sample::<B>(a, samples), per_sample::<B>(b, samples));
     let y = B::float_reshape(B::float_add(B::float_mul(x, a), b), shape);
     let y = match add {
         Some(add) => B::float_add(y, add),
@@ -110,8 +171,10 @@ pub(super) fn layer_norm<B: Backend>(x: T<B>, gamma: T<B>, beta: T<B>, epsilon: 
     let centred = B::float_sub(x.clone(), B::float_mean_dim(x, 1));
     let variance = B::float_mean_dim(B::float_mul(centred.clone(), centred.clone()), 1);
     let normalised = B::float_div(centred, B::float_sqrt(B::float_add_scalar(variance, Scalar::from(epsilon))));
-    let y = B::float_mul(normalised, reshape::<B>(gamma, &[1, n]));
-    B::float_reshape(B::float_add(y, reshape::<B>(beta, &[1, n])), shape)
+    let samples = shape[0];
+    let normalised = reshape::<B>(normalised, &[samples, shape.num_elements() / (samples * n).max(1), n]);
+    let [gamma, beta] = [gamma, beta].map(|x| per_sample::<B>(reshape::<B>(x, &[1, 1, n]), samples));
+    B::float_reshape(B::float_add(B::float_mul(normalised, gamma), beta), shape)
 }
 
 pub(super) fn activation<B: Backend>(x: T<B>, activation: Activation) -> T<B> {
@@ -171,7 +234,7 @@ fn limit<B: Backend>(x: T<B>, bound: f32, side: Side) -> T<B> {
 
 pub(super) fn fake_quant<B: Backend>(x: T<B>, step: T<B>, quant: &FakeQuant) -> T<B> {
     let bool_dtype = get_or_init_device_settings::<B>(&x.device()).bool_dtype;
-    let step = reshape::<B>(step, &vec![1; x.shape().num_dims()]);
+    let step = for_all::<B>(step, &x.shape());
     // The value of the step, with a gradient scaled by g: detach(s) + (g·s - detach(g·s)), where the bracket is exactly 0.
     let scaled = B::float_mul_scalar(step.clone(), Scalar::from(quant.grad_scale));
     let nothing = B::float_sub(scaled.clone(), B::float_detach(scaled));
@@ -196,7 +259,7 @@ pub(super) fn fake_quant<B: Backend>(x: T<B>, step: T<B>, quant: &FakeQuant) -> 
 }
 
 pub(super) fn fake_quant_pair<B: Backend>(x: T<B>, steps: [T<B>; 2], mix: T<B>, pair: &Pair) -> T<B> {
-    let mix = reshape::<B>(mix, &vec![1; x.shape().num_dims()]);
+    let mix = for_all::<B>(mix, &x.shape());
     let [wide, narrow] = steps;
     let wide = fake_quant::<B>(x.clone(), wide, &pair.wide);
     let narrow = fake_quant::<B>(x, narrow, &pair.narrow);
