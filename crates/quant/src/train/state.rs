@@ -261,14 +261,13 @@ impl<Q: Quantizer> State<Q> {
 
     /// The mean loss over batches, by their own statistics.
     pub fn mean_loss(&mut self, slots: &mut [Slot<Q>], batches: &InMemory) -> Result<f64, Error> {
-        let norm = StepOptions { update_statistics: false, train_norm: true };
         self.publish_with(slots);
-        let mut sum = 0.0;
+        let mut losses = vec![];
         for batch in &batches.batches {
-            let out = self.engine.step(&mut self.params, &batch.x, &batch.labels, &Loss::default(), norm)?;
-            sum += f64::from(out.loss);
+            let logits = self.engine.forward_live(&self.params, &batch.x, batch.labels.len())?;
+            losses.extend(Loss::default().per_sample(&logits, self.engine.classes(), &batch.labels));
         }
-        Ok(sum / batches.batches.len().max(1) as f64)
+        Ok(losses.iter().sum::<f64>() / losses.len().max(1) as f64)
     }
 
     /// Accuracy and loss in inference mode.
