@@ -49,7 +49,7 @@ pub fn of_packed(model: &QuantModel) -> Result<Vec<LayerRow>, Failure> {
         let node = &model.graph().nodes()[layer.node];
         let weight = model.params(layer.weight);
         let input = node.input(0).and_then(grid_of);
-        let stored_bits = weight.map_or(32.0, |p| p.spec.stored_bits());
+        let stored_bits = weight.map_or(32.0, |p| p.stored_bits());
         LayerRow {
             name: node.name.clone(),
             op: node.op.name().to_owned(),

@@ -12,7 +12,7 @@ use crate::graph::{Graph, ValueId};
 use crate::model::{ClassNames, Layer, Model, Preprocess, layers};
 use crate::op::Op;
 use crate::ops::BatchNormalization;
-use crate::quant::{QParams, Role, Site, channels, for_each_channel};
+use crate::quant::{QParams, QuantSpec, Role, Site, channels, for_each_channel};
 use crate::tensor::{Data, Tensor};
 
 /// A model of integers. Only [`freeze`] and [`QuantModel::from_parts`] (for readers of files) make one, and both check it.
@@ -58,9 +58,14 @@ impl QuantTensor<'_> {
 
     /// Bits that a file needs for the codes alone.
     pub fn payload_bits(&self) -> u64 {
-        let n = self.codes.len() as u64;
-        let spec = self.params.spec;
-        if spec.is_ternary() { n.div_ceil(5) * 8 } else { n * u64::from(spec.bits) }
+        let of = |spec: QuantSpec, n: u64| if spec.is_ternary() { n.div_ceil(5) * 8 } else { n * u64::from(spec.bits) };
+        let (n, rows) = (self.codes.len() as u64, &self.params.rows);
+        if rows.is_empty() {
+            return of(self.params.spec, n);
+        }
+        let row_len = n / rows.len() as u64;
+        let run = |run: &[u8]| of(self.params.spec.with_bits(run[0]), run.len() as u64 * row_len).next_multiple_of(8);
+        rows.chunk_by(|a, b| a == b).map(run).sum()
     }
 }
 
@@ -83,7 +88,7 @@ impl QuantModel {
             params.check(count).map_err(|e| e.at(name))?;
             match (role, graph.constant(id).map(Tensor::data)) {
                 (Role::Weight | Role::Bias, Some(codes @ (Data::I8(_) | Data::U8(_)))) => {
-                    check_codes(params, codes).map_err(|e| e.at(name))?
+                    check_codes(params, codes, count).map_err(|e| e.at(name))?
                 }
                 (Role::Weight | Role::Bias, _) => {
                     return Err(Error::new(Kind::Quantization, "a quantized constant needs its codes").at(name));
@@ -143,7 +148,7 @@ impl QuantModel {
     pub fn mean_weight_bits(&self) -> Result<f64, Error> {
         let (mut bits, mut weights) = (0.0, 0.0);
         for layer in self.layers()? {
-            let width = self.params(layer.weight).map_or(32.0, |p| p.spec.stored_bits());
+            let width = self.params(layer.weight).map_or(32.0, |p| p.stored_bits());
             bits += width * layer.weights as f64;
             weights += layer.weights as f64;
         }
@@ -169,7 +174,20 @@ impl QuantModel {
     }
 }
 
-fn check_codes(params: &QParams, codes: &Data) -> Result<(), Error> {
+fn check_codes(params: &QParams, codes: &Data, channels: usize) -> Result<(), Error> {
+    if !params.rows.is_empty() {
+        let Data::I8(codes) = codes else {
+            return Err(Error::new(Kind::Quantization, "signed codes were expected"));
+        };
+        for (channel, row) in codes.chunks((codes.len() / channels.max(1)).max(1)).enumerate() {
+            let (low, high) = params.code_range_of(channel);
+            if let Some(code) = row.iter().find(|&&code| !(low..=high).contains(&code.into())) {
+                let detail = format!("code {code} is not one of channel {channel}'s ({low}..={high})");
+                return Err(Error::new(Kind::Quantization, detail));
+            }
+        }
+        return Ok(());
+    }
     let (low, high) = params.code_range();
     let bad = |code: i32| match params.spec.grid {
         crate::quant::Grid::Planes { mask } => code.unsigned_abs() as u8 & !mask != 0 || code.unsigned_abs() > 127,

@@ -72,6 +72,11 @@ impl QuantSpec {
     pub fn stored_bits(&self) -> f64 {
         if self.is_ternary() { TERNARY_BITS } else { self.bits.into() }
     }
+
+    /// The same with this many bits.
+    pub fn with_bits(self, bits: u8) -> Self {
+        Self { bits, ..self }
+    }
 }
 
 /// A [`QuantSpec`] with its numbers filled in.
@@ -85,6 +90,9 @@ pub struct QParams {
     pub zero_point: Vec<i32>,
     /// The values of a codebook, by code; empty for other grids.
     pub levels: Vec<f32>,
+    /// Bits of each channel's codes, 0 or 2 to `spec.bits`, where channels differ; empty where they do not. Only signed symmetric
+    /// grids of channels along the first axis have them, and `spec.bits` is the most.
+    pub rows: Vec<u8>,
 }
 
 impl QParams {
@@ -95,13 +103,24 @@ impl QParams {
             scale,
             zero_point: vec![],
             levels: vec![],
+            rows: vec![],
         }
+    }
+
+    /// Signed symmetric codes whose channels, along the first axis, have `rows` bits each.
+    pub fn by_rows(rows: Vec<u8>, scale: Vec<f32>) -> Self {
+        let most = rows.iter().copied().max().unwrap_or(0);
+        let mut params = Self::signed(most, true, Granularity::PerChannel { axis: 0 }, scale);
+        if most == 0 {
+            params.spec.grid = Grid::Planes { mask: 0 };
+        }
+        if rows.iter().all(|&bits| bits == most) { params } else { Self { rows, ..params } }
     }
 
     /// An affine grid with one scale: activations, mostly.
     pub fn per_tensor(bits: u8, signed: bool, scale: f32, zero_point: i32) -> Self {
         let spec = QuantSpec { grid: Grid::Affine { signed, symmetric: false }, bits, per: Granularity::PerTensor };
-        Self { spec, scale: vec![scale], zero_point: vec![zero_point], levels: vec![] }
+        Self { spec, scale: vec![scale], zero_point: vec![zero_point], levels: vec![], rows: vec![] }
     }
 
     /// The zero point of channel `channel`.
@@ -109,7 +128,29 @@ impl QParams {
         self.zero_point.get(channel).copied().unwrap_or(0)
     }
 
-    /// Smallest and largest code.
+    /// The grid of one channel.
+    pub fn spec_of(&self, channel: usize) -> QuantSpec {
+        self.rows.get(channel).map_or(self.spec, |&bits| self.spec.with_bits(bits))
+    }
+
+    /// Bits that a file stores per element: the mean over channels.
+    pub fn stored_bits(&self) -> f64 {
+        if self.rows.is_empty() {
+            return self.spec.stored_bits();
+        }
+        self.rows.iter().map(|&bits| self.spec.with_bits(bits).stored_bits()).sum::<f64>() / self.rows.len() as f64
+    }
+
+    /// Smallest and largest code of one channel.
+    pub fn code_range_of(&self, channel: usize) -> (i32, i32) {
+        match self.rows.get(channel) {
+            Some(0) => (0, 0),
+            Some(&bits) => numerics::code_range(bits, true, true),
+            None => self.code_range(),
+        }
+    }
+
+    /// Smallest and largest code of any channel.
     pub fn code_range(&self) -> (i32, i32) {
         match self.spec.grid {
             Grid::Affine { signed, symmetric } => numerics::code_range(self.spec.bits, signed, symmetric),
@@ -132,7 +173,7 @@ impl QParams {
 
     /// The nearest code of a value in a channel (ties to the even code; NaN becomes the code of zero).
     pub fn encode(&self, value: f32, channel: usize) -> i32 {
-        let (low, high) = self.code_range();
+        let (low, high) = self.code_range_of(channel);
         let scale = self.scale.get(channel).or(self.scale.first()).copied().unwrap_or(0.0);
         match self.spec.grid {
             Grid::Affine { .. } => numerics::quantize(value, scale, self.zero_point(channel), low, high),
@@ -169,6 +210,27 @@ impl QParams {
         let (low, high) = self.code_range();
         if let Some(zero) = self.zero_point.iter().find(|z| !(low..=high).contains(*z)) {
             return bad(format!("zero point {zero} is outside the codes {low}..={high}"));
+        }
+        if !self.rows.is_empty() {
+            let is_fit = self.spec.grid == Grid::Affine { signed: true, symmetric: true }
+                && self.spec.per == Granularity::PerChannel { axis: 0 }
+                && self.zero_point.iter().all(|&z| z == 0);
+            if !is_fit {
+                return bad(
+                    "only signed symmetric grids with scales along the first axis have channels of several widths"
+                        .to_owned(),
+                );
+            }
+            if self.rows.len() != channels {
+                return bad(format!("{} widths for {channels} channels", self.rows.len()));
+            }
+            let most = self.spec.bits;
+            if let Some(bits) = self.rows.iter().find(|&&bits| bits == 1 || bits > most) {
+                return bad(format!("a channel of {bits} bits: 0 or 2 to {most} here"));
+            }
+            if !self.rows.contains(&most) {
+                return bad(format!("no channel has the {most} bits of the grid"));
+            }
         }
         match self.spec.grid {
             Grid::Planes { mask } => {
@@ -274,12 +336,14 @@ mod tests {
             scale: vec![0.037],
             zero_point: vec![],
             levels: vec![],
+            rows: vec![],
         };
         let binary = QParams {
             spec: QuantSpec { grid: Grid::Codebook, bits: 1, per: Granularity::PerTensor },
             scale: vec![0.2],
             zero_point: vec![],
             levels: vec![-1.0, 1.0],
+            rows: vec![],
         };
         let cases = [
             QParams::per_tensor(4, false, 0.1, 3),
@@ -299,6 +363,26 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn channels_may_have_widths_of_their_own() {
+        let params = QParams::by_rows(vec![4, 2, 0, 4], vec![0.1; 4]);
+        params.check(4).unwrap();
+        assert_eq!(params.stored_bits(), (4.0 + 1.6 + 0.0 + 4.0) / 4.0);
+        let codes: Vec<i32> = (0..4).map(|c| params.encode(-5.0, c)).collect();
+        assert_eq!(codes, [-7, -1, 0, -7]);
+        assert!(QParams::by_rows(vec![3, 3], vec![0.1; 2]).rows.is_empty());
+        for (rows, message) in [
+            (vec![4, 1, 2, 2], "a channel of 1 bits: 0 or 2 to 4 here"),
+            (vec![4, 5, 2, 2], "a channel of 5 bits: 0 or 2 to 4 here"),
+            (vec![4, 2], "2 widths for 4 channels"),
+            (vec![2, 2, 3, 3], "no channel has the 4 bits of the grid"),
+        ] {
+            assert_eq!(QParams { rows, ..params.clone() }.check(4).unwrap_err().to_string(), message);
+        }
+        let per_tensor = QParams { rows: vec![2], ..QParams::per_tensor(4, true, 0.1, 0) };
+        assert!(per_tensor.check(1).is_err());
     }
 
     #[test]

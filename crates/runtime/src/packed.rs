@@ -95,8 +95,9 @@ pub fn encode(model: &QuantModel) -> Result<(Vec<u8>, Sizes), Error> {
         let Some(tensor) = &value.constant else { continue };
         if let Some(quantized) = model.tensor(id) {
             let bytes = pack_codes(quantized).map_err(|e| e.at(&value.name))?;
+            elements_without_bytes += without_bytes(quantized.params, tensor.len());
             match quantized.params.spec.bits {
-                0 => elements_without_bytes += tensor.len(),
+                0 => {}
                 _ => entries.push((value.name.clone(), "U8", vec![bytes.len()], bytes)),
             }
             continue;
@@ -165,9 +166,15 @@ pub fn read_bytes(file: &[u8]) -> Result<QuantModel, Error> {
     let shapes: BTreeMap<usize, &[usize]> = constants.iter().map(|(i, c)| (*i, c.shape.as_slice())).collect();
     let mut sites = BTreeMap::new();
     for line in get("sites")?.lines() {
-        let (index, role, mut params) = parse_site(line).map_err(|e| e.at(format!("site `{line}`")))?;
-        let shape = shapes.get(&index).copied().unwrap_or(&[]);
-        params.scale = floats.take(channels(params.spec.per, shape)?)?;
+        // As many as have scales: a claim that the file's own bytes bound.
+        let channels_of = |index: usize, per| match channels(per, shapes.get(&index).copied().unwrap_or(&[]))? {
+            n if n > floats.0.len() => {
+                Err(Error::corrupt(format!("{n} scales are needed but {} floats are left", floats.0.len())))
+            }
+            n => Ok(n),
+        };
+        let (index, role, mut params) = parse_site(line, channels_of).map_err(|e| e.at(format!("site `{line}`")))?;
+        params.scale = floats.take(channels_of(index, params.spec.per)?)?;
         if params.spec.grid == Grid::Codebook {
             params.levels = floats.take(1 << params.spec.bits.min(8))?;
         }
@@ -176,8 +183,9 @@ pub fn read_bytes(file: &[u8]) -> Result<QuantModel, Error> {
         }
     }
     let codeless = |(index, c): &(usize, &Constant)| {
-        let zero_bits = sites.get(index).is_some_and(|(_, p)| p.spec.bits == 0);
-        if zero_bits || c.fill.is_some() { element_count(&c.shape) } else { 0 }
+        let n = element_count(&c.shape);
+        let of_codes = sites.get(index).map_or(0, |(_, p)| without_bytes(p, n));
+        if c.fill.is_some() { n } else { of_codes }
     };
     check_expansion(constants.iter().map(codeless).fold(0, usize::saturating_add), file.len())?;
 
@@ -229,6 +237,15 @@ pub fn read_bytes(file: &[u8]) -> Result<QuantModel, Error> {
         None => vec![],
     };
     Ok(QuantModel::from_parts(get("name")?.clone(), graph, sites, preprocess, classes)?)
+}
+
+/// Elements of a quantized constant whose codes have 0 bits.
+fn without_bytes(params: &QParams, n: usize) -> usize {
+    match params.rows.len() {
+        0 if params.spec.bits == 0 => n,
+        0 => 0,
+        channels => n / channels * params.rows.iter().filter(|&&bits| bits == 0).count(),
+    }
 }
 
 /// Elements that take no bytes are bounded, so that a short file cannot ask for much memory.
@@ -284,12 +301,43 @@ fn print_site(index: usize, role: Role, params: &QParams) -> String {
         [] => String::new(),
         points => format!(" {}", joined(points, i32::to_string)),
     };
-    format!("{index} {role} {grid} {} {axis}{zero_points}\n", params.spec.bits)
+    let rows = match params.rows.as_slice() {
+        [] => String::new(),
+        rows => format!(" rows:{}", joined(&runs(rows), |(bits, rows)| format!("{bits}x{rows}"))),
+    };
+    format!("{index} {role} {grid} {} {axis}{zero_points}{rows}\n", params.spec.bits)
+}
+
+/// Neighbouring channels of equal width: bits and how many.
+fn runs(rows: &[u8]) -> Vec<(u8, usize)> {
+    rows.chunk_by(|a, b| a == b).map(|run| (run[0], run.len())).collect()
+}
+
+/// The inverse of [`runs`], from its text; no more than `most` channels.
+fn parse_runs(text: &str, most: usize) -> Result<Vec<u8>, Error> {
+    let mut rows = vec![];
+    for run in text.split(',') {
+        let (bits, count) =
+            run.split_once('x').ok_or_else(|| Error::corrupt("widths of channels are written BITSxCHANNELS"))?;
+        let (bits, count): (u8, usize) = (number(bits)?, number(count)?);
+        if bits == 1 || bits > 8 {
+            return Err(Error::corrupt(format!("channels of {bits} bits: they have 0 or 2 to 8")));
+        }
+        if count == 0 || count > most - rows.len() {
+            return Err(Error::corrupt(format!("widths for more than its {most} channels")));
+        }
+        rows.extend(std::iter::repeat_n(bits, count));
+    }
+    Ok(rows)
 }
 
 /// The inverse of [`print_site`], but for scales and levels.
-fn parse_site(line: &str) -> Result<(usize, Role, QParams), Error> {
-    let tokens: Vec<_> = line.split(' ').collect();
+fn parse_site(
+    line: &str,
+    channels_of: impl Fn(usize, Granularity) -> Result<usize, Error>,
+) -> Result<(usize, Role, QParams), Error> {
+    let mut tokens: Vec<_> = line.split(' ').collect();
+    let rows = tokens.pop_if(|last| last.starts_with("rows:"));
     let (&[index, role, grid, bits, axis], zero_points) = tokens
         .split_first_chunk::<5>()
         .ok_or_else(|| Error::corrupt("a site needs a value, a role, a grid, bits and an axis"))?;
@@ -321,7 +369,12 @@ fn parse_site(line: &str) -> Result<(usize, Role, QParams), Error> {
         _ => return Err(Error::corrupt("too many words")),
     };
     let spec = QuantSpec { grid, bits, per };
-    Ok((number(index)?, role, QParams { spec, scale: vec![], zero_point, levels: vec![] }))
+    let index = number(index)?;
+    let rows = match rows.and_then(|rows| rows.strip_prefix("rows:")) {
+        Some(text) => parse_runs(text, channels_of(index, per)?)?,
+        None => vec![],
+    };
+    Ok((index, role, QParams { spec, scale: vec![], zero_point, levels: vec![], rows }))
 }
 
 fn parse_preprocess(text: &str) -> Result<Preprocess, Error> {
@@ -339,6 +392,9 @@ fn parse_preprocess(text: &str) -> Result<Preprocess, Error> {
 fn pack_codes(tensor: QuantTensor<'_>) -> Result<Vec<u8>, Error> {
     let bits = tensor.params.spec.bits;
     let signed = tensor.params.code_range().0 < 0;
+    if !tensor.params.rows.is_empty() {
+        return pack_rows(tensor);
+    }
     // Freezing keeps codes below 128 as I8 whatever their sign; fields want the type that the range says.
     let narrow = |codes: &[i8]| -> Vec<u8> { codes.iter().map(|&c| c.unsigned_abs()).collect() };
     Ok(match (tensor.params.spec.grid, tensor.codes) {
@@ -355,8 +411,57 @@ fn pack_codes(tensor: QuantTensor<'_>) -> Result<Vec<u8>, Error> {
     })
 }
 
+/// Codes whose channels differ in width: neighbours of equal width together, each such run in whole bytes.
+fn pack_rows(tensor: QuantTensor<'_>) -> Result<Vec<u8>, Error> {
+    let rows = &tensor.params.rows;
+    let Data::I8(codes) = tensor.codes else { return Err(Error::corrupt("codes must be signed bytes")) };
+    let (mut out, mut codes, row_len) = (vec![], &codes[..], codes.len() / rows.len().max(1));
+    for (bits, rows) in runs(rows) {
+        let (run, rest) = codes.split_at(rows * row_len);
+        codes = rest;
+        match bits {
+            0 => {}
+            2 => out.extend(pack::pack_ternary(run)?),
+            _ => out.extend(pack::pack_fields(run, bits)?),
+        }
+    }
+    Ok(out)
+}
+
+/// The inverse of [`pack_rows`].
+fn unpack_rows(rows: &[u8], n: usize, bytes: &[u8]) -> Result<Vec<i8>, Error> {
+    let row_len = n / rows.len().max(1);
+    // Sizes come from a file, which may claim anything.
+    let length = |(bits, rows): (u8, usize)| match (bits, rows.checked_mul(row_len)) {
+        (_, None) => usize::MAX,
+        (0, _) => 0,
+        (2, Some(n)) => pack::ternary_len(n),
+        (_, Some(n)) => pack::fields_len(n, bits),
+    };
+    let expected = runs(rows).into_iter().map(length).fold(0, usize::saturating_add);
+    if bytes.len() != expected {
+        return Err(pack::Error::Length { expected, found: bytes.len() }.into());
+    }
+    let (mut codes, mut left, mut at) = (vec![0i8; n], bytes, 0);
+    for run in runs(rows) {
+        let (bits, elements) = (run.0, run.1 * row_len);
+        let (packed, rest) = left.split_at(length(run));
+        let to = &mut codes[at..at + elements];
+        match bits {
+            0 => {}
+            2 => pack::unpack_ternary(packed, elements, 0, to)?,
+            _ => pack::unpack_fields(packed, bits, elements, 0, to)?,
+        }
+        (left, at) = (rest, at + elements);
+    }
+    Ok(codes)
+}
+
 /// The inverse of [`pack_codes`], in the type that freezing uses.
 fn unpack_codes(params: &QParams, n: usize, bytes: &[u8]) -> Result<Data, Error> {
+    if !params.rows.is_empty() {
+        return Ok(Data::I8(unpack_rows(&params.rows, n, bytes)?));
+    }
     let bits = params.spec.bits;
     // The length is checked before anything of that length is allocated.
     let expected = match params.spec.grid {

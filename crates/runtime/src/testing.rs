@@ -27,7 +27,7 @@ pub(crate) fn fitted(spec: QuantSpec, shape: &[usize], values: &[f32]) -> QParam
         }
         _ => vec![],
     };
-    let mut params = QParams { spec, scale: vec![1.0; count], zero_point: vec![], levels };
+    let mut params = QParams { spec, scale: vec![1.0; count], zero_point: vec![], levels, rows: vec![] };
     let (low, high) = params.code_range();
     let top = if params.spec.grid == Grid::Codebook { 1 } else { high.max(-low).max(1) };
     params.scale = largest.iter().map(|m| if *m > 0.0 { m / top as f32 } else { 1.0 }).collect();

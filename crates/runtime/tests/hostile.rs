@@ -31,7 +31,22 @@ fn seed(name: &str) -> QuantModel {
         };
         let bits = if matches!(grid, Grid::Planes { .. }) { 3 } else { bits };
         let spec = QuantSpec { grid, bits, per };
-        let params = QParams { spec, scale: vec![0.02; shape[layer.channel_axis]], zero_point: vec![], levels: vec![] };
+        let params = QParams {
+            spec,
+            scale: vec![0.02; shape[layer.channel_axis]],
+            zero_point: vec![],
+            levels: vec![],
+            rows: vec![],
+        };
+        // Every fourth layer has channels of several widths.
+        let params = match layer.channel_axis {
+            0 if index % 4 == 3 => {
+                let rows: Vec<u8> = (0..params.scale.len()).map(|row| [4, 2, 0, 7, 7, 3][row % 6]).collect();
+                QParams::by_rows(rows, params.scale)
+            }
+            _ => params,
+        };
+        let (spec, per) = (params.spec, params.spec.per);
         let weights = model.graph.constant_f32_mut(layer.weight).unwrap();
         bitsmith_graph::quant::for_each_channel(per, &shape, |i, c| {
             weights[i] = params.decode(params.encode(weights[i], c), c) + 0.0;

@@ -45,6 +45,7 @@ fn reading_is_bounded() {
         scale: vec![1.0],
         zero_point: vec![],
         levels: vec![],
+        rows: vec![],
     };
     let with_bits = |bits| {
         let (mut model, w) = linear(4000);

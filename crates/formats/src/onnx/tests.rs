@@ -81,7 +81,8 @@ fn on_grid(spec: QuantSpec, levels: &[f32], tensor: &Tensor) -> QParams {
     bitsmith_graph::quant::for_each_channel(spec.per, tensor.shape(), |i, c| {
         largest[c] = largest[c].max(values[i].abs())
     });
-    let mut params = QParams { spec, scale: vec![1.0; channels], zero_point: vec![], levels: levels.to_vec() };
+    let mut params =
+        QParams { spec, scale: vec![1.0; channels], zero_point: vec![], levels: levels.to_vec(), rows: vec![] };
     let top = match spec.grid {
         Grid::Codebook => levels.iter().fold(0.0f32, |a, l| a.max(l.abs())),
         _ => params.code_range().1.max(1) as f32,

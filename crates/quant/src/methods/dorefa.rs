@@ -187,7 +187,7 @@ impl Quantizer for DorefaWeight {
         let top = self.top();
         let levels = (0..=top).map(|k| (2 * k - top) as f32).collect();
         let spec = QuantSpec { grid: Grid::Codebook, bits: self.bits, per: self.per };
-        Some(QParams { spec, scale: self.units(), zero_point: vec![], levels })
+        Some(QParams { spec, scale: self.units(), zero_point: vec![], levels, rows: vec![] })
     }
 }
 

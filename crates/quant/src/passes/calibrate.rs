@@ -109,7 +109,13 @@ impl Seen {
         let (scale, zero_point) = range.activation(&self.sample, bits, signed, symmetric);
         let grid = Grid::Affine { signed, symmetric: false };
         let spec = QuantSpec { grid, bits, per: Granularity::PerTensor };
-        QParams { spec, scale: vec![scale.max(f32::MIN_POSITIVE)], zero_point: vec![zero_point], levels: vec![] }
+        QParams {
+            spec,
+            scale: vec![scale.max(f32::MIN_POSITIVE)],
+            zero_point: vec![zero_point],
+            levels: vec![],
+            rows: vec![],
+        }
     }
 }
 

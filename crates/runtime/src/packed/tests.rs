@@ -209,6 +209,63 @@ proptest! {
     }
 }
 
+/// `columns` weights a row on a grid whose rows have these bits.
+fn by_rows(bits: &[u8], columns: usize, seed: u32) -> QuantModel {
+    let mut g = Graph::new();
+    let x = g.add_input("x", vec![Dim::Batch, Dim::Fixed(columns)]).unwrap();
+    let shape = [bits.len(), columns];
+    let params = QParams::by_rows(bits.to_vec(), vec![0.02; bits.len()]);
+    let mut values = noise(bits.len() * columns, seed);
+    for (i, value) in values.iter_mut().enumerate() {
+        *value = params.decode(params.encode(*value, i / columns), i / columns) + 0.0;
+    }
+    let w = g.add_constant("w", Tensor::f32(shape, values).unwrap()).unwrap();
+    let y = g.add("fc", Gemm { trans_b: true, ..Gemm::default() }, &[x, w]).unwrap();
+    g.set_outputs(vec![y]);
+    let mut model = Model::new("rows", g);
+    model.sites.insert(w, Site { role: Role::Weight, spec: params.spec, params: Some(params) });
+    freeze(model).unwrap()
+}
+
+proptest! {
+    /// Rows of several widths take their own bits, and come back.
+    #[test]
+    fn rows_of_several_widths_are_what_was_packed(
+        bits in proptest::collection::vec(prop_oneof![Just(0u8), 2u8..=8], 1..12), columns in 1usize..20, seed: u32,
+    ) {
+        let model = by_rows(&bits, columns, seed);
+        let (file, sizes) = encode(&model).unwrap();
+        prop_assert_eq!(read_bytes(&file).unwrap(), model);
+        let run = |run: &[u8]| match (run[0], run.len() * columns) {
+            (0, _) => 0,
+            (2, n) => n.div_ceil(5),
+            (bits, n) => (n * usize::from(bits)).div_ceil(8),
+        };
+        prop_assert_eq!(sizes.codes, bits.chunk_by(|a, b| a == b).map(run).sum::<usize>());
+    }
+}
+
+#[test]
+fn impossible_widths_of_rows_are_refused() {
+    let (file, _) = encode(&by_rows(&[4, 4, 2, 3], 3, 1)).unwrap();
+    let text = String::from_utf8_lossy(&file).into_owned();
+    assert!(text.contains("rows:4x2,2x1,3x1"), "{text}");
+    for (to, message) in [
+        ("rows:4x2,2x1,3x2", "more than its 4 channels"),
+        ("rows:4x2,1x1,3x1", "channels of 1 bits"),
+        ("rows:4x2,9x1,3x1", "channels of 9 bits"),
+        ("rows:4x2,5x1,3x1", "bytes"),
+        ("rows:4x2,2y1,3x1", "BITSxCHANNELS"),
+        ("rows:4x2,2x0,3x1", "more than its 4 channels"),
+    ] {
+        let at = text.find("rows:").unwrap();
+        let mut changed = file.clone();
+        changed[at..at + to.len()].copy_from_slice(to.as_bytes());
+        let error = read_bytes(&with_checksums(changed)).unwrap_err().to_string();
+        assert!(error.contains(message), "{to}: {error}");
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(4000))]
 
@@ -242,7 +299,7 @@ fn the_documentation_shows_a_real_file() {
     let b = g.add_constant("fc.bias", Tensor::floats(vec![0.5, -1.0])).unwrap();
     let y = g.add("fc", Gemm::default(), &[x, w, b]).unwrap();
     g.set_outputs(vec![y]);
-    let weight = QParams { spec: planes(0b101), scale: vec![0.25], zero_point: vec![], levels: vec![] };
+    let weight = QParams { spec: planes(0b101), scale: vec![0.25], zero_point: vec![], levels: vec![], rows: vec![] };
     let input = QParams::per_tensor(8, false, 0.125, 10);
     let sites = [(x, (Role::Input, input)), (w, (Role::Weight, weight))].into();
     let model = QuantModel::from_parts("example".to_owned(), g, sites, None, vec![]).unwrap();

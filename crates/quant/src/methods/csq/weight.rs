@@ -483,6 +483,6 @@ impl Quantizer for CsqWeight {
         let mask = self.masks.value.iter().fold(0u8, |mask, m| mask << 1 | u8::from(*m > 0.0));
         let bits = if mask == 0 { 0 } else { mask.count_ones() as u8 + 1 };
         let spec = QuantSpec { grid: Grid::Planes { mask }, bits, per: self.per };
-        Some(QParams { spec, scale: self.scale.value.clone(), zero_point: vec![], levels: vec![] })
+        Some(QParams { spec, scale: self.scale.value.clone(), zero_point: vec![], levels: vec![], rows: vec![] })
     }
 }
