@@ -11,6 +11,8 @@
 //! finish
 //! ```
 
+use std::ops::Range;
+
 use bitsmith_graph::{Granularity, ValueId};
 use serde::{Deserialize, Serialize};
 
@@ -33,15 +35,17 @@ pub enum Part {
     Last,
 }
 
-/// A weight that a method is asked to quantize.
+/// A weight that a method is asked to quantize: that of a layer, or of some of its output channels.
 #[derive(Debug, Clone, PartialEq)]
 pub struct WeightLayer {
     /// The constant.
     pub id: ValueId,
-    /// Its name in the graph.
+    /// Its name in the graph; of some channels, with these behind it.
     pub name: String,
     /// Dimensions.
     pub shape: Vec<usize>,
+    /// Elements of the constant before its first.
+    pub first: usize,
     /// Axis of output channels.
     pub channel_axis: usize,
     /// Where the layer sits.
@@ -54,6 +58,31 @@ impl WeightLayer {
     /// Number of weights.
     pub fn weights(&self) -> usize {
         self.shape.iter().product()
+    }
+
+    /// Where its elements are in the constant.
+    pub fn range(&self) -> Range<usize> {
+        self.first..self.first + self.weights()
+    }
+
+    /// Up to `groups` parts of about as many neighbouring output channels, each with a width of its own. The first and last layer, whose
+    /// widths are given as a rule, stay whole, as does a weight whose channels are not side by side.
+    pub fn split(self, groups: usize) -> Vec<Self> {
+        let channels = self.shape.first().copied().unwrap_or(1);
+        let groups = groups.min(channels);
+        if groups < 2 || self.channel_axis != 0 || matches!(self.part, Part::First | Part::Last) {
+            return vec![self];
+        }
+        let row = self.weights() / channels;
+        let part = |group: usize| {
+            let (from, to) = (group * channels / groups, (group + 1) * channels / groups);
+            let mut shape = self.shape.clone();
+            shape[0] = to - from;
+            let name = format!("{}[{from}..{to}]", self.name);
+            let macs = self.macs * (to - from) as u64 / channels as u64;
+            Self { name, shape, first: self.first + from * row, macs, ..self.clone() }
+        };
+        (0..groups).map(part).collect()
     }
 
     /// Which elements share a scale: those of an output channel, or all.
@@ -194,5 +223,33 @@ pub trait Method: Sized + Send {
     /// be read back afterwards.
     fn restore(&mut self, _slots: &mut [Slot<Self::Weight>], _state: &serde_json::Value) -> Result<(), Error> {
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn groups_of_channels_cover_a_layer() {
+        let id = bitsmith_graph::Graph::new().add_input("x", vec![]).unwrap();
+        let layer = |part, channel_axis| WeightLayer {
+            id,
+            name: "w".to_owned(),
+            shape: vec![10, 3, 2],
+            first: 0,
+            channel_axis,
+            part,
+            macs: 1000,
+        };
+        let parts = layer(Part::Middle, 0).split(4);
+        let ranges: Vec<_> = parts.iter().map(WeightLayer::range).collect();
+        assert_eq!(ranges, [0..12, 12..30, 30..42, 42..60]);
+        assert_eq!(parts[1].name, "w[2..5]");
+        assert_eq!(parts.iter().map(|p| p.macs).sum::<u64>(), 1000);
+        assert_eq!(layer(Part::Middle, 0).split(100).len(), 10);
+        for whole in [layer(Part::First, 0), layer(Part::Last, 0), layer(Part::Middle, 1)] {
+            assert_eq!(whole.clone().split(4), [whole]);
+        }
     }
 }

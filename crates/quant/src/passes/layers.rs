@@ -23,6 +23,7 @@ pub fn weight_layers(model: &Model) -> Result<Vec<WeightLayer>, Error> {
             id: layer.weight,
             name: graph.value(layer.weight).name.clone(),
             shape: tensor.shape().to_vec(),
+            first: 0,
             channel_axis: layer.channel_axis,
             part,
             macs: layer.macs,

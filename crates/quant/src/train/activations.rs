@@ -173,7 +173,11 @@ impl Activations {
 
     /// Bit operations for each bit of every site, with the weights as they are.
     fn sizes<Q: Quantizer>(&self, slots: &[Slot<Q>]) -> Vec<usize> {
-        let bits: BTreeMap<ValueId, f64> = slots.iter().map(|s| (s.layer.id, s.quantizer.stored_bits())).collect();
+        let mut layers: BTreeMap<ValueId, Vec<(usize, f64)>> = BTreeMap::new();
+        for slot in slots {
+            layers.entry(slot.layer.id).or_default().push((slot.layer.weights(), slot.quantizer.stored_bits()));
+        }
+        let bits: BTreeMap<ValueId, f64> = layers.into_iter().map(|(id, groups)| (id, mean_bits(groups))).collect();
         let size = |site: &Site| {
             let reader = |(weight, macs): &(ValueId, u64)| *macs as f64 * bits.get(weight).copied().unwrap_or(32.0);
             site.readers.iter().map(reader).sum::<f64>() as usize

@@ -77,6 +77,8 @@ options! {
         pub activation_gradient: ActivationGradient = ActivationGradient::Lsq,
         /// Stored bits of biases (32: float).
         pub bias_bits: u8 = 8,
+        /// Groups of neighbouring output channels, in each layer, that have widths of their own where a method searches widths; 1: one width per layer.
+        pub channel_groups: usize = 1,
         /// Evaluate after every so many epochs; 0 means only at the end.
         pub evaluate_every: usize = 1,
         /// Write a checkpoint after every so many steps, besides the end of each epoch; 0 means only there.
@@ -116,6 +118,9 @@ impl TrainOptions {
         }
         if self.weight_decay.is_nan() || self.weight_decay < 0.0 {
             return bad(format!("weight_decay = {}: must not be negative", self.weight_decay));
+        }
+        if self.channel_groups == 0 {
+            return bad("channel_groups = 0: 1 gives each layer one width".to_owned());
         }
         self.sharpness.check()?;
         self.activation_widths.check()?;

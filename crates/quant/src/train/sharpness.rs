@@ -212,6 +212,7 @@ impl<Q: Quantizer> State<Q> {
         if options.coupling == Coupling::Mismatched {
             for slot in slots.iter_mut() {
                 let Some(grad) = direction.constants.get_mut(&slot.layer.id) else { continue };
+                let Some(grad) = grad.get_mut(slot.layer.range()) else { continue };
                 if !slot.quantizer.latent_gradient(grad) {
                     return Err(Error::option(
                         "sharpness.coupling = \"mismatched\" needs latent float weights, which this method does not keep; use \"quantized\"",

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use bitsmith_engine::optim::{Algorithm, Rates, State as Memory};
 use bitsmith_engine::{Device, Engine, EngineOptions, Loss, Params, Role, StepOptions, StepOutput};
-use bitsmith_graph::{Granularity, Model, Op, Role as SiteRole, Site, ValueId};
+use bitsmith_graph::{Granularity, Grid, Model, Op, QParams, Role as SiteRole, Site, ValueId};
 
 use super::activations::Activations;
 use super::data::{Batch, Data, InMemory};
@@ -79,8 +79,10 @@ impl<Q: Quantizer> State<Q> {
                     format!("weight `{}` holds {x}: every number must be finite", layer.name),
                 ));
             }
-            let quantizer = method.weight(&layer, init)?;
-            slots.push(Slot { layer, quantizer });
+            for layer in layer.split(options.channel_groups) {
+                let quantizer = method.weight(&layer, &init[layer.range()])?;
+                slots.push(Slot { layer, quantizer });
+            }
         }
         let quantizes = slots.iter().any(|s| s.quantizer.qparams().is_some());
         let (mut biases, mut others) = (vec![], vec![]);
@@ -183,7 +185,7 @@ impl<Q: Quantizer> State<Q> {
         let params = &mut self.params;
         for slot in slots {
             if let Some(values) = params.constants.get_mut(&slot.layer.id) {
-                slot.quantizer.forward(values);
+                slot.quantizer.forward(&mut values[slot.layer.range()]);
             }
         }
         for (id, bias) in &mut self.biases {
@@ -210,7 +212,7 @@ impl<Q: Quantizer> State<Q> {
     pub fn distribute(&mut self, slots: &mut [Slot<Q>], out: &StepOutput) {
         for slot in slots {
             if let Some(grad) = out.constants.get(&slot.layer.id) {
-                slot.quantizer.backward(grad);
+                slot.quantizer.backward(&grad[slot.layer.range()]);
             }
         }
         for (id, bias) in &mut self.biases {
@@ -327,15 +329,20 @@ impl<Q: Quantizer> State<Q> {
         Ok(())
     }
 
+    /// Widths of all layers; means where the channels of one differ.
     pub fn bits(&self) -> Vec<Bits> {
-        let bits = |slot: &Slot<Q>| Bits {
-            name: slot.layer.name.clone(),
-            part: slot.layer.part,
-            weights: slot.layer.weights(),
-            stored: slot.quantizer.stored_bits(),
-            paper: slot.quantizer.bits(),
+        let bits = |slots: &[Slot<Q>]| {
+            let mean =
+                |bits: &dyn Fn(&Q) -> f64| mean_bits(slots.iter().map(|s| (s.layer.weights(), bits(&s.quantizer))));
+            Bits {
+                name: self.model.graph.value(slots[0].layer.id).name.clone(),
+                part: slots[0].layer.part,
+                weights: slots.iter().map(|s| s.layer.weights()).sum(),
+                stored: mean(&Q::stored_bits),
+                paper: mean(&|q| f64::from(q.bits())) as f32,
+            }
         };
-        self.slots.iter().map(bits).collect()
+        self.slots.chunk_by(|a, b| a.layer.id == b.layer.id).map(bits).collect()
     }
 
     pub fn mean_bits(&self) -> f64 {
@@ -347,9 +354,12 @@ impl<Q: Quantizer> State<Q> {
         self.publish();
         let mut model = self.model;
         self.params.write_to(&mut model)?;
-        let weights = self.slots.iter().map(|s| (s.layer.id, SiteRole::Weight, s.quantizer.qparams()));
         let biases = self.biases.iter().map(|(id, q)| (*id, SiteRole::Bias, q.qparams()));
-        for (id, role, params) in weights.chain(biases) {
+        let mut grids: Vec<(ValueId, SiteRole, Option<QParams>)> = biases.collect();
+        for slots in self.slots.chunk_by(|a, b| a.layer.id == b.layer.id) {
+            grids.push((slots[0].layer.id, SiteRole::Weight, joined(slots)?));
+        }
+        for (id, role, params) in grids {
             match params {
                 Some(params) => {
                     model.sites.insert(id, Site { role, spec: params.spec, params: Some(params) });
@@ -365,6 +375,38 @@ impl<Q: Quantizer> State<Q> {
         }
         Ok(model)
     }
+}
+
+/// The grid of a layer: that of its slot, or of all groups of its channels together, which must be integers about zero.
+fn joined<Q: Quantizer>(slots: &[Slot<Q>]) -> Result<Option<QParams>, Error> {
+    if let [slot] = slots {
+        return Ok(slot.quantizer.qparams());
+    }
+    let (mut rows, mut scale) = (vec![], vec![]);
+    for slot in slots {
+        let Some(params) = slot.quantizer.qparams() else { return Ok(None) };
+        let bits = match params.spec.grid {
+            Grid::Affine { signed: true, symmetric: true } if params.zero_point.iter().all(|&z| z == 0) => {
+                params.spec.bits
+            }
+            // Planes without a gap are the same numbers.
+            Grid::Planes { mask } if mask.count_ones() == 8 - mask.leading_zeros() => params.spec.bits,
+            grid => {
+                let message = format!(
+                    "channels of `{}` lie on {grid:?}: only integers about zero can have several widths; use channel_groups = 1",
+                    slot.layer.name
+                );
+                return Err(Error::option(message));
+            }
+        };
+        let channels = slot.layer.shape[0];
+        rows.extend(std::iter::repeat_n(bits, channels));
+        match params.scale.as_slice() {
+            &[one] => scale.extend(std::iter::repeat_n(one, channels)),
+            each => scale.extend(each),
+        }
+    }
+    Ok(Some(QParams::by_rows(rows, scale)))
 }
 
 /// Accuracy and mean loss of a compiled model in inference mode.

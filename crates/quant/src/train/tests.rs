@@ -119,7 +119,7 @@ fn every_method_trains_and_ends_on_its_grid() {
         let frozen = freeze(outcome.model.clone()).unwrap();
         let stored: Vec<f64> = outcome.bits.iter().map(|b| b.stored).collect();
         let layers = frozen.layers().unwrap();
-        let found: Vec<f64> = layers.iter().map(|l| frozen.params(l.weight).unwrap().spec.stored_bits()).collect();
+        let found: Vec<f64> = layers.iter().map(|l| frozen.params(l.weight).unwrap().stored_bits()).collect();
         assert_eq!(stored, found, "{}", method.name);
         // And so the network of integers, decoded again, answers with the same bits.
         let logits = |model: &Model| {
@@ -192,6 +192,55 @@ fn a_resumed_run_ends_in_the_same_bits() {
                 fingerprint(&whole.model) == fingerprint(&resumed.model),
                 "{} interrupted after {after} batches",
                 method.name
+            );
+        }
+    }
+}
+
+/// Channels of a layer get widths of their own, by every method that searches; the file has them, and the target holds.
+#[test]
+fn groups_of_channels_have_widths_of_their_own() {
+    let (train, test) = digits(2000);
+    let (model, float) = float_model(&train, &test);
+    let options = TrainOptions { distill: 0.5, learning_rate: 0.02, channel_groups: 3, ..short(12) };
+    for name in ["csq", "sdq", "fracbits", "bsq"] {
+        let method = crate::methods::find(name).unwrap();
+        let own = json!({"target_bits": 2.3});
+        let outcome = run_with((method, &own), model.clone(), &options, &train, Some(&test), None, &GO).unwrap();
+        let accuracy = outcome.accuracy.unwrap();
+        assert!(accuracy >= float - 0.02, "{name}: {accuracy} from {float}");
+        let frozen = freeze(outcome.model.clone()).unwrap();
+        let layers = frozen.layers().unwrap();
+        let params: Vec<_> = layers.iter().map(|l| frozen.params(l.weight).unwrap()).collect();
+        assert_eq!(outcome.bits.len(), layers.len());
+        for (told, params) in outcome.bits.iter().zip(&params) {
+            assert!((told.stored - params.stored_bits()).abs() < 1e-9, "{name}: {told:?} but {params:?}");
+        }
+        assert!(params.iter().any(|p| !p.rows.is_empty()), "{name}: every layer has one width");
+        assert!(frozen.mean_weight_bits().unwrap() <= 2.3 + 1e-9, "{name}");
+    }
+    let dorefa = crate::methods::find("dorefa").unwrap();
+    let error =
+        run(dorefa, network(), &TrainOptions { channel_groups: 2, ..short(1) }, &train, None, None, &GO).unwrap_err();
+    assert!(error.to_string().contains("use channel_groups = 1"), "{error}");
+}
+
+#[test]
+fn a_resumed_search_over_groups_of_channels_ends_in_the_same_bits() {
+    let (train, test) = digits(160);
+    let options = TrainOptions { checkpoint_steps: 2, channel_groups: 3, ..short(6) };
+    for name in ["csq", "sdq", "bsq"] {
+        let method = crate::methods::find(name).unwrap();
+        let whole = run(method, network(), &options, &train, Some(&test), None, &GO).unwrap();
+        for after in [9, 21] {
+            let folder = tempfile::tempdir().unwrap();
+            let store = Store::open(folder.path()).unwrap();
+            let broken = Interrupted { inner: &train, left: AtomicUsize::new(after), flag: None };
+            run(method, network(), &options, &broken, Some(&test), Some(&store), &GO).unwrap_err();
+            let resumed = run(method, network(), &options, &train, Some(&test), Some(&store), &GO).unwrap();
+            assert!(
+                fingerprint(&whole.model) == fingerprint(&resumed.model),
+                "{name} interrupted after {after} batches"
             );
         }
     }

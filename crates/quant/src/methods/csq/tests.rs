@@ -41,7 +41,15 @@ fn weight(n: usize, rows: usize, seed: u64, start: Start) -> (CsqWeight, Vec<f32
 fn layer(name: &str, n: usize) -> WeightLayer {
     let graph = bitsmith_graph::zoo::build("mlp", &Default::default()).unwrap().graph;
     let id = graph.value_ids().next().unwrap();
-    WeightLayer { id, name: name.to_owned(), shape: vec![n / 4, 4], channel_axis: 0, part: Part::Middle, macs: 1 }
+    WeightLayer {
+        id,
+        name: name.to_owned(),
+        shape: vec![n / 4, 4],
+        first: 0,
+        channel_axis: 0,
+        part: Part::Middle,
+        macs: 1,
+    }
 }
 
 fn slots(csq: &mut Csq, sizes: &[usize]) -> Vec<Slot<CsqWeight>> {
