@@ -86,6 +86,9 @@ impl QuantModel {
                 Role::Activation | Role::Input => 1,
             };
             params.check(count).map_err(|e| e.at(name))?;
+            if *role != Role::Weight && !params.rows.is_empty() {
+                return Err(Error::new(Kind::Quantization, "only weights have channels of several widths").at(name));
+            }
             match (role, graph.constant(id).map(Tensor::data)) {
                 (Role::Weight | Role::Bias, Some(codes @ (Data::I8(_) | Data::U8(_)))) => {
                     check_codes(params, codes, count).map_err(|e| e.at(name))?

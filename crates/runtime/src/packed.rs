@@ -11,9 +11,11 @@
 //!
 //! Reading trusts nothing: it allocates at most 128 MiB and 512 times the file's length, whatever the file says.
 
+mod codes;
 mod container;
 mod crc32;
 mod listing;
+mod sites;
 #[cfg(test)]
 mod tests;
 mod text;
@@ -22,10 +24,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use bitsmith_graph::quant::channels;
-use bitsmith_graph::{
-    Data, Granularity, Grid, Preprocess, QParams, QuantModel, QuantSpec, QuantTensor, Role, Tensor, ValueId,
-};
-use bitsmith_kernels::pack;
+use bitsmith_graph::{Data, Grid, Preprocess, QParams, QuantModel, Tensor, ValueId};
 
 use crate::error::{Error, Kind};
 use container::{Container, Stored};
@@ -86,7 +85,7 @@ pub fn encode(model: &QuantModel) -> Result<(Vec<u8>, Sizes), Error> {
     let (mut entries, mut floats): (Vec<Entry>, Vec<f32>) = (vec![], vec![]);
     let mut sites = String::new();
     for (&id, (role, params)) in model.sites() {
-        sites += &print_site(id.index(), *role, params);
+        sites += &sites::print(id.index(), *role, params);
         floats.extend(params.scale.iter().chain(&params.levels));
     }
     let mut elements_without_bytes = 0;
@@ -94,7 +93,7 @@ pub fn encode(model: &QuantModel) -> Result<(Vec<u8>, Sizes), Error> {
         let value = graph.value(id);
         let Some(tensor) = &value.constant else { continue };
         if let Some(quantized) = model.tensor(id) {
-            let bytes = pack_codes(quantized).map_err(|e| e.at(&value.name))?;
+            let bytes = codes::pack(quantized).map_err(|e| e.at(&value.name))?;
             elements_without_bytes += without_bytes(quantized.params, tensor.len());
             match quantized.params.spec.bits {
                 0 => {}
@@ -173,7 +172,7 @@ pub fn read_bytes(file: &[u8]) -> Result<QuantModel, Error> {
             }
             n => Ok(n),
         };
-        let (index, role, mut params) = parse_site(line, channels_of).map_err(|e| e.at(format!("site `{line}`")))?;
+        let (index, role, mut params) = sites::parse(line, channels_of).map_err(|e| e.at(format!("site `{line}`")))?;
         params.scale = floats.take(channels_of(index, params.spec.per)?)?;
         if params.spec.grid == Grid::Codebook {
             params.levels = floats.take(1 << params.spec.bits.min(8))?;
@@ -202,7 +201,7 @@ pub fn read_bytes(file: &[u8]) -> Result<QuantModel, Error> {
             };
             return Ok(Tensor::new(
                 constant.shape.clone(),
-                unpack_codes(params, element_count(&constant.shape), bytes)?,
+                codes::unpack(params, element_count(&constant.shape), bytes)?,
             )?);
         }
         let data = match (constant.fill, stored) {
@@ -277,106 +276,6 @@ impl Floats {
     }
 }
 
-/// `value role grid bits axis [zero points]`, for instance `3 weight planes:5 3 0` or `0 input unsigned 8 - 128`.
-fn print_site(index: usize, role: Role, params: &QParams) -> String {
-    let role = match role {
-        Role::Weight => "weight",
-        Role::Bias => "bias",
-        Role::Activation => "activation",
-        Role::Input => "input",
-    };
-    let grid = match params.spec.grid {
-        Grid::Affine { signed: true, symmetric: false } => "signed".to_owned(),
-        Grid::Affine { signed: true, symmetric: true } => "signed-symmetric".to_owned(),
-        Grid::Affine { signed: false, symmetric: false } => "unsigned".to_owned(),
-        Grid::Affine { signed: false, symmetric: true } => "unsigned-symmetric".to_owned(),
-        Grid::Planes { mask } => format!("planes:{mask}"),
-        Grid::Codebook => "codebook".to_owned(),
-    };
-    let axis = match params.spec.per {
-        Granularity::PerTensor => "-".to_owned(),
-        Granularity::PerChannel { axis } => axis.to_string(),
-    };
-    let zero_points = match params.zero_point.as_slice() {
-        [] => String::new(),
-        points => format!(" {}", joined(points, i32::to_string)),
-    };
-    let rows = match params.rows.as_slice() {
-        [] => String::new(),
-        rows => format!(" rows:{}", joined(&runs(rows), |(bits, rows)| format!("{bits}x{rows}"))),
-    };
-    format!("{index} {role} {grid} {} {axis}{zero_points}{rows}\n", params.spec.bits)
-}
-
-/// Neighbouring channels of equal width: bits and how many.
-fn runs(rows: &[u8]) -> Vec<(u8, usize)> {
-    rows.chunk_by(|a, b| a == b).map(|run| (run[0], run.len())).collect()
-}
-
-/// The inverse of [`runs`], from its text; no more than `most` channels.
-fn parse_runs(text: &str, most: usize) -> Result<Vec<u8>, Error> {
-    let mut rows = vec![];
-    for run in text.split(',') {
-        let (bits, count) =
-            run.split_once('x').ok_or_else(|| Error::corrupt("widths of channels are written BITSxCHANNELS"))?;
-        let (bits, count): (u8, usize) = (number(bits)?, number(count)?);
-        if bits == 1 || bits > 8 {
-            return Err(Error::corrupt(format!("channels of {bits} bits: they have 0 or 2 to 8")));
-        }
-        if count == 0 || count > most - rows.len() {
-            return Err(Error::corrupt(format!("widths for more than its {most} channels")));
-        }
-        rows.extend(std::iter::repeat_n(bits, count));
-    }
-    Ok(rows)
-}
-
-/// The inverse of [`print_site`], but for scales and levels.
-fn parse_site(
-    line: &str,
-    channels_of: impl Fn(usize, Granularity) -> Result<usize, Error>,
-) -> Result<(usize, Role, QParams), Error> {
-    let mut tokens: Vec<_> = line.split(' ').collect();
-    let rows = tokens.pop_if(|last| last.starts_with("rows:"));
-    let (&[index, role, grid, bits, axis], zero_points) = tokens
-        .split_first_chunk::<5>()
-        .ok_or_else(|| Error::corrupt("a site needs a value, a role, a grid, bits and an axis"))?;
-    let role = match role {
-        "weight" => Role::Weight,
-        "bias" => Role::Bias,
-        "activation" => Role::Activation,
-        "input" => Role::Input,
-        other => return Err(Error::corrupt(format!("the role `{other}` is not known"))),
-    };
-    let grid = match (grid, grid.strip_prefix("planes:")) {
-        (_, Some(mask)) => Grid::Planes { mask: number(mask)? },
-        ("signed", _) => Grid::Affine { signed: true, symmetric: false },
-        ("signed-symmetric", _) => Grid::Affine { signed: true, symmetric: true },
-        ("unsigned", _) => Grid::Affine { signed: false, symmetric: false },
-        ("unsigned-symmetric", _) => Grid::Affine { signed: false, symmetric: true },
-        ("codebook", _) => Grid::Codebook,
-        (other, _) => return Err(Error::corrupt(format!("the grid `{other}` is not known"))),
-    };
-    let bits: u8 = number(bits)?;
-    let least = if matches!(grid, Grid::Affine { .. }) { 1 } else { 0 };
-    if !(least..=8).contains(&bits) {
-        return Err(Error::corrupt(format!("{bits} bits: this grid has {least} to 8")));
-    }
-    let per = if axis == "-" { Granularity::PerTensor } else { Granularity::PerChannel { axis: number(axis)? } };
-    let zero_point = match zero_points {
-        [] => vec![],
-        [points] => points.split(',').map(number).collect::<Result<_, _>>()?,
-        _ => return Err(Error::corrupt("too many words")),
-    };
-    let spec = QuantSpec { grid, bits, per };
-    let index = number(index)?;
-    let rows = match rows.and_then(|rows| rows.strip_prefix("rows:")) {
-        Some(text) => parse_runs(text, channels_of(index, per)?)?,
-        None => vec![],
-    };
-    Ok((index, role, QParams { spec, scale: vec![], zero_point, levels: vec![], rows }))
-}
-
 fn parse_preprocess(text: &str) -> Result<Preprocess, Error> {
     let parts: Vec<_> = text.split(' ').collect();
     let &[scale, mean, std] = parts.as_slice() else {
@@ -386,123 +285,6 @@ fn parse_preprocess(text: &str) -> Result<Preprocess, Error> {
         if list.is_empty() { Ok(vec![]) } else { list.split(',').map(number).collect() }
     };
     Ok(Preprocess { scale: number(scale)?, mean: floats(mean)?, std: floats(std)? })
-}
-
-/// Codes as the file stores them: base 3 where there are three, planes for sign and magnitude, fields of b bits for all else.
-fn pack_codes(tensor: QuantTensor<'_>) -> Result<Vec<u8>, Error> {
-    let bits = tensor.params.spec.bits;
-    let signed = tensor.params.code_range().0 < 0;
-    if !tensor.params.rows.is_empty() {
-        return pack_rows(tensor);
-    }
-    // Freezing keeps codes below 128 as I8 whatever their sign; fields want the type that the range says.
-    let narrow = |codes: &[i8]| -> Vec<u8> { codes.iter().map(|&c| c.unsigned_abs()).collect() };
-    Ok(match (tensor.params.spec.grid, tensor.codes) {
-        _ if bits == 0 => vec![],
-        (_, Data::I8(codes)) if tensor.params.spec.is_ternary() => pack::pack_ternary(codes)?,
-        (Grid::Planes { mask }, Data::I8(codes)) => pack::pack_planes(codes, mask)?,
-        (Grid::Planes { mask }, Data::U8(codes)) => pack::pack_planes(codes, mask)?,
-        (_, Data::I8(codes)) if signed => pack::pack_fields(codes, bits)?,
-        (_, Data::I8(codes)) => pack::pack_fields(&narrow(codes), bits)?,
-        (_, Data::U8(codes)) if !signed => pack::pack_fields(codes, bits)?,
-        (_, Data::U8(codes)) => pack::pack_fields(&codes.iter().map(|&c| c as i8).collect::<Vec<_>>(), bits)?,
-        // `QuantModel` admits no other type.
-        _ => return Err(Error::corrupt("codes must be bytes")),
-    })
-}
-
-/// Codes whose channels differ in width: neighbours of equal width together, each such run in whole bytes.
-fn pack_rows(tensor: QuantTensor<'_>) -> Result<Vec<u8>, Error> {
-    let rows = &tensor.params.rows;
-    let Data::I8(codes) = tensor.codes else { return Err(Error::corrupt("codes must be signed bytes")) };
-    let (mut out, mut codes, row_len) = (vec![], &codes[..], codes.len() / rows.len().max(1));
-    for (bits, rows) in runs(rows) {
-        let (run, rest) = codes.split_at(rows * row_len);
-        codes = rest;
-        match bits {
-            0 => {}
-            2 => out.extend(pack::pack_ternary(run)?),
-            _ => out.extend(pack::pack_fields(run, bits)?),
-        }
-    }
-    Ok(out)
-}
-
-/// The inverse of [`pack_rows`].
-fn unpack_rows(rows: &[u8], n: usize, bytes: &[u8]) -> Result<Vec<i8>, Error> {
-    let row_len = n / rows.len().max(1);
-    // Sizes come from a file, which may claim anything.
-    let length = |(bits, rows): (u8, usize)| match (bits, rows.checked_mul(row_len)) {
-        (_, None) => usize::MAX,
-        (0, _) => 0,
-        (2, Some(n)) => pack::ternary_len(n),
-        (_, Some(n)) => pack::fields_len(n, bits),
-    };
-    let expected = runs(rows).into_iter().map(length).fold(0, usize::saturating_add);
-    if bytes.len() != expected {
-        return Err(pack::Error::Length { expected, found: bytes.len() }.into());
-    }
-    let (mut codes, mut left, mut at) = (vec![0i8; n], bytes, 0);
-    for run in runs(rows) {
-        let (bits, elements) = (run.0, run.1 * row_len);
-        let (packed, rest) = left.split_at(length(run));
-        let to = &mut codes[at..at + elements];
-        match bits {
-            0 => {}
-            2 => pack::unpack_ternary(packed, elements, 0, to)?,
-            _ => pack::unpack_fields(packed, bits, elements, 0, to)?,
-        }
-        (left, at) = (rest, at + elements);
-    }
-    Ok(codes)
-}
-
-/// The inverse of [`pack_codes`], in the type that freezing uses.
-fn unpack_codes(params: &QParams, n: usize, bytes: &[u8]) -> Result<Data, Error> {
-    if !params.rows.is_empty() {
-        return Ok(Data::I8(unpack_rows(&params.rows, n, bytes)?));
-    }
-    let bits = params.spec.bits;
-    // The length is checked before anything of that length is allocated.
-    let expected = match params.spec.grid {
-        _ if params.spec.is_ternary() => pack::ternary_len(n),
-        Grid::Planes { mask } => pack::planes_len(n, mask),
-        _ => pack::fields_len(n, bits),
-    };
-    if bits > 0 && bytes.len() != expected {
-        return Err(pack::Error::Length { expected, found: bytes.len() }.into());
-    }
-    let (low, high) = params.code_range();
-    Ok(match params.spec.grid {
-        _ if bits == 0 => Data::I8(vec![0; n]),
-        _ if params.spec.is_ternary() => {
-            let mut codes = vec![0i8; n];
-            pack::unpack_ternary(bytes, n, 0, &mut codes)?;
-            Data::I8(codes)
-        }
-        Grid::Planes { mask } if mask > 127 || mask == 0 => {
-            return Err(Error::corrupt(format!("planes {mask} do not make {bits} bits")));
-        }
-        Grid::Planes { mask } => {
-            let mut codes = vec![0i8; n];
-            pack::unpack_planes(bytes, mask, n, 0, &mut codes)?;
-            Data::I8(codes)
-        }
-        _ if low < 0 => {
-            let mut codes = vec![0i8; n];
-            pack::unpack_fields(bytes, bits, n, 0, &mut codes)?;
-            Data::I8(codes)
-        }
-        _ => {
-            let mut codes = vec![0u8; n];
-            pack::unpack_fields(bytes, bits, n, 0, &mut codes)?;
-            match high > 127 {
-                true => Data::U8(codes),
-                // The range ends below 128, so the sign bit is free.
-                false => Data::I8(codes.into_iter().map(|c| c as i8).collect()),
-            }
-        }
-    })
 }
 
 fn le_bytes(data: &Data) -> Vec<u8> {
