@@ -80,7 +80,7 @@ pub fn train<M: Method>(
     ctx: &mut Context<'_>,
 ) -> Result<Outcome, Error> {
     options.check()?;
-    let recipe = serde_json::json!({ "method": M::NAME, "options": method_options, "train": options });
+    let recipe = checkpoint::recipe_of::<M>(&method_options, options);
     let mut method = M::new(method_options)?;
     let phases = method.phases(options.epochs);
     let mut state = State::new(model, &mut method, options, ctx.device)?;

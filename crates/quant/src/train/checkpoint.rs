@@ -24,6 +24,7 @@ use bitsmith_kernels::file::write_atomically;
 use serde::{Deserialize, Serialize};
 
 use super::activations::{Activations, Standing};
+use super::options::TrainOptions;
 use super::state::State;
 use crate::error::{Error, Kind};
 use crate::method::Method;
@@ -254,6 +255,9 @@ impl Saved {
         method: &mut M,
         state: &mut State<M::Weight>,
     ) -> Result<Position, Error> {
+        // Options that did not exist when it was written have had their defaults.
+        let defaults = recipe_of::<M>(&M::Options::default(), &TrainOptions::default());
+        fill_in(&mut self.header.recipe, &defaults);
         if self.header.recipe != *recipe {
             return Err(Error::new(
                 Kind::Checkpoint,
@@ -306,9 +310,28 @@ impl Saved {
     }
 }
 
+/// What a run was asked for, as checkpoints remember it.
+pub fn recipe_of<M: Method>(method: &M::Options, train: &TrainOptions) -> serde_json::Value {
+    serde_json::json!({ "method": M::NAME, "options": method, "train": train })
+}
+
+/// Adds the keys that `object` lacks, in every section.
+fn fill_in(object: &mut serde_json::Value, defaults: &serde_json::Value) {
+    let (Some(object), Some(defaults)) = (object.as_object_mut(), defaults.as_object()) else { return };
+    for (key, default) in defaults {
+        match object.get_mut(key) {
+            Some(value) => fill_in(value, default),
+            None => drop(object.insert(key.clone(), default.clone())),
+        }
+    }
+}
+
 /// The first key whose values differ, for people.
 fn difference(a: &serde_json::Value, b: &serde_json::Value) -> String {
     if let (Some(a), Some(b)) = (a.as_object(), b.as_object()) {
+        if let Some((key, value)) = b.iter().find(|(key, _)| !a.contains_key(*key)) {
+            return format!("{key} is {value}");
+        }
         for (key, value) in a {
             match b.get(key) {
                 Some(other) if other == value => {}
@@ -347,5 +370,18 @@ mod tests {
         let a = serde_json::json!({"train": {"epochs": 3, "seed": 1}});
         let b = serde_json::json!({"train": {"epochs": 4, "seed": 1}});
         assert_eq!(difference(&a, &b), "epochs was 3 and is 4");
+        let c = serde_json::json!({"train": {"epochs": 3, "seed": 1, "groups": 2}});
+        assert_eq!(difference(&a, &c), "groups is 2");
+    }
+
+    #[test]
+    fn options_that_a_checkpoint_does_not_know_had_their_defaults() {
+        let defaults = serde_json::json!({"method": "m", "train": {"epochs": 60, "groups": 1, "part": {"rho": 0.0}}});
+        let mut saved = serde_json::json!({"method": "m", "train": {"epochs": 3}});
+        fill_in(&mut saved, &defaults);
+        assert_eq!(
+            saved,
+            serde_json::json!({"method": "m", "train": {"epochs": 3, "groups": 1, "part": {"rho": 0.0}}})
+        );
     }
 }
