@@ -58,14 +58,14 @@ impl QuantTensor<'_> {
 
     /// Bits that a file needs for the codes alone.
     pub fn payload_bits(&self) -> u64 {
-        let of = |spec: QuantSpec, n: u64| if spec.is_ternary() { n.div_ceil(5) * 8 } else { n * u64::from(spec.bits) };
-        let (n, rows) = (self.codes.len() as u64, &self.params.rows);
-        if rows.is_empty() {
-            return of(self.params.spec, n);
-        }
-        let row_len = n / rows.len() as u64;
-        let run = |run: &[u8]| of(self.params.spec.with_bits(run[0]), run.len() as u64 * row_len).next_multiple_of(8);
-        rows.chunk_by(|a, b| a == b).map(run).sum()
+        let runs = self.params.runs(self.codes.len());
+        let several = runs.len() > 1;
+        let bits = |(spec, n): (QuantSpec, usize)| match (n as u64, spec.is_ternary()) {
+            (n, true) => n.div_ceil(5) * 8,
+            (n, false) if several => (n * u64::from(spec.bits)).next_multiple_of(8),
+            (n, false) => n * u64::from(spec.bits),
+        };
+        runs.into_iter().map(bits).sum()
     }
 }
 
@@ -91,7 +91,7 @@ impl QuantModel {
             }
             match (role, graph.constant(id).map(Tensor::data)) {
                 (Role::Weight | Role::Bias, Some(codes @ (Data::I8(_) | Data::U8(_)))) => {
-                    check_codes(params, codes, count).map_err(|e| e.at(name))?
+                    check_codes(params, codes).map_err(|e| e.at(name))?
                 }
                 (Role::Weight | Role::Bias, _) => {
                     return Err(Error::new(Kind::Quantization, "a quantized constant needs its codes").at(name));
@@ -177,36 +177,29 @@ impl QuantModel {
     }
 }
 
-fn check_codes(params: &QParams, codes: &Data, channels: usize) -> Result<(), Error> {
-    if !params.rows.is_empty() {
-        let Data::I8(codes) = codes else {
-            return Err(Error::new(Kind::Quantization, "signed codes were expected"));
+fn check_codes(params: &QParams, codes: &Data) -> Result<(), Error> {
+    if !params.rows.is_empty() && !matches!(codes, Data::I8(_)) {
+        return Err(Error::new(Kind::Quantization, "channels of several widths have signed codes"));
+    }
+    let mut from = 0;
+    for (spec, n) in params.runs(codes.len()) {
+        let (low, high) = spec.code_range();
+        let bad = |code: i32| match spec.grid {
+            crate::quant::Grid::Planes { mask } => code.unsigned_abs() as u8 & !mask != 0 || code.unsigned_abs() > 127,
+            _ => !(low..=high).contains(&code),
         };
-        for (channel, row) in codes.chunks((codes.len() / channels.max(1)).max(1)).enumerate() {
-            let (low, high) = params.code_range_of(channel);
-            if let Some(code) = row.iter().find(|&&code| !(low..=high).contains(&code.into())) {
-                let detail = format!("code {code} is not one of channel {channel}'s ({low}..={high})");
-                return Err(Error::new(Kind::Quantization, detail));
-            }
+        let found = match codes {
+            Data::I8(v) => v[from..from + n].iter().map(|&c| c.into()).find(|&c| bad(c)),
+            Data::U8(v) => v[from..from + n].iter().map(|&c| c.into()).find(|&c| bad(c)),
+            _ => None,
+        };
+        if let Some(code) = found {
+            let detail = format!("code {code} is not one of the grid's ({low}..={high})");
+            return Err(Error::new(Kind::Quantization, detail));
         }
-        return Ok(());
+        from += n;
     }
-    let (low, high) = params.code_range();
-    let bad = |code: i32| match params.spec.grid {
-        crate::quant::Grid::Planes { mask } => code.unsigned_abs() as u8 & !mask != 0 || code.unsigned_abs() > 127,
-        _ => !(low..=high).contains(&code),
-    };
-    let found = match codes {
-        Data::I8(v) => v.iter().map(|&c| c.into()).find(|&c| bad(c)),
-        Data::U8(v) => v.iter().map(|&c| c.into()).find(|&c| bad(c)),
-        _ => None,
-    };
-    match found {
-        Some(code) => {
-            Err(Error::new(Kind::Quantization, format!("code {code} is not one of the grid's ({low}..={high})")))
-        }
-        None => Ok(()),
-    }
+    Ok(())
 }
 
 /// Turns a model whose sites are complete into integers, or names the first site that is not ready.

@@ -73,9 +73,14 @@ impl QuantSpec {
         if self.is_ternary() { TERNARY_BITS } else { self.bits.into() }
     }
 
-    /// The same with this many bits.
-    pub fn with_bits(self, bits: u8) -> Self {
-        Self { bits, ..self }
+    /// Smallest and largest code.
+    pub fn code_range(&self) -> (i32, i32) {
+        match self.grid {
+            Grid::Affine { .. } if self.bits == 0 => (0, 0),
+            Grid::Affine { signed, symmetric } => numerics::code_range(self.bits, signed, symmetric),
+            Grid::Planes { mask } => (-i32::from(mask), i32::from(mask)),
+            Grid::Codebook => (0, (1 << self.bits.min(8)) - 1),
+        }
     }
 }
 
@@ -130,33 +135,29 @@ impl QParams {
 
     /// The grid of one channel.
     pub fn spec_of(&self, channel: usize) -> QuantSpec {
-        self.rows.get(channel).map_or(self.spec, |&bits| self.spec.with_bits(bits))
+        self.rows.get(channel).map_or(self.spec, |&bits| QuantSpec { bits, ..self.spec })
+    }
+
+    /// The grids of a tensor of `n` elements, in order, and how many lie on each: one, or those of neighbouring channels of equal width.
+    pub fn runs(&self, n: usize) -> Vec<(QuantSpec, usize)> {
+        match self.rows.len() {
+            0 => vec![(self.spec, n)],
+            channels => {
+                let run = |run: &[u8]| (QuantSpec { bits: run[0], ..self.spec }, run.len() * (n / channels));
+                self.rows.chunk_by(|a, b| a == b).map(run).collect()
+            }
+        }
     }
 
     /// Bits that a file stores per element: the mean over channels.
     pub fn stored_bits(&self) -> f64 {
-        if self.rows.is_empty() {
-            return self.spec.stored_bits();
-        }
-        self.rows.iter().map(|&bits| self.spec.with_bits(bits).stored_bits()).sum::<f64>() / self.rows.len() as f64
-    }
-
-    /// Smallest and largest code of one channel.
-    pub fn code_range_of(&self, channel: usize) -> (i32, i32) {
-        match self.rows.get(channel) {
-            Some(0) => (0, 0),
-            Some(&bits) => numerics::code_range(bits, true, true),
-            None => self.code_range(),
-        }
+        let channels = self.rows.len().max(1);
+        (0..channels).map(|channel| self.spec_of(channel).stored_bits()).sum::<f64>() / channels as f64
     }
 
     /// Smallest and largest code of any channel.
     pub fn code_range(&self) -> (i32, i32) {
-        match self.spec.grid {
-            Grid::Affine { signed, symmetric } => numerics::code_range(self.spec.bits, signed, symmetric),
-            Grid::Planes { mask } => (-i32::from(mask), i32::from(mask)),
-            Grid::Codebook => (0, (1 << self.spec.bits.min(8)) - 1),
-        }
+        self.spec.code_range()
     }
 
     /// The decoded value of a code in a channel.
@@ -173,7 +174,7 @@ impl QParams {
 
     /// The nearest code of a value in a channel (ties to the even code; NaN becomes the code of zero).
     pub fn encode(&self, value: f32, channel: usize) -> i32 {
-        let (low, high) = self.code_range_of(channel);
+        let (low, high) = self.spec_of(channel).code_range();
         let scale = self.scale.get(channel).or(self.scale.first()).copied().unwrap_or(0.0);
         match self.spec.grid {
             Grid::Affine { .. } => numerics::quantize(value, scale, self.zero_point(channel), low, high),

@@ -240,11 +240,7 @@ pub fn read_bytes(file: &[u8]) -> Result<QuantModel, Error> {
 
 /// Elements of a quantized constant whose codes have 0 bits.
 fn without_bytes(params: &QParams, n: usize) -> usize {
-    match params.rows.len() {
-        0 if params.spec.bits == 0 => n,
-        0 => 0,
-        channels => n / channels * params.rows.iter().filter(|&&bits| bits == 0).count(),
-    }
+    params.runs(n).into_iter().filter(|(spec, _)| spec.bits == 0).map(|(_, n)| n).sum()
 }
 
 /// Elements that take no bytes are bounded, so that a short file cannot ask for much memory.

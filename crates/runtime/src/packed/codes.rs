@@ -1,17 +1,12 @@
 //! Codes of quantized constants as bytes of the file.
 
-use bitsmith_graph::{Data, Grid, QParams, QuantTensor};
+use bitsmith_graph::{Data, Grid, QParams, QuantSpec, QuantTensor};
 use bitsmith_kernels::pack::{
     Error as LengthError, fields_len, pack_fields, pack_planes, pack_ternary, planes_len, ternary_len, unpack_fields,
     unpack_planes, unpack_ternary,
 };
 
 use crate::error::Error;
-
-/// Neighbouring channels of equal width: bits and how many.
-pub(super) fn runs(rows: &[u8]) -> Vec<(u8, usize)> {
-    rows.chunk_by(|a, b| a == b).map(|run| (run[0], run.len())).collect()
-}
 
 /// Codes as the file stores them: base 3 where there are three, planes for sign and magnitude, fields of b bits for all else.
 pub(super) fn pack(tensor: QuantTensor<'_>) -> Result<Vec<u8>, Error> {
@@ -36,67 +31,59 @@ pub(super) fn pack(tensor: QuantTensor<'_>) -> Result<Vec<u8>, Error> {
     })
 }
 
-/// Codes whose channels differ in width: neighbours of equal width together, each such run in whole bytes.
+/// Codes whose channels differ in width: each run of equal width in whole bytes.
 fn pack_rows(tensor: QuantTensor<'_>) -> Result<Vec<u8>, Error> {
-    let rows = &tensor.params.rows;
     let Data::I8(codes) = tensor.codes else { return Err(Error::corrupt("codes must be signed bytes")) };
-    let (mut out, mut codes, row_len) = (vec![], &codes[..], codes.len() / rows.len().max(1));
-    for (bits, rows) in runs(rows) {
-        let (run, rest) = codes.split_at(rows * row_len);
+    let (mut out, mut codes) = (vec![], &codes[..]);
+    for (spec, n) in tensor.params.runs(codes.len()) {
+        let (run, rest) = codes.split_at(n);
         codes = rest;
-        match bits {
+        match spec.bits {
             0 => {}
-            2 => out.extend(pack_ternary(run)?),
-            _ => out.extend(pack_fields(run, bits)?),
+            _ if spec.is_ternary() => out.extend(pack_ternary(run)?),
+            bits => out.extend(pack_fields(run, bits)?),
         }
     }
     Ok(out)
 }
 
 /// The inverse of [`pack_rows`].
-fn unpack_rows(rows: &[u8], n: usize, bytes: &[u8]) -> Result<Vec<i8>, Error> {
-    let row_len = n / rows.len().max(1);
-    // Sizes come from a file, which may claim anything.
-    let length = |(bits, rows): (u8, usize)| match (bits, rows.checked_mul(row_len)) {
-        (_, None) => usize::MAX,
-        (0, _) => 0,
-        (2, Some(n)) => ternary_len(n),
-        (_, Some(n)) => fields_len(n, bits),
-    };
-    let expected = runs(rows).into_iter().map(length).fold(0, usize::saturating_add);
-    if bytes.len() != expected {
-        return Err(LengthError::Length { expected, found: bytes.len() }.into());
-    }
+fn unpack_rows(params: &QParams, n: usize, bytes: &[u8]) -> Result<Vec<i8>, Error> {
     let (mut codes, mut left, mut at) = (vec![0i8; n], bytes, 0);
-    for run in runs(rows) {
-        let (bits, elements) = (run.0, run.1 * row_len);
-        let (packed, rest) = left.split_at(length(run));
-        let to = &mut codes[at..at + elements];
-        match bits {
+    for (spec, n) in params.runs(n) {
+        let (packed, rest) = left.split_at(packed_len(&spec, n));
+        let to = &mut codes[at..at + n];
+        match spec.bits {
             0 => {}
-            2 => unpack_ternary(packed, elements, 0, to)?,
-            _ => unpack_fields(packed, bits, elements, 0, to)?,
+            _ if spec.is_ternary() => unpack_ternary(packed, n, 0, to)?,
+            bits => unpack_fields(packed, bits, n, 0, to)?,
         }
-        (left, at) = (rest, at + elements);
+        (left, at) = (rest, at + n);
     }
     Ok(codes)
 }
 
+/// Bytes of `n` codes.
+fn packed_len(spec: &QuantSpec, n: usize) -> usize {
+    match spec.grid {
+        _ if spec.bits == 0 => 0,
+        _ if spec.is_ternary() => ternary_len(n),
+        Grid::Planes { mask } => planes_len(n, mask),
+        _ => fields_len(n, spec.bits),
+    }
+}
+
 /// The inverse of [`pack`], in the type that freezing uses.
 pub(super) fn unpack(params: &QParams, n: usize, bytes: &[u8]) -> Result<Data, Error> {
-    if !params.rows.is_empty() {
-        return Ok(Data::I8(unpack_rows(&params.rows, n, bytes)?));
-    }
-    let bits = params.spec.bits;
-    // The length is checked before anything of that length is allocated.
-    let expected = match params.spec.grid {
-        _ if params.spec.is_ternary() => ternary_len(n),
-        Grid::Planes { mask } => planes_len(n, mask),
-        _ => fields_len(n, bits),
-    };
-    if bits > 0 && bytes.len() != expected {
+    // The length is checked before anything of that length is allocated; a file may claim any.
+    let expected = params.runs(n).iter().map(|(spec, n)| packed_len(spec, *n)).fold(0, usize::saturating_add);
+    if bytes.len() != expected {
         return Err(LengthError::Length { expected, found: bytes.len() }.into());
     }
+    if !params.rows.is_empty() {
+        return Ok(Data::I8(unpack_rows(params, n, bytes)?));
+    }
+    let bits = params.spec.bits;
     let (low, high) = params.code_range();
     Ok(match params.spec.grid {
         _ if bits == 0 => Data::I8(vec![0; n]),

@@ -2,7 +2,6 @@
 
 use bitsmith_graph::{Granularity, Grid, QParams, QuantSpec, Role};
 
-use super::codes::runs;
 use super::text::{joined, number};
 use crate::error::Error;
 
@@ -32,12 +31,13 @@ pub(super) fn print(index: usize, role: Role, params: &QParams) -> String {
     };
     let rows = match params.rows.as_slice() {
         [] => String::new(),
-        rows => format!(" rows:{}", joined(&runs(rows), |(bits, rows)| format!("{bits}x{rows}"))),
+        // An element a channel: runs of channels.
+        rows => format!(" rows:{}", joined(&params.runs(rows.len()), |(spec, rows)| format!("{}x{rows}", spec.bits))),
     };
     format!("{index} {role} {grid} {} {axis}{zero_points}{rows}\n", params.spec.bits)
 }
 
-/// The inverse of [`runs`], from its text; no more than `most` channels.
+/// Widths of channels from the listing of their runs; no more than `most` channels.
 fn parse_runs(text: &str, most: usize) -> Result<Vec<u8>, Error> {
     let mut rows = vec![];
     for run in text.split(',') {
