@@ -84,6 +84,8 @@ impl<Q: Quantizer> State<Q> {
                 slots.push(Slot { layer, quantizer });
             }
         }
+        // Groups that no grid could hold together are better known before the training than after it.
+        by_layer(&slots).try_for_each(|slots| joined(slots).map(drop))?;
         let quantizes = slots.iter().any(|s| s.quantizer.qparams().is_some());
         let (mut biases, mut others) = (vec![], vec![]);
         for parameter in engine.parameters() {
@@ -342,7 +344,7 @@ impl<Q: Quantizer> State<Q> {
                 paper: mean(&|q| f64::from(q.bits())) as f32,
             }
         };
-        self.slots.chunk_by(|a, b| a.layer.id == b.layer.id).map(bits).collect()
+        by_layer(&self.slots).map(bits).collect()
     }
 
     pub fn mean_bits(&self) -> f64 {
@@ -356,7 +358,7 @@ impl<Q: Quantizer> State<Q> {
         self.params.write_to(&mut model)?;
         let biases = self.biases.iter().map(|(id, q)| (*id, SiteRole::Bias, q.qparams()));
         let mut grids: Vec<(ValueId, SiteRole, Option<QParams>)> = biases.collect();
-        for slots in self.slots.chunk_by(|a, b| a.layer.id == b.layer.id) {
+        for slots in by_layer(&self.slots) {
             grids.push((slots[0].layer.id, SiteRole::Weight, joined(slots)?));
         }
         for (id, role, params) in grids {
@@ -375,6 +377,11 @@ impl<Q: Quantizer> State<Q> {
         }
         Ok(model)
     }
+}
+
+/// The slots of each layer: one, or its groups of channels.
+fn by_layer<Q>(slots: &[Slot<Q>]) -> impl Iterator<Item = &[Slot<Q>]> {
+    slots.chunk_by(|a, b| a.layer.id == b.layer.id)
 }
 
 /// The grid of a layer: that of its slot, or of all groups of its channels together, which must be integers about zero.
