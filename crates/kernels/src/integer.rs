@@ -22,6 +22,7 @@ pub mod reference;
 pub mod requantize;
 pub mod rows;
 mod weights;
+mod winograd;
 
 #[cfg(test)]
 mod tests;

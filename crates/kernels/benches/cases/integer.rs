@@ -31,11 +31,12 @@ const CONV: [Version<Buffers>; 2] =
     [|b| conv(&b.shape, &b.x, 0, &b.packed, &mut b.acc), |b| naive::conv(&b.shape, &b.x, 0, &b.w, &mut b.acc)];
 
 /// Kernel and shape, then size, channels in and out, window, stride, groups.
-const LAYERS: [(&str, &str, [usize; 6]); 6] = [
+const LAYERS: [(&str, &str, [usize; 6]); 7] = [
     ("integer/conv", "3x3 3>16 32x32", [32, 3, 16, 3, 1, 1]),
     ("integer/conv", "3x3 16>16 32x32", [32, 16, 16, 3, 1, 1]),
     ("integer/conv", "3x3 16>32 32x32 /2", [32, 16, 32, 3, 2, 1]),
     ("integer/conv", "3x3 64>64 8x8", [8, 64, 64, 3, 1, 1]),
+    ("integer/conv", "3x3 128>128 28x28", [28, 128, 128, 3, 1, 1]),
     ("integer/conv", "1x1 32>64 16x16 /2", [16, 32, 64, 1, 2, 1]),
     ("integer/depthwise", "3x3 64>64 16x16", [16, 64, 64, 3, 1, 64]),
 ];

@@ -70,6 +70,8 @@ thread_local! {
 struct Scratch {
     bytes: Vec<u8>,
     words: Vec<i16>,
+    /// Inputs of a band in tiles, transformed.
+    tiles: Vec<u8>,
     pixels: Vec<usize>,
     acc: Vec<i32>,
 }
@@ -88,10 +90,12 @@ enum Codes<'a> {
     Words(&'a [i16]),
 }
 
-/// Inputs, and where in them the window of each pixel begins.
+/// Inputs, and where in them the window of each pixel begins, or what comes from each tile.
 struct Windows<'a> {
     input: Codes<'a>,
     pixels: &'a [usize],
+    /// Output rows.
+    rows: usize,
 }
 
 /// How windows are found.
@@ -145,10 +149,22 @@ impl<'a, A: Operand> Plan<'a, A> {
             let pixels = shape.batch * shape.in_h * shape.in_w;
             (shape.batch, shape.in_h, shape.in_w) = (1, pixels, 1);
         }
-        let mut row_len = (shape.in_w + shape.pads[1] + shape.pads[3]) * shape.c_in;
+        let shifted = zero_point + A::OFFSET;
+        let winograd = match &weights.data {
+            Packed::Winograd(winograd) => {
+                assert!(shifted <= weights.largest.into(), "zero point {zero_point} is larger than any input");
+                Some(winograd)
+            }
+            _ => None,
+        };
+        let mut row_len = match winograd {
+            Some(_) => (shape.out_w().next_multiple_of(2) + 2) * shape.c_in,
+            None => (shape.in_w + shape.pads[1] + shape.pads[3]) * shape.c_in,
+        };
         let image_bytes = shape.in_h * shape.in_w * shape.c_in;
         let shortest = span(&shape).saturating_mul(row_len);
         let in_place = match layout.kind {
+            _ if winograd.is_some() => false,
             Kind::Depthwise => shape.c_in.is_multiple_of(depthwise::SLACK),
             Kind::Rows | Kind::Taps => layout.is_exact() && !weights.takes_words(),
         };
@@ -158,12 +174,12 @@ impl<'a, A: Operand> Plan<'a, A> {
         let in_place = in_place && !(collides && shape.in_w == 1 && shape.in_h >= MANY_ROWS);
         let input = if shape.pads == [0; 4] && in_place && A::unsigned(x).is_some() {
             Input::InPlace
-        } else if shortest > LONG_STRIP.max(4 * image_bytes) {
+        } else if winograd.is_none() && shortest > LONG_STRIP.max(4 * image_bytes) {
             Input::Gather
         } else {
             Input::Strip
         };
-        if input == Input::Strip && collides {
+        if input == Input::Strip && winograd.is_none() && collides {
             row_len += LINE_BYTES / code_bytes;
         }
         let [kernel_h, kernel_w] = shape.kernel;
@@ -177,19 +193,23 @@ impl<'a, A: Operand> Plan<'a, A> {
                 (0..kernel_h * kernel_w).map(|tap| tap / kernel_w * row_step + tap % kernel_w * tap_step).collect()
             }
         };
-        let shifted = zero_point + A::OFFSET;
         let out_row = shape.out_w() * shape.c_out;
         let threads = rayon::current_num_threads();
         let fair_share = if threads > 1 { (shape.batch * shape.out_h()).div_ceil(2 * threads) } else { usize::MAX };
         let band_rows = (BAND_BYTES / (shape.stride[0] * row_len).max(1))
             .min(BAND_BYTES / (out_row * size_of::<i32>()).max(1))
             .clamp(1, shape.out_h().min(fair_share).max(1));
+        // Four times as much comes of transforming a strip, and accumulators start with four times their sums.
+        let (band_rows, times) = match winograd {
+            Some(_) => (band_rows.min(BAND_BYTES / (4 * row_len)).next_multiple_of(2).max(2), 4),
+            None => (band_rows, 1),
+        };
         Plan {
             layout,
             x,
             weights,
             input,
-            start: weights.sums.iter().map(|sum| shifted.wrapping_mul(*sum).wrapping_neg()).collect(),
+            start: weights.sums.iter().map(|sum| shifted.wrapping_mul(*sum).wrapping_mul(-times)).collect(),
             chunks: Chunk::cut(&offsets, layout.segment_quads(), weights.kernel.longest_chunk(weights.short_sums)),
             offsets,
             row_len,
@@ -239,7 +259,7 @@ impl<'a, A: Operand> Plan<'a, A> {
         let whole = Band { image: 0, rows: 0..self.shape.out_h() };
         self.lay_out(&whole, &mut scratch);
         let windows = self.windows(&whole, &scratch);
-        let pixels = windows.pixels.len();
+        let pixels = whole.rows.len() * self.shape.out_w();
         let shares: Vec<Range<usize>> = threads::ranges(blocks, rayon::current_num_threads()).collect();
         let parts = threads::map_jobs(shares, |share| {
             let width = channels.min(share.end * LANES) - share.start * LANES;
@@ -294,6 +314,12 @@ impl<'a, A: Operand> Plan<'a, A> {
     /// Finds the windows of a band and lays out its input, unless it is read in place.
     fn lay_out(&self, band: &Band, scratch: &mut Scratch) {
         let s = &self.shape;
+        if let Packed::Winograd(winograd) = &self.weights.data {
+            self.fill_strip(band, &mut scratch.bytes);
+            let tiles = [band.rows.len().div_ceil(2), s.out_w().div_ceil(2)];
+            winograd.transform(&scratch.bytes, s.c_in, tiles, &mut scratch.tiles);
+            return;
+        }
         scratch.pixels.clear();
         for row in 0..band.rows.len() {
             let first = row * s.stride[0] * self.row_len;
@@ -313,10 +339,11 @@ impl<'a, A: Operand> Plan<'a, A> {
             Some(x) if self.input == Input::InPlace => {
                 Codes::Bytes(&x[(band.image * s.in_h + band.rows.start * s.stride[0]) * self.row_len..])
             }
+            _ if matches!(self.weights.data, Packed::Winograd(_)) => Codes::Bytes(&scratch.tiles),
             _ if self.weights.takes_words() => Codes::Words(&scratch.words),
             _ => Codes::Bytes(&scratch.bytes),
         };
-        Windows { input, pixels: &scratch.pixels }
+        Windows { input, pixels: &scratch.pixels, rows: band.rows.len() }
     }
 
     /// Accumulates some blocks of each group's channels, `stride` accumulators from pixel to pixel. All blocks, if there are
@@ -339,7 +366,15 @@ impl<'a, A: Operand> Plan<'a, A> {
             (Packed::Bytes(data), Codes::Words(input)) => {
                 self.for_each_group(data, input, pixels, blocks, acc, stride, |job| kernel.run_words(job));
             }
-            (Packed::Words(_) | Packed::Narrow(..), _) => unreachable!("inputs are laid out as the weights ask for"),
+            (Packed::Winograd(winograd), Codes::Bytes(input)) => {
+                let size = [windows.rows, self.shape.out_w()];
+                let width = self.shape.c_out.min(blocks.end * LANES) - blocks.start * LANES;
+                let start = &self.start[blocks.start * LANES..blocks.end * LANES];
+                winograd.run(kernel, input, self.shape.c_in, start, blocks, size, width, acc, stride);
+            }
+            (Packed::Words(_) | Packed::Narrow(..) | Packed::Winograd(_), _) => {
+                unreachable!("inputs are laid out as the weights ask for")
+            }
         }
     }
 
@@ -374,7 +409,10 @@ impl<'a, A: Operand> Plan<'a, A> {
     /// Lays out the input rows of a band, padded, as unsigned codes.
     fn fill_strip<E: Copy + From<u8>>(&self, band: &Band, strip: &mut Vec<E>) {
         let s = &self.shape;
-        let rows = (band.rows.len() - 1) * s.stride[0] + span(s);
+        let rows = match self.weights.data {
+            Packed::Winograd(_) => band.rows.len().next_multiple_of(2) + 2,
+            _ => (band.rows.len() - 1) * s.stride[0] + span(s),
+        };
         let fill = E::from(self.fill);
         strip.resize(rows * self.row_len + SLACK, fill);
         let (left, width) = (s.pads[1] * s.c_in, s.in_w * s.c_in);

@@ -151,6 +151,23 @@ impl Kernel {
         false
     }
 
+    /// Blocks of channels whose sums fit the registers together, for a few pixels.
+    pub fn blocks_at_once(self) -> usize {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Kernel::Vnni => MAX_BLOCKS,
+            _ => 1,
+        }
+    }
+
+    /// Whether its sums hold such weights at all.
+    pub fn takes(self, short_sums: usize) -> bool {
+        #[cfg(target_arch = "x86_64")]
+        return self != Kernel::Short || short_sums > 0;
+        #[cfg(not(target_arch = "x86_64"))]
+        true
+    }
+
     /// Whether [`narrow`](super::narrow) weights can be run.
     pub fn expands(self) -> bool {
         #[cfg(target_arch = "x86_64")]

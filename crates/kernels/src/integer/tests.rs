@@ -1,7 +1,8 @@
 //! Every fast kernel against the naive one, bit for bit, over awkward shapes and at extreme values.
 
 use super::dot::Kernel;
-use super::weights::{Layout, in_order, short_sums};
+use super::weights::{Layout, Packed, in_order, short_sums};
+use super::winograd::Winograd;
 use super::{
     ByteGrid, ConvWeights, Operand, PerChannel, Requantize, Residual, conv, conv_with, linear_shape, reference, rows,
 };
@@ -44,6 +45,15 @@ fn check_conv<A: Operand>(shape: &ConvShape, zero_point: i32, x: &[A], w: &[i8])
             let mut acc = vec![i32::MIN; shape.output_len()];
             conv(shape, x, zero_point, &weights, &mut acc);
             assert!(acc == want, "{kernel:?} on {shape:?}, zero point {zero_point}, largest {largest}");
+            if let Some(winograd) = Winograd::new(kernel, shape, w, largest) {
+                let weights = ConvWeights::transformed(kernel, winograd, shape, &ordered, largest);
+                acc.fill(i32::MIN);
+                conv(shape, x, zero_point, &weights, &mut acc);
+                assert!(
+                    acc == want,
+                    "Winograd with {kernel:?} on {shape:?}, zero point {zero_point}, largest {largest}"
+                );
+            }
         }
     }
     let weights = ConvWeights::new(shape, w);
@@ -165,6 +175,73 @@ proptest! {
         w.iter_mut().for_each(|w| *w >>= seed >> 8 & 7);
         check_conv::<u8>(&shape, zero_point, &codes(shape.input_len(), seed), &w);
         check_conv::<i8>(&shape, zero_point - 128, &codes(shape.input_len(), seed), &w);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(200))]
+    #[test]
+    fn any_shape_for_winograd(
+        batch in 1usize..3, in_h in 1usize..12, in_w in 1usize..12, c_in in 1usize..40, c_out in 1usize..80,
+        pads in [0usize..4, 0usize..4, 0usize..4, 0usize..4], bits in 1u32..7, weight_bits in 1u32..6, seed: u32,
+    ) {
+        let shape = ConvShape { batch, in_h, in_w, c_in, c_out, pads, ..BASE };
+        prop_assume!(shape.validate().is_ok());
+        let w: Vec<i8> = codes::<i8>(shape.weight_len(), seed ^ 1).iter().map(|w| w >> (8 - weight_bits)).collect();
+        let x: Vec<u8> = codes::<u8>(shape.input_len(), seed).iter().map(|x| x >> (8 - bits)).collect();
+        check_conv::<u8>(&shape, (seed % (1 << bits)) as i32, &x, &w);
+    }
+}
+
+/// Transforms at the ends of their bytes, and sums whose fourfold is at the end of 32 bits.
+#[test]
+fn winograd_at_extreme_values() {
+    let signs: [[i8; 9]; 4] = [[1; 9], [-1; 9], [1, -1, 1, -1, 1, -1, 1, -1, 1], [1, -1, 1, 1, -1, 1, 1, -1, 1]];
+    for (largest, weight, c_in) in [(63u8, 14i8, 20), (63, 14, 67_000), (15, 14, 64), (1, 14, 5), (31, 7, 33)] {
+        let c_out = if c_in > 1000 { 1 } else { 18 };
+        let shape = ConvShape { in_h: 3, in_w: 4, c_in, c_out, ..BASE };
+        // One set of signs is enough work for the longest sums.
+        for signs in signs.into_iter().take(if c_in > 1000 { 1 } else { 4 }) {
+            let w: Vec<i8> = (0..shape.weight_len()).map(|i| weight * signs[i % 9]).collect();
+            let fits = Winograd::new(Kernel::Portable, &shape, &w, largest).is_some();
+            assert!(fits, "{weight} times nine fits a byte");
+            // Everywhere the most, or as the signs of one tap's window and of its differences have it.
+            for pattern in [[1u8, 1], [0, 1], [1, 0]] {
+                let at = |i: usize| (i / c_in % 4 + i / (4 * c_in)) % 2;
+                let x: Vec<u8> = (0..shape.input_len()).map(|i| largest * pattern[at(i)]).collect();
+                for zero_point in [0, i32::from(largest)] {
+                    check_conv(&shape, zero_point, &x, &w);
+                }
+            }
+        }
+    }
+    let shape = ConvShape { c_in: 70_000, c_out: 1, ..BASE };
+    let is_taken = |shape: &ConvShape, w: i8, largest: u8| {
+        Winograd::new(Kernel::Portable, shape, &vec![w; shape.weight_len()], largest).is_some()
+    };
+    assert!(!is_taken(&shape, 14, 63), "four times the largest sum is more than 32 bits hold");
+    assert!(!is_taken(&BASE, 15, 63) && is_taken(&BASE, -14, 63), "135 is no byte");
+    assert!(!is_taken(&BASE, 1, 64), "four times 64 is no byte");
+    assert!(!is_taken(&ConvShape { stride: [2, 1], ..BASE }, 1, 1));
+}
+
+#[test]
+fn wide_layers_of_few_bits_have_fewer_products() {
+    let shape = ConvShape { in_h: 8, in_w: 8, c_in: 64, c_out: 64, ..BASE };
+    let is_transformed = |shape: &ConvShape, bits: u32, largest: u8| {
+        let w: Vec<i8> = codes::<i8>(shape.weight_len(), 3).iter().map(|w| w >> (8 - bits)).collect();
+        matches!(ConvWeights::for_inputs(shape, &w, largest).data, Packed::Winograd(_))
+    };
+    assert!(is_transformed(&shape, 4, 15) && is_transformed(&shape, 2, 3));
+    assert!(!is_transformed(&shape, 8, 255) && !is_transformed(&shape, 4, 255));
+    for other in [
+        ConvShape { c_in: 3, ..shape },
+        ConvShape { stride: [2, 2], ..shape },
+        ConvShape { in_h: 2, in_w: 2, ..shape },
+        ConvShape { groups: 2, ..shape },
+        ConvShape { dilation: [2, 2], ..shape },
+    ] {
+        assert!(!is_transformed(&other, 4, 15), "{other:?}");
     }
 }
 

@@ -15,6 +15,7 @@
 use super::depthwise;
 use super::dot::Kernel;
 use super::narrow::Narrow;
+use super::winograd::{self, Winograd};
 use crate::conv::ConvShape;
 
 /// Output channels per block.
@@ -44,6 +45,7 @@ pub(super) enum Packed {
     Bytes(Vec<i8>),
     Words(Vec<i16>),
     Narrow(Narrow, Vec<u8>),
+    Winograd(Winograd),
 }
 
 /// Up to so many pixels, a layer is packed for reading its weights fast.
@@ -136,26 +138,41 @@ impl ConvWeights {
     pub fn for_inputs(shape: &ConvShape, w: &[i8], largest: u8) -> Self {
         let ordered = in_order(shape, w);
         let sums = short_sums(Layout::of(shape).kind, &ordered, largest);
-        Self::packed(Kernel::best(sums), sums, shape, ordered, largest)
+        let kernel = Kernel::best(sums);
+        if winograd::may_pay(shape)
+            && let Some(winograd) = Winograd::new(kernel, shape, w, largest)
+            && winograd.pays(kernel)
+        {
+            return Self::transformed(kernel, winograd, shape, &ordered, largest);
+        }
+        Self::packed(kernel, sums, shape, ordered, largest)
+    }
+
+    /// Weights of transforms, and as they are, [in order](in_order).
+    pub(super) fn transformed(
+        kernel: Kernel,
+        winograd: Winograd,
+        shape: &ConvShape,
+        ordered: &[i8],
+        largest: u8,
+    ) -> Self {
+        let layout = Layout::of(shape);
+        let sums = block_sums(&layout, ordered);
+        ConvWeights { layout, kernel, data: Packed::Winograd(winograd), sums, short_sums: 0, largest }
     }
 
     /// Packs weights that are [in order](in_order) for a kernel.
     pub(super) fn packed(kernel: Kernel, short_sums: usize, shape: &ConvShape, ordered: Vec<i8>, largest: u8) -> Self {
         let layout = Layout::of(shape);
         let taps = shape.kernel[0] * shape.kernel[1];
-        let add = |sum: i32, w: &i8| sum + i32::from(*w);
         if layout.kind == Kind::Depthwise {
-            let mut sums: Vec<i32> = ordered.chunks_exact(taps).map(|w| w.iter().fold(0, add)).collect();
+            let sum = |w: &[i8]| w.iter().map(|&w| i32::from(w)).sum();
+            let mut sums: Vec<i32> = ordered.chunks_exact(taps).map(sum).collect();
             sums.resize(layout.c_out.next_multiple_of(depthwise::SLACK), 0);
             let data = depthwise::pack(kernel, short_sums, taps, &ordered);
             return ConvWeights { layout, kernel, data, sums, short_sums, largest };
         }
-        let mut sums = vec![0i32; layout.groups * layout.blocks() * LANES];
-        for (block, sums) in ordered.chunks_exact(layout.block_len().max(1)).zip(sums.chunks_exact_mut(LANES)) {
-            for group in block.chunks_exact(QUAD * LANES) {
-                sums.iter_mut().zip(group.chunks_exact(QUAD)).for_each(|(sum, w)| *sum = w.iter().fold(*sum, add));
-            }
-        }
+        let sums = block_sums(&layout, &ordered);
         let few = shape.out_h() * shape.out_w() <= FEW_PIXELS;
         let narrow = if few && kernel.expands() { Narrow::of(&ordered) } else { None };
         let data = match narrow {
@@ -178,6 +195,7 @@ impl ConvWeights {
             Packed::Bytes(data) => data.len(),
             Packed::Words(data) => data.len() * size_of::<i16>(),
             Packed::Narrow(_, data) => data.len(),
+            Packed::Winograd(data) => data.bytes(),
         };
         data + self.sums.len() * size_of::<i32>()
     }
@@ -216,6 +234,18 @@ pub(super) fn in_order(shape: &ConvShape, w: &[i8]) -> Vec<i8> {
         }
     }
     out
+}
+
+/// Σ w per output channel, padded to whole blocks per group, of weights in order.
+fn block_sums(layout: &Layout, ordered: &[i8]) -> Vec<i32> {
+    let add = |sum: i32, w: &i8| sum + i32::from(*w);
+    let mut sums = vec![0i32; layout.groups * layout.blocks() * LANES];
+    for (block, sums) in ordered.chunks_exact(layout.block_len().max(1)).zip(sums.chunks_exact_mut(LANES)) {
+        for group in block.chunks_exact(QUAD * LANES) {
+            sums.iter_mut().zip(group.chunks_exact(QUAD)).for_each(|(sum, w)| *sum = w.iter().fold(*sum, add));
+        }
+    }
+    sums
 }
 
 /// From groups of four inputs per channel to two groups of two.
