@@ -1,6 +1,6 @@
 //! The innermost loops: dot products of a few pixels with blocks of 16 output channels.
 //!
-//! | kernel | per instruction | tile |
+//! | kernel | per instruction | at a time |
 //! |---|---|---|
 //! | VNNI (AVX-512) | `vpdpbusd`: 64 products of u8 and i8, summed by fours into 16 i32 | 8 pixels x 1–3 blocks, 6 x 4 |
 //! | short (AVX2) | `vpmaddubsw`: 32 products of u8 and i8, summed by twos into 16 i16, several of which are added before they are widened | 6 pixels x 1 block |
@@ -22,10 +22,9 @@ use super::weights::{LANES, QUAD};
 use crate::isa::{Isa, Level};
 use crate::multiversion::multiversion;
 
-/// Most pixels and blocks that any kernel takes at once.
-const MAX_PIXELS: usize = 8;
 /// Whole weights per block and group of four inputs.
 const GROUP: usize = QUAD * LANES;
+/// Most blocks that a kernel takes at once.
 #[cfg(target_arch = "x86_64")]
 const MAX_BLOCKS: usize = 4;
 
@@ -210,40 +209,39 @@ impl Kernel {
         assert!(!self.is_wide(), "words were expected");
         match self {
             #[cfg(target_arch = "x86_64")]
-            Kernel::Vnni => job.for_each_tile(
+            Kernel::Vnni => job.for_each_panel(
                 GROUP,
-                |left| if left >= MAX_BLOCKS { (MAX_BLOCKS, 6) } else { (left, 8) },
-                // SAFETY: `Vnni` is only chosen where its instructions were detected. `for_each_tile` sees to it that every piece of
-                // every pixel lies within the input, that the blocks' weights and start values exist, and that the accumulators
-                // of the `valid` pixels exist.
-                |tile, acc| unsafe {
-                    match tile.blocks {
-                        1 => x86::vnni::<8, 1>(tile, acc),
-                        2 => x86::vnni::<8, 2>(tile, acc),
-                        3 => x86::vnni::<8, 3>(tile, acc),
-                        _ => x86::vnni::<6, MAX_BLOCKS>(tile, acc),
+                |left| (left.min(MAX_BLOCKS), 1),
+                // SAFETY: `Vnni` is only chosen where its instructions were detected. `for_each_panel` sees to it that every piece of
+                // every pixel lies within the input, and that weights, start values and accumulators exist.
+                |panel, acc| unsafe {
+                    match panel.blocks {
+                        1 => x86::vnni::<8, 1>(panel, acc),
+                        2 => x86::vnni::<8, 2>(panel, acc),
+                        3 => x86::vnni::<8, 3>(panel, acc),
+                        _ => x86::vnni::<6, MAX_BLOCKS>(panel, acc),
                     }
                 },
             ),
             #[cfg(target_arch = "x86_64")]
-            Kernel::Short => job.for_each_tile(
+            Kernel::Short => job.for_each_panel(
                 GROUP,
-                |_| (1, 6),
+                |_| (1, SIX),
                 // SAFETY: `Short` is only chosen where AVX2 was detected; the rest as above.
-                |tile, acc| unsafe {
-                    match (tile.valid, tile.needs_widening()) {
-                        (1, _) => x86::short::<1>(tile, acc),
-                        (2, _) => x86::short::<2>(tile, acc),
-                        (3 | 4, false) => x86::short_once::<4>(tile, acc),
-                        (3 | 4, true) => x86::short::<4>(tile, acc),
-                        (_, false) => x86::short_once::<6>(tile, acc),
-                        (_, true) => x86::short::<6>(tile, acc),
+                |panel, acc| unsafe {
+                    match (panel.rest(), panel.needs_widening()) {
+                        (Rest::Many, false) => x86::short_once::<6>(panel, acc),
+                        (Rest::Many, true) => x86::short::<6>(panel, acc),
+                        (Rest::Four, false) => x86::short_once::<4>(panel, acc),
+                        (Rest::Four, true) => x86::short::<4>(panel, acc),
+                        (Rest::Two, _) => x86::short::<2>(panel, acc),
+                        (Rest::One, _) => x86::short::<1>(panel, acc),
                     }
                 },
             ),
             #[cfg(target_arch = "x86_64")]
             Kernel::Wide => {}
-            Kernel::Portable => job.for_each_tile(GROUP, |_| (1, 1), portable),
+            Kernel::Portable => job.for_each_panel(GROUP, |_| (1, 1), portable),
         }
     }
 
@@ -259,10 +257,10 @@ impl Kernel {
         }
         #[cfg(target_arch = "x86_64")]
         // SAFETY: `Short` is only chosen where AVX2 was detected; the rest as for bytes.
-        job.for_each_tile(
+        job.for_each_panel(
             form.group_bytes(),
-            |_| (1, 6),
-            |tile, acc| unsafe { super::narrow::x86::run(tile, form, acc) },
+            |_| (1, SIX),
+            |panel, acc| unsafe { super::narrow::x86::run(panel, form, acc) },
         );
         #[cfg(not(target_arch = "x86_64"))]
         let _ = (job, form);
@@ -279,15 +277,15 @@ impl Kernel {
         }
         #[cfg(target_arch = "x86_64")]
         // SAFETY: `Wide` is only chosen where AVX2 was detected; the rest as for bytes.
-        job.for_each_tile(
+        job.for_each_panel(
             GROUP,
-            |_| (1, 6),
-            |tile, acc| unsafe {
-                match tile.valid {
-                    1 => x86::wide::<1, W>(tile, acc),
-                    2 => x86::wide::<2, W>(tile, acc),
-                    3 | 4 => x86::wide::<4, W>(tile, acc),
-                    _ => x86::wide::<6, W>(tile, acc),
+            |_| (1, SIX),
+            |panel, acc| unsafe {
+                match panel.rest() {
+                    Rest::Many => x86::wide::<6, W>(panel, acc),
+                    Rest::Four => x86::wide::<4, W>(panel, acc),
+                    Rest::Two => x86::wide::<2, W>(panel, acc),
+                    Rest::One => x86::wide::<1, W>(panel, acc),
                 }
             },
         );
@@ -344,10 +342,11 @@ multiversion! {
     }
 }
 
-/// One call of an innermost loop; see [`Job`].
-pub(super) struct Tile<'a, X, W> {
+/// Some blocks of channels times many pixels, over a chunk: one call of an innermost loop; see [`Job`].
+pub(super) struct Panel<'a, X, W> {
     pub input: &'a [X],
-    pub pixels: [usize; MAX_PIXELS],
+    /// First code of each pixel's window.
+    pub pixels: &'a [usize],
     pub pieces: &'a [(usize, usize)],
     /// From the chunk's first on.
     pub weights: &'a [W],
@@ -356,15 +355,46 @@ pub(super) struct Tile<'a, X, W> {
     /// What is added to: start values, or with `None` the accumulators themselves.
     start: Option<&'a [i32]>,
     channels: usize,
-    pub valid: usize,
     stride: usize,
     pub short_sums: usize,
 }
 
-impl<X, W> Tile<'_, X, W> {
+/// How many pixels a panel of AVX2's kernels has: a multiple of six, or less, about as many as a loop takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Rest {
+    One,
+    Two,
+    Four,
+    Many,
+}
+
+/// Pixels that AVX2's kernels take at a time.
+const SIX: usize = 6;
+
+impl<X, W> Panel<'_, X, W> {
     /// Whether 16 bits cannot hold the sums of all pieces.
     fn needs_widening(&self) -> bool {
         self.pieces.iter().map(|(_, quads)| quads).sum::<usize>() > self.short_sums
+    }
+
+    /// Which loop to take.
+    pub fn rest(&self) -> Rest {
+        match self.pixels.len() {
+            0 | 1 => Rest::One,
+            2 => Rest::Two,
+            3 | 4 => Rest::Four,
+            _ => Rest::Many,
+        }
+    }
+
+    /// Where the windows of some of its pixels begin. Of fewer than `PIXELS`, the last one several times.
+    #[inline(always)]
+    fn inputs<const PIXELS: usize>(&self, pixels: &[usize]) -> [*const X; PIXELS] {
+        let at: [usize; PIXELS] = match pixels.try_into() {
+            Ok(whole) => whole,
+            Err(_) => std::array::from_fn(|m| pixels[m.min(pixels.len() - 1)]),
+        };
+        at.map(|at| self.input.as_ptr().wrapping_add(at))
     }
 }
 
@@ -395,15 +425,16 @@ impl<X, W> Job<'_, X, W> {
         }
     }
 
-    /// Cuts the job into tiles. Weights are `group_len` elements per group of four inputs; `size(blocks left)` is how many blocks a tile has and how many pixels at most.
+    /// Cuts the job into panels. Weights are `group_len` elements per group of four inputs; `size(blocks left)` is how many blocks
+    /// a panel has, and of how many pixels it has a multiple: what is left is a panel of its own.
     ///
     /// # Panics
     /// If the slices are shorter than they must be.
-    fn for_each_tile(
+    fn for_each_panel(
         &mut self,
         group_len: usize,
         size: impl Fn(usize) -> (usize, usize),
-        mut run: impl FnMut(&Tile<'_, X, W>, &mut [i32]),
+        mut run: impl FnMut(&Panel<'_, X, W>, &mut [i32]),
     ) {
         let blocks = self.channels.div_ceil(LANES);
         let reach = self.chunks.iter().flat_map(|c| &c.pieces).map(|(offset, quads)| offset + quads * QUAD).max();
@@ -421,28 +452,28 @@ impl<X, W> Job<'_, X, W> {
         }
         let mut block = 0;
         while block < blocks {
-            let (count, height) = size(blocks - block);
+            let (count, multiple) = size(blocks - block);
             for chunk in self.chunks {
                 let start = &self.start[block * LANES..(block + count) * LANES];
-                let mut tile = Tile {
-                    input: self.input,
-                    pixels: [0; MAX_PIXELS],
-                    pieces: &chunk.pieces,
-                    weights: &self.weights[block * block_len + chunk.first * group_len..(block + count) * block_len],
-                    block_len,
-                    blocks: count,
-                    start: chunk.begins.then_some(start),
-                    channels: (self.channels - block * LANES).min(count * LANES),
-                    valid: height,
-                    stride: self.stride,
-                    short_sums: self.short_sums,
-                };
-                for (idx, pixels) in self.pixels.chunks(height).enumerate() {
-                    tile.valid = pixels.len();
-                    tile.pixels[..pixels.len()].copy_from_slice(pixels);
-                    // A short last tile computes its last pixel several times and stores it once.
-                    tile.pixels[pixels.len()..].fill(pixels[pixels.len() - 1]);
-                    run(&tile, &mut self.acc[idx * height * self.stride + block * LANES..]);
+                let (whole, rest) = self.pixels.split_at(self.pixels.len() / multiple * multiple);
+                for (first, pixels) in [(0, whole), (whole.len(), rest)] {
+                    if pixels.is_empty() {
+                        continue;
+                    }
+                    let panel = Panel {
+                        input: self.input,
+                        pixels,
+                        pieces: &chunk.pieces,
+                        weights: &self.weights
+                            [block * block_len + chunk.first * group_len..(block + count) * block_len],
+                        block_len,
+                        blocks: count,
+                        start: chunk.begins.then_some(start),
+                        channels: (self.channels - block * LANES).min(count * LANES),
+                        stride: self.stride,
+                        short_sums: self.short_sums,
+                    };
+                    run(&panel, &mut self.acc[first * self.stride + block * LANES..]);
                 }
             }
             block += count;
@@ -450,262 +481,26 @@ impl<X, W> Job<'_, X, W> {
     }
 }
 
-/// The only pixel and block of a tile.
-fn portable(tile: &Tile<'_, u8, i8>, acc: &mut [i32]) {
-    let mut sums = [0; LANES];
-    let acc = &mut acc[..tile.channels];
-    sums[..tile.channels].copy_from_slice(tile.start.map_or(&*acc, |start| &start[..tile.channels]));
-    let mut weights = tile.weights.chunks_exact(QUAD * LANES);
-    for &(offset, quads) in tile.pieces {
-        let input = &tile.input[tile.pixels[0] + offset..][..quads * QUAD];
-        for (x, w) in input.chunks_exact(QUAD).zip(&mut weights) {
-            for (sum, w) in sums.iter_mut().zip(w.chunks_exact(QUAD)) {
-                for (&x, &w) in x.iter().zip(w) {
-                    *sum = sum.wrapping_add(i32::from(x) * i32::from(w));
+/// A pixel at a time.
+fn portable(panel: &Panel<'_, u8, i8>, acc: &mut [i32]) {
+    for (acc, &pixel) in acc.chunks_mut(panel.stride).zip(panel.pixels) {
+        let acc = &mut acc[..panel.channels];
+        let mut sums = [0; LANES];
+        sums[..panel.channels].copy_from_slice(panel.start.map_or(&*acc, |start| &start[..panel.channels]));
+        let mut weights = panel.weights.chunks_exact(QUAD * LANES);
+        for &(offset, quads) in panel.pieces {
+            let input = &panel.input[pixel + offset..][..quads * QUAD];
+            for (x, w) in input.chunks_exact(QUAD).zip(&mut weights) {
+                for (sum, w) in sums.iter_mut().zip(w.chunks_exact(QUAD)) {
+                    for (&x, &w) in x.iter().zip(w) {
+                        *sum = sum.wrapping_add(i32::from(x) * i32::from(w));
+                    }
                 }
             }
         }
+        acc.copy_from_slice(&sums[..panel.channels]);
     }
-    acc.copy_from_slice(&sums[..tile.channels]);
 }
 
 #[cfg(target_arch = "x86_64")]
-pub(super) mod x86 {
-    use super::{LANES, QUAD, Tile, Word};
-    use std::arch::x86_64::{
-        __m256i, __m512i, _mm256_add_epi16, _mm256_add_epi32, _mm256_loadu_si256, _mm256_madd_epi16,
-        _mm256_maddubs_epi16, _mm256_set1_epi16, _mm256_set1_epi32, _mm256_setzero_si256, _mm256_storeu_si256,
-        _mm512_dpbusd_epi32, _mm512_loadu_si512, _mm512_mask_storeu_epi32, _mm512_maskz_loadu_epi32, _mm512_set1_epi32,
-    };
-
-    /// Registers of eight channels per block.
-    pub const PARTS: usize = LANES / 8;
-
-    /// `PIXELS` pixels times `BLOCKS` blocks with `vpdpbusd`.
-    ///
-    /// # Safety
-    /// * AVX-512 F and VNNI are available.
-    /// * Every piece of every pixel lies within `tile.input`; `BLOCKS` blocks of `tile.weights` and `tile.start` exist, each with
-    ///   weights for all pieces.
-    /// * `acc` holds `(tile.valid - 1) * tile.stride + tile.channels` elements, and `tile.valid <= PIXELS`.
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
-    pub unsafe fn vnni<const PIXELS: usize, const BLOCKS: usize>(tile: &Tile<'_, u8, i8>, acc: &mut [i32]) {
-        let mask = |j: usize| ((1u32 << tile.channels.saturating_sub(j * LANES).min(LANES)) - 1) as u16;
-        let base = |m: usize, j: usize| match tile.start {
-            // SAFETY: the caller promises `BLOCKS * LANES` start values.
-            Some(start) => unsafe { _mm512_loadu_si512(start.as_ptr().add(j * LANES).cast()) },
-            // SAFETY: the mask loads the wanted channels of a valid pixel, whose accumulators the caller promises.
-            None => unsafe {
-                _mm512_maskz_loadu_epi32(
-                    mask(j),
-                    acc.as_ptr().wrapping_add(m.min(tile.valid - 1) * tile.stride + j * LANES),
-                )
-            },
-        };
-        let mut sums: [[__m512i; BLOCKS]; PIXELS] = std::array::from_fn(|m| std::array::from_fn(|j| base(m, j)));
-        let inputs: [*const u8; PIXELS] = std::array::from_fn(|m| tile.input.as_ptr().wrapping_add(tile.pixels[m]));
-        let mut weights = tile.weights.as_ptr();
-        for &(offset, quads) in tile.pieces {
-            for quad in 0..quads {
-                let at = offset + quad * QUAD;
-                // SAFETY: the caller promises `BLOCKS` blocks of weights for all pieces; `weights` moves 64 bytes per group of four
-                // inputs.
-                let w: [__m512i; BLOCKS] =
-                    std::array::from_fn(|j| unsafe { _mm512_loadu_si512(weights.add(j * tile.block_len).cast()) });
-                for m in 0..PIXELS {
-                    // SAFETY: the caller promises that the piece, of which these are 4 bytes, lies within the input.
-                    let x = unsafe { inputs[m].add(at).cast::<i32>().read_unaligned() };
-                    let x = _mm512_set1_epi32(x);
-                    for j in 0..BLOCKS {
-                        sums[m][j] = _mm512_dpbusd_epi32(sums[m][j], x, w[j]);
-                    }
-                }
-                weights = weights.wrapping_add(QUAD * LANES);
-            }
-        }
-        for (m, row) in sums.iter().enumerate().take(tile.valid) {
-            for (j, &sum) in row.iter().enumerate() {
-                let at = acc.as_mut_ptr().wrapping_add(m * tile.stride + j * LANES);
-                // SAFETY: only the lanes of wanted channels of valid pixels are stored, which the caller promises exist.
-                unsafe { _mm512_mask_storeu_epi32(at, mask(j), sum) };
-            }
-        }
-    }
-
-    /// `PIXELS` pixels times one block with `vpmaddubsw`: a register holds eight channels x two partial sums of 16 bits,
-    /// which can hold the whole chunk.
-    ///
-    /// # Safety
-    /// As for [`vnni`] with one block, and AVX2.
-    #[target_feature(enable = "avx2")]
-    pub unsafe fn short_once<const PIXELS: usize>(tile: &Tile<'_, u8, i8>, acc: &mut [i32]) {
-        // By index here and below: an iterator would take the sums' addresses and keep them in memory.
-        let mut partial = [[_mm256_setzero_si256(); PARTS]; PIXELS];
-        let inputs: [*const u8; PIXELS] = std::array::from_fn(|m| tile.input.as_ptr().wrapping_add(tile.pixels[m]));
-        let mut weights = tile.weights.as_ptr();
-        for &(offset, quads) in tile.pieces {
-            for at in (offset..offset + quads * QUAD).step_by(QUAD) {
-                // SAFETY: the caller promises a block of weights for all pieces: 64 bytes per group.
-                let w: [__m256i; PARTS] =
-                    std::array::from_fn(|part| unsafe { _mm256_loadu_si256(weights.add(part * 32).cast()) });
-                for m in 0..PIXELS {
-                    // SAFETY: the caller promises that the piece, of which these are 4 bytes, lies within the input.
-                    let x = _mm256_set1_epi32(unsafe { inputs[m].add(at).cast::<i32>().read_unaligned() });
-                    for part in 0..PARTS {
-                        partial[m][part] = _mm256_add_epi16(partial[m][part], _mm256_maddubs_epi16(x, w[part]));
-                    }
-                }
-                weights = weights.wrapping_add(QUAD * LANES);
-            }
-        }
-        // A copy, so that the partial sums themselves are never anywhere but in registers.
-        let mut sums = [[_mm256_setzero_si256(); PARTS]; PIXELS];
-        for m in 0..PIXELS {
-            for part in 0..PARTS {
-                sums[m][part] = widen(partial[m][part]);
-            }
-        }
-        add_to(tile, &sums, acc);
-    }
-
-    /// [`short_once`] for chunks of any length: partial sums are widened whenever they could be full.
-    ///
-    /// # Safety
-    /// As for [`short_once`].
-    #[target_feature(enable = "avx2")]
-    pub unsafe fn short<const PIXELS: usize>(tile: &Tile<'_, u8, i8>, acc: &mut [i32]) {
-        let mut weights = tile.weights.as_ptr();
-        // SAFETY: the caller promises a block of weights for all pieces: 64 bytes per group.
-        let next = || unsafe {
-            let w = [_mm256_loadu_si256(weights.cast()), _mm256_loadu_si256(weights.add(32).cast())];
-            weights = weights.add(QUAD * LANES);
-            w
-        };
-        // SAFETY: the caller's promises are those that `short_with` asks for.
-        unsafe { short_with::<PIXELS, _>(tile, next, acc) }
-    }
-
-    /// [`short`] with weights from `next`, a group of four inputs at a time.
-    ///
-    /// # Safety
-    /// As for [`short`]; `next` gives weights for all pieces.
-    #[inline]
-    #[target_feature(enable = "avx2")]
-    pub unsafe fn short_with<const PIXELS: usize, W>(
-        tile: &Tile<'_, u8, W>,
-        mut next: impl FnMut() -> [__m256i; PARTS],
-        acc: &mut [i32],
-    ) {
-        // With many pixels the sums live in memory, and all registers are for the partial ones.
-        let mut sums = [[_mm256_setzero_si256(); PARTS]; PIXELS];
-        let mut partial = [[_mm256_setzero_si256(); PARTS]; PIXELS];
-        let mut room = tile.short_sums;
-        let inputs: [*const u8; PIXELS] = std::array::from_fn(|m| tile.input.as_ptr().wrapping_add(tile.pixels[m]));
-        for &(offset, quads) in tile.pieces {
-            let mut at = offset;
-            let stop = offset + quads * QUAD;
-            while at < stop {
-                let until = stop.min(at + room * QUAD);
-                room -= (until - at) / QUAD;
-                while at < until {
-                    let w = next();
-                    for m in 0..PIXELS {
-                        // SAFETY: the caller promises that the piece, of which these are 4 bytes, lies within the input.
-                        let x = _mm256_set1_epi32(unsafe { inputs[m].add(at).cast::<i32>().read_unaligned() });
-                        for part in 0..PARTS {
-                            partial[m][part] = _mm256_add_epi16(partial[m][part], _mm256_maddubs_epi16(x, w[part]));
-                        }
-                    }
-                    at += QUAD;
-                }
-                if room == 0 {
-                    for m in 0..PIXELS {
-                        for part in 0..PARTS {
-                            sums[m][part] = _mm256_add_epi32(sums[m][part], widen(partial[m][part]));
-                            partial[m][part] = _mm256_setzero_si256();
-                        }
-                    }
-                    room = tile.short_sums;
-                }
-            }
-        }
-        let mut whole = [[_mm256_setzero_si256(); PARTS]; PIXELS];
-        for m in 0..PIXELS {
-            for part in 0..PARTS {
-                whole[m][part] = _mm256_add_epi32(sums[m][part], widen(partial[m][part]));
-            }
-        }
-        add_to(tile, &whole, acc);
-    }
-
-    /// `PIXELS` pixels times one block with `vpmaddwd`: a register holds the sums of eight channels.
-    ///
-    /// # Safety
-    /// As for [`short`].
-    #[target_feature(enable = "avx2")]
-    pub unsafe fn wide<const PIXELS: usize, W: Word>(tile: &Tile<'_, i16, W>, acc: &mut [i32]) {
-        let mut partial = [[_mm256_setzero_si256(); PARTS]; PIXELS];
-        let inputs: [*const i16; PIXELS] = std::array::from_fn(|m| tile.input.as_ptr().wrapping_add(tile.pixels[m]));
-        let mut weights = tile.weights.as_ptr();
-        for &(offset, quads) in tile.pieces {
-            // A pair of inputs per round, two rounds per group of four.
-            for at in (offset..offset + quads * QUAD).step_by(2) {
-                // SAFETY: the caller promises a block of weights for all pieces: 32 per pair.
-                let w: [__m256i; PARTS] = std::array::from_fn(|part| unsafe { W::load(weights.add(part * 16)) });
-                for m in 0..PIXELS {
-                    // SAFETY: the caller promises that the piece, of which these are 2 words, lies within the input.
-                    let x = _mm256_set1_epi32(unsafe { inputs[m].add(at).cast::<i32>().read_unaligned() });
-                    for part in 0..PARTS {
-                        partial[m][part] = _mm256_add_epi32(partial[m][part], _mm256_madd_epi16(x, w[part]));
-                    }
-                }
-                weights = weights.wrapping_add(2 * LANES);
-            }
-        }
-        let sums = partial;
-        add_to(tile, &sums, acc);
-    }
-
-    /// Pairs of 16-bit sums to sums of 32 bits.
-    #[inline]
-    #[target_feature(enable = "avx2")]
-    pub fn widen(sums: __m256i) -> __m256i {
-        _mm256_madd_epi16(sums, _mm256_set1_epi16(1))
-    }
-
-    /// Adds sums to the start values, or to what is there, of wanted channels and valid pixels.
-    #[inline]
-    #[target_feature(enable = "avx2")]
-    pub fn add_to<X, W, const PIXELS: usize>(
-        tile: &Tile<'_, X, W>,
-        sums: &[[__m256i; PARTS]; PIXELS],
-        acc: &mut [i32],
-    ) {
-        let whole = tile.channels == LANES;
-        for m in 0..PIXELS {
-            if m >= tile.valid {
-                break;
-            }
-            let to = &mut acc[m * tile.stride..][..tile.channels];
-            let mut lanes = [0i32; LANES];
-            let row = if whole {
-                &mut to[..LANES]
-            } else {
-                lanes[..tile.channels].copy_from_slice(to);
-                &mut lanes[..]
-            };
-            let base = tile.start.map_or(row.as_ptr(), |start| start[..LANES].as_ptr());
-            for (part, &sum) in sums[m].iter().enumerate() {
-                // SAFETY: both hold 16 elements, of which these are 8 from `8 * part` on.
-                unsafe {
-                    let base = _mm256_loadu_si256(base.add(8 * part).cast());
-                    let sum = _mm256_add_epi32(sum, base);
-                    _mm256_storeu_si256(row.as_mut_ptr().add(8 * part).cast(), sum);
-                }
-            }
-            if !whole {
-                to.copy_from_slice(&lanes[..tile.channels]);
-            }
-        }
-    }
-}
+pub(super) mod x86;

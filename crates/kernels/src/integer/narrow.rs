@@ -82,8 +82,8 @@ impl Narrow {
 
 #[cfg(target_arch = "x86_64")]
 pub(super) mod x86 {
-    use super::super::dot::Tile;
     use super::super::dot::x86::{PARTS, short_with};
+    use super::super::dot::{Panel, Rest};
     use super::{GROUP, Narrow};
     use std::arch::x86_64::{
         __m256i, _mm_loadu_si128, _mm256_add_epi8, _mm256_and_si256, _mm256_broadcastsi128_si256, _mm256_cmpeq_epi8,
@@ -92,21 +92,21 @@ pub(super) mod x86 {
         _mm256_storeu_si256,
     };
 
-    /// A tile of as many pixels as are valid.
+    /// A panel of at most six pixels.
     ///
     /// # Safety
     /// As for [`short`](super::super::dot::x86::short), with a block of weights in the given form.
-    pub unsafe fn run(tile: &Tile<'_, u8, u8>, form: Narrow, acc: &mut [i32]) {
+    pub unsafe fn run(panel: &Panel<'_, u8, u8>, form: Narrow, acc: &mut [i32]) {
         macro_rules! bits {
             ($($bits:literal)*) => {
                 match form.bits {
                     // SAFETY: the caller's promises are those of `pixels`.
                     $($bits => unsafe {
-                        match tile.valid {
-                            1 => pixels::<1, $bits>(tile, form.lowest, acc),
-                            2 => pixels::<2, $bits>(tile, form.lowest, acc),
-                            3 | 4 => pixels::<4, $bits>(tile, form.lowest, acc),
-                            _ => pixels::<6, $bits>(tile, form.lowest, acc),
+                        match panel.rest() {
+                            Rest::One => pixels::<1, $bits>(panel, form.lowest, acc),
+                            Rest::Two => pixels::<2, $bits>(panel, form.lowest, acc),
+                            Rest::Four => pixels::<4, $bits>(panel, form.lowest, acc),
+                            Rest::Many => pixels::<6, $bits>(panel, form.lowest, acc),
                         }
                     },)*
                     bits => unreachable!("weights of {bits} bits are not narrow"),
@@ -116,14 +116,14 @@ pub(super) mod x86 {
         bits!(1 2 3 4 5 6 7)
     }
 
-    /// `PIXELS` pixels times one block, as the short kernel does it.
+    /// Up to `PIXELS` pixels times one block, as the short kernel does it.
     ///
     /// # Safety
     /// As for [`run`]; `BITS` are those of the weights.
     #[target_feature(enable = "avx2")]
-    unsafe fn pixels<const PIXELS: usize, const BITS: u8>(tile: &Tile<'_, u8, u8>, lowest: i8, acc: &mut [i32]) {
+    unsafe fn pixels<const PIXELS: usize, const BITS: u8>(panel: &Panel<'_, u8, u8>, lowest: i8, acc: &mut [i32]) {
         let lowest = _mm256_set1_epi8(lowest);
-        let mut weights = tile.weights.as_ptr();
+        let mut weights = panel.weights.as_ptr();
         // SAFETY: the caller promises a block of weights for all pieces.
         let next = || unsafe {
             let codes = expand::<BITS>(weights);
@@ -131,7 +131,7 @@ pub(super) mod x86 {
             [_mm256_add_epi8(codes[0], lowest), _mm256_add_epi8(codes[1], lowest)]
         };
         // SAFETY: the caller's promises are those that `short_with` asks for.
-        unsafe { short_with::<PIXELS, _>(tile, next, acc) }
+        unsafe { short_with::<PIXELS, _>(panel, panel.pixels, next, acc) }
     }
 
     /// Weights of whole groups as bytes.

@@ -1,0 +1,276 @@
+//! The kernels for x86: each goes through all pixels of a panel, a few at a time.
+
+use super::{LANES, Panel, QUAD, Word};
+use std::arch::x86_64::{
+    __m256i, __m512i, _mm256_add_epi16, _mm256_add_epi32, _mm256_loadu_si256, _mm256_madd_epi16, _mm256_maddubs_epi16,
+    _mm256_set1_epi16, _mm256_set1_epi32, _mm256_setzero_si256, _mm256_storeu_si256, _mm512_dpbusd_epi32,
+    _mm512_loadu_si512, _mm512_mask_storeu_epi32, _mm512_maskz_loadu_epi32, _mm512_set1_epi32,
+};
+
+/// Registers of eight channels per block.
+pub const PARTS: usize = LANES / 8;
+
+/// Sums of a few pixels and one block.
+type Sums<const PIXELS: usize> = [[__m256i; PARTS]; PIXELS];
+
+/// `PIXELS` pixels at a time, times `BLOCKS` blocks, with `vpdpbusd`.
+///
+/// # Safety
+/// * AVX-512 F, BW, VL and VNNI are available.
+/// * Every piece of every pixel lies within `panel.input`; `BLOCKS` blocks of `panel.weights` and `panel.start` exist, each with
+///   weights for all pieces.
+/// * `acc` holds `(pixels - 1) * panel.stride + panel.channels` elements.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
+pub unsafe fn vnni<const PIXELS: usize, const BLOCKS: usize>(panel: &Panel<'_, u8, i8>, acc: &mut [i32]) {
+    let mask = |j: usize| ((1u32 << panel.channels.saturating_sub(j * LANES).min(LANES)) - 1) as u16;
+    for (idx, pixels) in panel.pixels.chunks(PIXELS).enumerate() {
+        let inputs = panel.inputs::<PIXELS>(pixels);
+        let acc = acc.as_mut_ptr().wrapping_add(idx * PIXELS * panel.stride);
+        let base = |m: usize, j: usize| match panel.start {
+            // SAFETY: the caller promises `BLOCKS * LANES` start values.
+            Some(start) => unsafe { _mm512_loadu_si512(start.as_ptr().add(j * LANES).cast()) },
+            // SAFETY: the mask loads the wanted channels of a pixel that is there, whose accumulators the caller promises.
+            None => unsafe {
+                let from = acc.wrapping_add(m.min(pixels.len() - 1) * panel.stride + j * LANES);
+                _mm512_maskz_loadu_epi32(mask(j), from)
+            },
+        };
+        let mut sums: [[__m512i; BLOCKS]; PIXELS] = std::array::from_fn(|m| std::array::from_fn(|j| base(m, j)));
+        let mut weights = panel.weights.as_ptr();
+        for &(offset, quads) in panel.pieces {
+            for at in (offset..offset + quads * QUAD).step_by(QUAD) {
+                // SAFETY: the caller promises `BLOCKS` blocks of weights for all pieces; `weights` moves 64 bytes per group of
+                // four inputs.
+                let w: [__m512i; BLOCKS] =
+                    std::array::from_fn(|j| unsafe { _mm512_loadu_si512(weights.add(j * panel.block_len).cast()) });
+                for m in 0..PIXELS {
+                    // SAFETY: the caller promises that the piece, of which these are 4 bytes, lies within the input.
+                    let x = _mm512_set1_epi32(unsafe { inputs[m].add(at).cast::<i32>().read_unaligned() });
+                    for j in 0..BLOCKS {
+                        sums[m][j] = _mm512_dpbusd_epi32(sums[m][j], x, w[j]);
+                    }
+                }
+                weights = weights.wrapping_add(QUAD * LANES);
+            }
+        }
+        // By index here and below: an iterator would take the sums' addresses and keep them in memory.
+        for m in 0..PIXELS {
+            if m == pixels.len() {
+                break;
+            }
+            for j in 0..BLOCKS {
+                let to = acc.wrapping_add(m * panel.stride + j * LANES);
+                // SAFETY: only the lanes of wanted channels of pixels that are there are stored, which the caller promises exist.
+                unsafe { _mm512_mask_storeu_epi32(to, mask(j), sums[m][j]) };
+            }
+        }
+    }
+}
+
+/// `PIXELS` pixels at a time, times one block, with `vpmaddubsw`: a register holds eight channels x two partial sums of 16
+/// bits, which can hold all of the panel's pieces.
+///
+/// # Safety
+/// As for [`vnni`] with one block, and AVX2.
+#[target_feature(enable = "avx2")]
+pub unsafe fn short_once<const PIXELS: usize>(panel: &Panel<'_, u8, i8>, acc: &mut [i32]) {
+    for (idx, pixels) in panel.pixels.chunks(PIXELS).enumerate() {
+        let inputs = panel.inputs::<PIXELS>(pixels);
+        let mut partial: Sums<PIXELS> = [[_mm256_setzero_si256(); PARTS]; PIXELS];
+        let mut weights = panel.weights.as_ptr();
+        for &(offset, quads) in panel.pieces {
+            for at in (offset..offset + quads * QUAD).step_by(QUAD) {
+                // SAFETY: the caller promises a block of weights for all pieces: 64 bytes per group.
+                let w: [__m256i; PARTS] =
+                    std::array::from_fn(|part| unsafe { _mm256_loadu_si256(weights.add(part * 32).cast()) });
+                for m in 0..PIXELS {
+                    // SAFETY: the caller promises that the piece, of which these are 4 bytes, lies within the input.
+                    let x = _mm256_set1_epi32(unsafe { inputs[m].add(at).cast::<i32>().read_unaligned() });
+                    for part in 0..PARTS {
+                        partial[m][part] = _mm256_add_epi16(partial[m][part], _mm256_maddubs_epi16(x, w[part]));
+                    }
+                }
+                weights = weights.wrapping_add(QUAD * LANES);
+            }
+        }
+        let mut sums = partial;
+        for m in 0..PIXELS {
+            for part in 0..PARTS {
+                sums[m][part] = widen(partial[m][part]);
+            }
+        }
+        // SAFETY: AVX2 is available, and the caller promises accumulators.
+        unsafe { add_to(panel, pixels.len(), sums, &mut acc[idx * PIXELS * panel.stride..]) }
+    }
+}
+
+/// [`short_once`] for panels of any length: partial sums are widened whenever they could be full.
+///
+/// # Safety
+/// As for [`short_once`].
+#[target_feature(enable = "avx2")]
+pub unsafe fn short<const PIXELS: usize>(panel: &Panel<'_, u8, i8>, acc: &mut [i32]) {
+    for (idx, pixels) in panel.pixels.chunks(PIXELS).enumerate() {
+        let mut weights = panel.weights.as_ptr();
+        // SAFETY: the caller promises a block of weights for all pieces: 64 bytes per group.
+        let next = || unsafe {
+            let w = [_mm256_loadu_si256(weights.cast()), _mm256_loadu_si256(weights.add(32).cast())];
+            weights = weights.add(QUAD * LANES);
+            w
+        };
+        // SAFETY: the caller's promises are those that `short_with` asks for.
+        unsafe { short_with::<PIXELS, _>(panel, pixels, next, &mut acc[idx * PIXELS * panel.stride..]) }
+    }
+}
+
+/// [`short`] for one group of pixels with weights from `next`, a group of four inputs at a time.
+///
+/// # Safety
+/// As for [`short`]; `next` gives weights for all pieces, and `acc` begins with the first of the `pixels`, which are of the panel.
+#[inline]
+#[target_feature(enable = "avx2")]
+pub unsafe fn short_with<const PIXELS: usize, W>(
+    panel: &Panel<'_, u8, W>,
+    pixels: &[usize],
+    mut next: impl FnMut() -> [__m256i; PARTS],
+    acc: &mut [i32],
+) {
+    // With many pixels the sums live in memory, and all registers are for the partial ones.
+    let mut sums: Sums<PIXELS> = [[_mm256_setzero_si256(); PARTS]; PIXELS];
+    let mut partial = sums;
+    let mut room = panel.short_sums;
+    let inputs = panel.inputs::<PIXELS>(pixels);
+    for &(offset, quads) in panel.pieces {
+        let mut at = offset;
+        let stop = offset + quads * QUAD;
+        while at < stop {
+            let until = stop.min(at + room * QUAD);
+            room -= (until - at) / QUAD;
+            while at < until {
+                let w = next();
+                for m in 0..PIXELS {
+                    // SAFETY: the caller promises that the piece, of which these are 4 bytes, lies within the input.
+                    let x = _mm256_set1_epi32(unsafe { inputs[m].add(at).cast::<i32>().read_unaligned() });
+                    for part in 0..PARTS {
+                        partial[m][part] = _mm256_add_epi16(partial[m][part], _mm256_maddubs_epi16(x, w[part]));
+                    }
+                }
+                at += QUAD;
+            }
+            if room == 0 {
+                for m in 0..PIXELS {
+                    for part in 0..PARTS {
+                        sums[m][part] = _mm256_add_epi32(sums[m][part], widen(partial[m][part]));
+                        partial[m][part] = _mm256_setzero_si256();
+                    }
+                }
+                room = panel.short_sums;
+            }
+        }
+    }
+    let mut whole = sums;
+    for m in 0..PIXELS {
+        for part in 0..PARTS {
+            whole[m][part] = _mm256_add_epi32(sums[m][part], widen(partial[m][part]));
+        }
+    }
+    // SAFETY: AVX2 is available, and the caller promises accumulators.
+    unsafe { add_to(panel, pixels.len(), whole, acc) }
+}
+
+/// `PIXELS` pixels at a time, times one block, with `vpmaddwd`: a register holds the sums of eight channels.
+///
+/// # Safety
+/// As for [`short`].
+#[target_feature(enable = "avx2")]
+pub unsafe fn wide<const PIXELS: usize, W: Word>(panel: &Panel<'_, i16, W>, acc: &mut [i32]) {
+    for (idx, pixels) in panel.pixels.chunks(PIXELS).enumerate() {
+        let inputs = panel.inputs::<PIXELS>(pixels);
+        let mut sums: Sums<PIXELS> = [[_mm256_setzero_si256(); PARTS]; PIXELS];
+        let mut weights = panel.weights.as_ptr();
+        for &(offset, quads) in panel.pieces {
+            // A pair of inputs per round, two rounds per group of four.
+            for at in (offset..offset + quads * QUAD).step_by(2) {
+                // SAFETY: the caller promises a block of weights for all pieces: 32 per pair.
+                let w: [__m256i; PARTS] = std::array::from_fn(|part| unsafe { W::load(weights.add(part * 16)) });
+                for m in 0..PIXELS {
+                    // SAFETY: the caller promises that the piece, of which these are 2 words, lies within the input.
+                    let x = _mm256_set1_epi32(unsafe { inputs[m].add(at).cast::<i32>().read_unaligned() });
+                    for part in 0..PARTS {
+                        sums[m][part] = _mm256_add_epi32(sums[m][part], _mm256_madd_epi16(x, w[part]));
+                    }
+                }
+                weights = weights.wrapping_add(2 * LANES);
+            }
+        }
+        // SAFETY: AVX2 is available, and the caller promises accumulators.
+        unsafe { add_to(panel, pixels.len(), sums, &mut acc[idx * PIXELS * panel.stride..]) }
+    }
+}
+
+/// Pairs of 16-bit sums to sums of 32 bits.
+#[inline]
+#[target_feature(enable = "avx2")]
+pub fn widen(sums: __m256i) -> __m256i {
+    _mm256_madd_epi16(sums, _mm256_set1_epi16(1))
+}
+
+/// Adds sums to the start values, or to what is there, of the wanted channels of so many pixels.
+///
+/// # Safety
+/// AVX2 is available, and there are accumulators for these pixels.
+#[inline(always)]
+unsafe fn add_to<X, W, const PIXELS: usize>(
+    panel: &Panel<'_, X, W>,
+    pixels: usize,
+    sums: Sums<PIXELS>,
+    acc: &mut [i32],
+) {
+    if panel.channels < LANES {
+        // A copy, so that the sums themselves are never anywhere but in registers.
+        let copy = sums;
+        // SAFETY: AVX2 is available.
+        return unsafe { add_some(panel, pixels, &copy, acc) };
+    }
+    assert!(acc.len() >= (pixels - 1) * panel.stride + LANES, "accumulators are missing");
+    for m in 0..PIXELS {
+        if m == pixels {
+            break;
+        }
+        for part in 0..PARTS {
+            let to = acc.as_mut_ptr().wrapping_add(m * panel.stride + part * 8);
+            let base = panel.start.map_or(to.cast_const(), |start| start.as_ptr().wrapping_add(part * 8));
+            // SAFETY: a block has 16 start values, and the accumulators were counted.
+            unsafe {
+                _mm256_storeu_si256(to.cast(), _mm256_add_epi32(sums[m][part], _mm256_loadu_si256(base.cast())));
+            }
+        }
+    }
+}
+
+/// [`add_to`] for fewer channels than a block has.
+///
+/// # Safety
+/// AVX2 is available.
+#[cold]
+#[target_feature(enable = "avx2")]
+unsafe fn add_some<X, W, const PIXELS: usize>(
+    panel: &Panel<'_, X, W>,
+    pixels: usize,
+    sums: &Sums<PIXELS>,
+    acc: &mut [i32],
+) {
+    for (m, sums) in sums.iter().enumerate().take(pixels) {
+        let to = &mut acc[m * panel.stride..][..panel.channels];
+        let mut lanes = [0i32; LANES];
+        lanes[..to.len()].copy_from_slice(panel.start.map_or(&*to, |start| &start[..to.len()]));
+        for (lanes, &sum) in lanes.chunks_exact_mut(8).zip(sums) {
+            // SAFETY: these are 8 elements.
+            unsafe {
+                let base = _mm256_loadu_si256(lanes.as_ptr().cast());
+                _mm256_storeu_si256(lanes.as_mut_ptr().cast(), _mm256_add_epi32(sum, base));
+            }
+        }
+        to.copy_from_slice(&lanes[..to.len()]);
+    }
+}
