@@ -13,6 +13,7 @@
 
 use super::dot::{Chunk, Job};
 use super::weights::{ConvWeights, Kind, LANES, Layout, Packed};
+use super::winograd::{Output, Planes};
 use super::{Operand, depthwise};
 use crate::conv::ConvShape;
 use crate::threads;
@@ -71,7 +72,7 @@ struct Scratch {
     bytes: Vec<u8>,
     words: Vec<i16>,
     /// Inputs of a band in tiles, transformed.
-    tiles: Vec<u8>,
+    planes: Planes,
     pixels: Vec<usize>,
     acc: Vec<i32>,
 }
@@ -88,6 +89,8 @@ struct Band {
 enum Codes<'a> {
     Bytes(&'a [u8]),
     Words(&'a [i16]),
+    /// Transformed.
+    Planes(&'a Planes),
 }
 
 /// Inputs, and where in them the window of each pixel begins, or what comes from each tile.
@@ -199,9 +202,9 @@ impl<'a, A: Operand> Plan<'a, A> {
         let band_rows = (BAND_BYTES / (shape.stride[0] * row_len).max(1))
             .min(BAND_BYTES / (out_row * size_of::<i32>()).max(1))
             .clamp(1, shape.out_h().min(fair_share).max(1));
-        // Four times as much comes of transforming a strip, and accumulators start with four times their sums.
+        // Accumulators start with four times their sums where they come of transforms.
         let (band_rows, times) = match winograd {
-            Some(_) => (band_rows.min(BAND_BYTES / (4 * row_len)).next_multiple_of(2).max(2), 4),
+            Some(w) => (band_rows.min(BAND_BYTES / (w.growth() * row_len)).next_multiple_of(2).max(2), 4),
             None => (band_rows, 1),
         };
         Plan {
@@ -317,7 +320,7 @@ impl<'a, A: Operand> Plan<'a, A> {
         if let Packed::Winograd(winograd) = &self.weights.data {
             self.fill_strip(band, &mut scratch.bytes);
             let tiles = [band.rows.len().div_ceil(2), s.out_w().div_ceil(2)];
-            winograd.transform(&scratch.bytes, s.c_in, tiles, &mut scratch.tiles);
+            winograd.transform(&scratch.bytes, s.c_in, tiles, &mut scratch.planes);
             return;
         }
         scratch.pixels.clear();
@@ -339,7 +342,7 @@ impl<'a, A: Operand> Plan<'a, A> {
             Some(x) if self.input == Input::InPlace => {
                 Codes::Bytes(&x[(band.image * s.in_h + band.rows.start * s.stride[0]) * self.row_len..])
             }
-            _ if matches!(self.weights.data, Packed::Winograd(_)) => Codes::Bytes(&scratch.tiles),
+            _ if matches!(self.weights.data, Packed::Winograd(_)) => Codes::Planes(&scratch.planes),
             _ if self.weights.takes_words() => Codes::Words(&scratch.words),
             _ => Codes::Bytes(&scratch.bytes),
         };
@@ -366,13 +369,13 @@ impl<'a, A: Operand> Plan<'a, A> {
             (Packed::Bytes(data), Codes::Words(input)) => {
                 self.for_each_group(data, input, pixels, blocks, acc, stride, |job| kernel.run_words(job));
             }
-            (Packed::Winograd(winograd), Codes::Bytes(input)) => {
+            (Packed::Winograd(winograd), Codes::Planes(planes)) => {
                 let size = [windows.rows, self.shape.out_w()];
                 let width = self.shape.c_out.min(blocks.end * LANES) - blocks.start * LANES;
                 let start = &self.start[blocks.start * LANES..blocks.end * LANES];
-                winograd.run(kernel, input, self.shape.c_in, start, blocks, size, width, acc, stride);
+                winograd.run(kernel, planes, self.shape.c_in, start, blocks, &mut Output { acc, size, stride, width });
             }
-            (Packed::Words(_) | Packed::Narrow(..) | Packed::Winograd(_), _) => {
+            (Packed::Words(_) | Packed::Narrow(..) | Packed::Winograd(_), _) | (_, Codes::Planes(_)) => {
                 unreachable!("inputs are laid out as the weights ask for")
             }
         }

@@ -197,14 +197,17 @@ proptest! {
 #[test]
 fn winograd_at_extreme_values() {
     let signs: [[i8; 9]; 4] = [[1; 9], [-1; 9], [1, -1, 1, -1, 1, -1, 1, -1, 1], [1, -1, 1, 1, -1, 1, 1, -1, 1]];
-    for (largest, weight, c_in) in [(63u8, 14i8, 20), (63, 14, 67_000), (15, 14, 64), (1, 14, 5), (31, 7, 33)] {
+    // The last two only in words.
+    let cases =
+        [(63u8, 14i8, 20), (63, 14, 67_000), (15, 14, 64), (1, 14, 5), (31, 7, 33), (255, 127, 40), (255, -127, 3)];
+    for (largest, weight, c_in) in cases {
         let c_out = if c_in > 1000 { 1 } else { 18 };
         let shape = ConvShape { in_h: 3, in_w: 4, c_in, c_out, ..BASE };
         // One set of signs is enough work for the longest sums.
         for signs in signs.into_iter().take(if c_in > 1000 { 1 } else { 4 }) {
             let w: Vec<i8> = (0..shape.weight_len()).map(|i| weight * signs[i % 9]).collect();
             let fits = Winograd::new(Kernel::Portable, &shape, &w, largest).is_some();
-            assert!(fits, "{weight} times nine fits a byte");
+            assert_eq!(fits, largest < 255, "{weight} times nine fits a byte");
             // Everywhere the most, or as the signs of one tap's window and of its differences have it.
             for pattern in [[1u8, 1], [0, 1], [1, 0]] {
                 let at = |i: usize| (i / c_in % 4 + i / (4 * c_in)) % 2;
@@ -233,7 +236,9 @@ fn wide_layers_of_few_bits_have_fewer_products() {
         matches!(ConvWeights::for_inputs(shape, &w, largest).data, Packed::Winograd(_))
     };
     assert!(is_transformed(&shape, 4, 15) && is_transformed(&shape, 2, 3));
-    assert!(!is_transformed(&shape, 8, 255) && !is_transformed(&shape, 4, 255));
+    if !Kernel::best(0).is_wide() {
+        assert!(!is_transformed(&shape, 8, 255) && !is_transformed(&shape, 4, 255), "bytes do not hold them");
+    }
     for other in [
         ConvShape { c_in: 3, ..shape },
         ConvShape { stride: [2, 2], ..shape },

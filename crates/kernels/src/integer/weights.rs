@@ -139,7 +139,7 @@ impl ConvWeights {
         let ordered = in_order(shape, w);
         let sums = short_sums(Layout::of(shape).kind, &ordered, largest);
         let kernel = Kernel::best(sums);
-        if winograd::may_pay(shape)
+        if winograd::may_pay(shape, kernel)
             && let Some(winograd) = Winograd::new(kernel, shape, w, largest)
             && winograd.pays(kernel)
         {
@@ -249,7 +249,7 @@ fn block_sums(layout: &Layout, ordered: &[i8]) -> Vec<i32> {
 }
 
 /// From groups of four inputs per channel to two groups of two.
-fn by_pairs(ordered: &[i8]) -> Vec<i8> {
+pub(super) fn by_pairs<T: Copy>(ordered: &[T]) -> Vec<T> {
     let mut out = Vec::with_capacity(ordered.len());
     for group in ordered.chunks_exact(QUAD * LANES) {
         for half in 0..2 {

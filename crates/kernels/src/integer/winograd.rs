@@ -1,4 +1,4 @@
-//! Exact 3x3 convolutions of stride 1 with 2.25 times fewer products, in 8-bit operands (Winograd's F(2x2, 3x3); Lavin and Gray,
+//! Exact 3x3 convolutions of stride 1 with 2.25 times fewer products (Winograd's F(2x2, 3x3); Lavin and Gray,
 //! arXiv 1509.09308).
 //!
 //! Along one axis, two neighbouring outputs y of four inputs d and three weights g take four products m = u · v:
@@ -11,18 +11,25 @@
 //! Along both axes these are 16 products per channel, a *position* each, for four outputs, which are a fourth of what comes out: without
 //! a remainder, as every sum is exact. For codes up to L, u of both axes lies within ±2L, or from 0 to 4L at position (1, 1);
 //! with 2L added elsewhere, which the start value of the accumulators takes back, all are unsigned and at most 4L: bytes for codes of up to
-//! 6 bits. v is at most nine times as large as a weight, but rarely is. Whoever packs weights looks at what they are.
+//! 6 bits. v is at most nine times as large as a weight, but rarely is. Whoever packs weights looks at what they are. Where exact products of 8
+//! bits need words, AVX2's, both are words: those hold every u and v, without an offset.
 //!
 //! Each position is a product of matrices, tiles times channels. All positions of a few tiles and a block of channels are
 //! computed one after the other, so that their products are in the first cache when they become outputs.
 
+mod group;
+mod transforms;
+#[cfg(target_arch = "x86_64")]
+mod x86;
+
 use std::cell::Cell;
 use std::ops::Range;
 
+use self::group::{Group, Operands};
+use self::transforms::{Places, outputs, to_bytes, to_words};
 use super::dot::Kernel;
-use super::weights::{Kind, LANES, QUAD, short_sums};
+use super::weights::{Kind, LANES, QUAD, by_pairs, short_sums};
 use crate::conv::ConvShape;
-use crate::multiversion::multiversion;
 
 /// Products per tile and channel.
 const POSITIONS: usize = 16;
@@ -36,6 +43,8 @@ const COLLIDING_BYTES: usize = 512;
 const LINE_BYTES: usize = 64;
 /// Channels, of inputs and outputs, from which on fewer products pay for the transforms.
 const FEWEST_CHANNELS: usize = 64;
+/// The same for products of words, which take twice as long.
+const FEWEST_CHANNELS_WIDE: usize = 32;
 /// Pixels of an output's side from which on few of the tiles' outputs are for nothing.
 const SMALLEST_IMAGE: usize = 4;
 /// Products that a 16-bit sum must hold for its widening to cost less than what is gained.
@@ -44,16 +53,42 @@ const FEWEST_SUMS: usize = 3;
 /// Weights of all positions.
 #[derive(Debug, Clone)]
 pub(super) struct Winograd {
-    /// `[block of 16 output channels][position][group of four inputs][16 channels][4 inputs]`.
-    weights: Vec<i8>,
+    weights: Weights,
     /// Takes the offset back: `[block][position][16 channels]`.
     start: Vec<i32>,
-    /// Per position, how many products of a pair of inputs a 16-bit sum can hold.
-    short_sums: [usize; POSITIONS],
     /// Groups of four inputs.
     quads: usize,
-    /// 2L: what is added to transformed inputs.
-    offset: u8,
+}
+
+/// Weights in the width that their kernel takes.
+#[derive(Debug, Clone)]
+enum Weights {
+    /// `[block of 16 output channels][position][group of four inputs][16 channels][4 inputs]`.
+    Bytes {
+        weights: Vec<i8>,
+        /// Per position, how many products of a pair of inputs a 16-bit sum can hold.
+        short_sums: [usize; POSITIONS],
+        /// 2L: what is added to transformed inputs.
+        offset: u8,
+    },
+    /// `[block][position][pair of inputs][16 channels][2 inputs]`.
+    Words(Vec<i16>),
+}
+
+/// Transformed inputs of a band, as wide as the weights: planes of all positions, and room behind them.
+#[derive(Debug, Default)]
+pub(super) struct Planes {
+    bytes: Vec<u8>,
+    words: Vec<i16>,
+}
+
+/// Where results go: accumulators of `size` (rows, columns) pixels, `stride` from pixel to pixel, of which `width` channels
+/// are wanted.
+pub(super) struct Output<'a> {
+    pub acc: &'a mut [i32],
+    pub size: [usize; 2],
+    pub stride: usize,
+    pub width: usize,
 }
 
 /// Whether this is a convolution with such products.
@@ -62,32 +97,34 @@ pub(super) fn applies(shape: &ConvShape) -> bool {
 }
 
 /// Whether it may be faster than the direct products.
-pub(super) fn may_pay(shape: &ConvShape) -> bool {
-    applies(shape)
-        && shape.c_in.min(shape.c_out) >= FEWEST_CHANNELS
-        && shape.out_h().min(shape.out_w()) >= SMALLEST_IMAGE
+pub(super) fn may_pay(shape: &ConvShape, kernel: Kernel) -> bool {
+    let fewest = if kernel.is_wide() { FEWEST_CHANNELS_WIDE } else { FEWEST_CHANNELS };
+    applies(shape) && shape.c_in.min(shape.c_out) >= fewest && shape.out_h().min(shape.out_w()) >= SMALLEST_IMAGE
 }
 
 impl Winograd {
-    /// Weights `w`, OIHW, for inputs up to `largest`; `None` if their transforms do not fit bytes, their
+    /// Weights `w`, OIHW, for inputs up to `largest`; `None` if their transforms do not fit the kernel's operands, their
     /// sums the kernel, or outputs times four 32 bits.
     pub fn new(kernel: Kernel, shape: &ConvShape, w: &[i8], largest: u8) -> Option<Self> {
-        let most = largest.checked_mul(4)?;
+        let most = 4 * u32::from(largest);
         let taps = shape.kernel[0] * shape.kernel[1];
         let magnitudes = |w: &[i8]| w.iter().map(|w| i64::from(w.unsigned_abs())).sum();
         let longest: i64 = w.chunks_exact(shape.c_in * taps).map(magnitudes).max().unwrap_or(0);
         if !applies(shape) || i64::from(most) * longest > i32::MAX.into() {
             return None;
         }
+        // Words need no offset, and hold every sum.
+        let most = if kernel.is_wide() { None } else { Some(u8::try_from(most).ok()?) };
+        let offset = most.map_or(0, |most| most / 2);
         let quads = shape.c_in.div_ceil(QUAD);
-        let (blocks, len, offset) = (shape.c_out.div_ceil(LANES), quads * QUAD * LANES, most / 2);
-        let mut weights = vec![0i8; blocks * POSITIONS * len];
+        let (blocks, len) = (shape.c_out.div_ceil(LANES), quads * QUAD * LANES);
+        let mut weights = vec![0i16; blocks * POSITIONS * len];
         let mut start = vec![0i32; blocks * POSITIONS * LANES];
         let each = weights.chunks_exact_mut(POSITIONS * len).zip(start.chunks_exact_mut(POSITIONS * LANES));
         for (block, (weights, start)) in each.enumerate() {
             for quad in 0..quads {
                 // A group at a time, so that what is written lies close together.
-                let mut group = [[0i8; QUAD * LANES]; POSITIONS];
+                let mut group = [[0i16; QUAD * LANES]; POSITIONS];
                 for i in 0..QUAD * LANES {
                     let (c_out, c_in) = (block * LANES + i / QUAD, quad * QUAD + i % QUAD);
                     if c_out >= shape.c_out || c_in >= shape.c_in {
@@ -95,7 +132,7 @@ impl Winograd {
                     }
                     let v = transformed(&w[(c_out * shape.c_in + c_in) * taps..][..taps]);
                     for (position, v) in v.into_iter().enumerate() {
-                        group[position][i] = i8::try_from(v).ok()?;
+                        group[position][i] = v;
                         if position != CENTRE {
                             start[position * LANES + i / QUAD] -= i32::from(offset) * i32::from(v);
                         }
@@ -106,6 +143,10 @@ impl Winograd {
                 }
             }
         }
+        let Some(most) = most else {
+            return Some(Winograd { weights: Weights::Words(by_pairs(&weights)), start, quads });
+        };
+        let weights: Vec<i8> = weights.into_iter().map(|v| i8::try_from(v).ok()).collect::<Option<_>>()?;
         let mut room = [usize::MAX; POSITIONS];
         for (part, weights) in weights.chunks_exact(len).enumerate() {
             let room = &mut room[part % POSITIONS];
@@ -114,53 +155,94 @@ impl Winograd {
         if !room.iter().all(|&sums| kernel.takes(sums)) {
             return None;
         }
-        Some(Winograd { weights, start, short_sums: room, quads, offset })
+        Some(Winograd { weights: Weights::Bytes { weights, short_sums: room, offset }, start, quads })
     }
 
     /// Whether it is expected to be faster than the direct products of a shape for which it [may](may_pay) be.
     pub fn pays(&self, kernel: Kernel) -> bool {
-        kernel.has_vnni() || self.short_sums.iter().all(|&sums| sums >= FEWEST_SUMS)
+        match &self.weights {
+            Weights::Bytes { short_sums, .. } => {
+                kernel.has_vnni() || short_sums.iter().all(|&sums| sums >= FEWEST_SUMS)
+            }
+            Weights::Words(_) => true,
+        }
+    }
+
+    /// Bytes of transformed inputs per byte of a strip.
+    pub fn growth(&self) -> usize {
+        match self.weights {
+            Weights::Bytes { .. } => 4,
+            Weights::Words(_) => 8,
+        }
     }
 
     /// Bytes that they take in memory.
     pub fn bytes(&self) -> usize {
-        self.weights.len() + self.start.len() * size_of::<i32>()
+        let weights = match &self.weights {
+            Weights::Bytes { weights, .. } => weights.len(),
+            Weights::Words(weights) => size_of_val(&weights[..]),
+        };
+        weights + self.start.len() * size_of::<i32>()
     }
 
     /// Transforms `rows` rows of `columns` tiles: `strip` holds two rows more than twice as many, of two pixels more than twice as many.
-    /// Returns the planes of all positions, in `planes`.
-    pub fn transform(&self, strip: &[u8], c_in: usize, [rows, columns]: [usize; 2], planes: &mut Vec<u8>) {
-        let step = tile_bytes(c_in);
-        let plane = plane_bytes([rows, columns], c_in);
-        planes.resize(POSITIONS * plane, 0);
-        let mut vertical = VERTICAL.take();
+    pub fn transform(&self, strip: &[u8], c_in: usize, [rows, columns]: [usize; 2], planes: &mut Planes) {
         let row_len = (2 * columns + 2) * c_in;
-        vertical.resize(4 * row_len, 0);
-        for row in 0..rows {
-            let four = &strip[2 * row * row_len..][..4 * row_len];
-            inputs(four, c_in, self.offset, &mut vertical, planes, plane, row * columns * step, step);
+        let four = |row: usize| &strip[2 * row * row_len..][..4 * row_len];
+        let (step, plane) = (self.step(c_in), self.plane([rows, columns], c_in));
+        let places = |row: usize| Places { plane, first: row * columns * step, step };
+        let len = POSITIONS * plane;
+        match &self.weights {
+            Weights::Bytes { offset, .. } => {
+                planes.bytes.resize(len + 4 * row_len, 0);
+                let (planes, vertical) = planes.bytes.split_at_mut(len);
+                (0..rows).for_each(|row| to_bytes(four(row), c_in, *offset, vertical, planes, places(row)));
+            }
+            Weights::Words(_) => {
+                planes.words.resize(len + 4 * row_len, 0);
+                let (planes, vertical) = planes.words.split_at_mut(len);
+                (0..rows).for_each(|row| to_words(four(row), c_in, vertical, planes, places(row)));
+            }
         }
-        VERTICAL.set(vertical);
     }
 
-    /// Products of tiles, as [`transform`](Self::transform) made them of `c_in` channels, with some blocks of output channels, to accumulators of
-    /// `size` (rows, columns) pixels, `stride` from pixel to pixel. `start` is four times what accumulators start with, per
-    /// channel of these blocks; `width` of them are wanted.
-    #[allow(clippy::too_many_arguments)]
+    /// Products of tiles, as [`transform`](Self::transform) made them of `c_in` channels, with some blocks of output channels. `start` is
+    /// four times what accumulators start with, per channel of these blocks.
     pub fn run(
         &self,
         kernel: Kernel,
-        planes: &[u8],
+        planes: &Planes,
         c_in: usize,
         start: &[i32],
         blocks: Range<usize>,
-        size: [usize; 2],
-        width: usize,
-        acc: &mut [i32],
-        stride: usize,
+        out: &mut Output<'_>,
     ) {
-        let tiles = size.map(|n| n.div_ceil(2));
-        let (step, plane, count) = (tile_bytes(c_in), plane_bytes(tiles, c_in), tiles[0] * tiles[1]);
+        match &self.weights {
+            Weights::Bytes { weights, short_sums, .. } => {
+                self.products(kernel, &planes.bytes, weights, short_sums, c_in, start, blocks, out);
+            }
+            Weights::Words(weights) => {
+                self.products(kernel, &planes.words, weights, &[0; POSITIONS], c_in, start, blocks, out);
+            }
+        }
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    fn products<X, W>(
+        &self,
+        kernel: Kernel,
+        planes: &[X],
+        weights: &[W],
+        short_sums: &[usize; POSITIONS],
+        c_in: usize,
+        start: &[i32],
+        blocks: Range<usize>,
+        out: &mut Output<'_>,
+    ) where
+        for<'a> Group<'a, X, W>: Operands,
+    {
+        let tiles = out.size.map(|n| n.div_ceil(2));
+        let (step, plane, count) = (self.step(c_in), self.plane(tiles, c_in), tiles[0] * tiles[1]);
         let block_len = POSITIONS * self.quads * QUAD * LANES;
         let at_once = kernel.blocks_at_once().min(MOST_BLOCKS);
         let mut products = PRODUCTS.take();
@@ -182,9 +264,9 @@ impl Winograd {
                     plane,
                     first: tile * step,
                     step,
-                    weights: &self.weights[part.start * block_len..part.end * block_len],
+                    weights: &weights[part.start * block_len..part.end * block_len],
                     start: own,
-                    short_sums: &self.short_sums,
+                    short_sums,
                     quads: self.quads,
                     blocks: part.len(),
                     tiles: match count - tile {
@@ -196,11 +278,27 @@ impl Winograd {
                 let products = &mut products[..POSITIONS * group.tiles * lanes];
                 group.run(kernel, products);
                 let tiles = tile..count.min(tile + group.tiles);
-                outputs(products, lanes, tiles, size, lanes.min(width - channel), &mut acc[channel..], stride);
+                let wanted = lanes.min(out.width - channel);
+                outputs(products, lanes, tiles, out.size, wanted, &mut out.acc[channel..], out.stride);
                 tile += group.tiles;
             }
         }
         PRODUCTS.set(products);
+    }
+
+    /// Elements from tile to tile in a plane.
+    fn step(&self, c_in: usize) -> usize {
+        let element = match self.weights {
+            Weights::Bytes { .. } => size_of::<u8>(),
+            Weights::Words(_) => size_of::<i16>(),
+        };
+        let step = c_in.next_multiple_of(QUAD);
+        if (step * element).is_multiple_of(COLLIDING_BYTES) { step + LINE_BYTES / element } else { step }
+    }
+
+    /// Elements of a position, with room for the tiles that the last group has too many.
+    fn plane(&self, [rows, columns]: [usize; 2], c_in: usize) -> usize {
+        (rows * columns + MOST_TILES - 1) * self.step(c_in)
     }
 }
 
@@ -217,335 +315,7 @@ fn transformed(g: &[i8]) -> [i16; POSITIONS] {
     v
 }
 
-/// Bytes from tile to tile in a plane.
-fn tile_bytes(c_in: usize) -> usize {
-    let bytes = c_in.next_multiple_of(QUAD);
-    if bytes.is_multiple_of(COLLIDING_BYTES) { bytes + LINE_BYTES } else { bytes }
-}
-
-/// Bytes of a position, with room for the tiles that the last group has too many.
-fn plane_bytes([rows, columns]: [usize; 2], c_in: usize) -> usize {
-    (rows * columns + MOST_TILES - 1) * tile_bytes(c_in)
-}
-
 thread_local! {
     /// Kept from call to call.
     static PRODUCTS: Cell<Vec<i32>> = Cell::default();
-    static VERTICAL: Cell<Vec<u8>> = Cell::default();
-}
-
-/// A few tiles times a few blocks of channels.
-struct Group<'a> {
-    planes: &'a [u8],
-    /// Bytes from position to position, to the first tile, and from tile to tile.
-    plane: usize,
-    first: usize,
-    step: usize,
-    /// Of all blocks.
-    weights: &'a [i8],
-    start: &'a [i32],
-    short_sums: &'a [usize; POSITIONS],
-    quads: usize,
-    blocks: usize,
-    tiles: usize,
-}
-
-impl Group<'_> {
-    /// Products `[position][tile][block][16 channels]`.
-    ///
-    /// # Panics
-    /// If slices are shorter than the numbers say.
-    fn run(&self, kernel: Kernel, products: &mut [i32]) {
-        let last = (POSITIONS - 1) * self.plane + self.first + (self.tiles - 1) * self.step + self.quads * QUAD;
-        assert!(last <= self.planes.len(), "a tile lies outside");
-        assert!(self.weights.len() >= self.blocks * POSITIONS * self.quads * QUAD * LANES, "weights are missing");
-        assert!(self.start.len() >= self.blocks * POSITIONS * LANES, "start values are missing");
-        assert!(products.len() >= POSITIONS * self.tiles * self.blocks * LANES, "products have no room");
-        match kernel {
-            #[cfg(target_arch = "x86_64")]
-            Kernel::Vnni => {
-                macro_rules! sizes {
-                    ($($tiles:literal $blocks:literal),*) => {
-                        match (self.tiles, self.blocks) {
-                            // SAFETY: whoever chose `Vnni` found its instructions; lengths were checked above.
-                            $(($tiles, $blocks) => unsafe { x86::vnni::<$tiles, $blocks>(self, products) },)*
-                            size => unreachable!("{size:?} tiles and blocks"),
-                        }
-                    };
-                }
-                sizes!(2 1, 2 2, 2 3, 2 4, 4 1, 4 2, 4 3, 4 4, 6 1, 6 2, 6 3, 6 4)
-            }
-            #[cfg(target_arch = "x86_64")]
-            Kernel::Short => {
-                assert!(self.blocks == 1 && self.short_sums.iter().all(|&sums| sums > 0), "sums are too short");
-                // SAFETY: whoever chose `Short` found AVX2; lengths were checked above.
-                unsafe {
-                    match self.tiles {
-                        2 => x86::short::<2>(self, products),
-                        4 => x86::short::<4>(self, products),
-                        _ => x86::short::<MOST_TILES>(self, products),
-                    }
-                }
-            }
-            _ => self.portable(products),
-        }
-    }
-
-    fn portable(&self, products: &mut [i32]) {
-        let lanes = self.blocks * LANES;
-        for (number, products) in products.chunks_exact_mut(lanes).take(POSITIONS * self.tiles).enumerate() {
-            let (position, tile) = (number / self.tiles, number % self.tiles);
-            let input = &self.planes[position * self.plane + self.first + tile * self.step..][..self.quads * QUAD];
-            for (block, sums) in products.chunks_exact_mut(LANES).enumerate() {
-                let own = block * POSITIONS + position;
-                sums.copy_from_slice(&self.start[own * LANES..][..LANES]);
-                let weights = self.weights[own * self.quads * QUAD * LANES..].chunks_exact(QUAD * LANES);
-                for (x, w) in input.chunks_exact(QUAD).zip(weights) {
-                    for (sum, w) in sums.iter_mut().zip(w.chunks_exact(QUAD)) {
-                        for (&x, &w) in x.iter().zip(w) {
-                            *sum = sum.wrapping_add(i32::from(x) * i32::from(w));
-                        }
-                    }
-                }
-            }
-        }
-    }
-}
-
-#[cfg(target_arch = "x86_64")]
-mod x86 {
-    use super::super::dot::x86::{PARTS, widen};
-    use super::{Group, LANES, POSITIONS, QUAD};
-    use std::arch::x86_64::{
-        __m256i, __m512i, _mm256_add_epi16, _mm256_add_epi32, _mm256_loadu_si256, _mm256_maddubs_epi16,
-        _mm256_set1_epi32, _mm256_setzero_si256, _mm256_storeu_si256, _mm512_dpbusd_epi32, _mm512_loadu_si512,
-        _mm512_set1_epi32, _mm512_storeu_si512,
-    };
-
-    /// One block, with `vpmaddubsw`; sums of 16 bits are widened before they could be full.
-    ///
-    /// # Safety
-    /// AVX2 is available; `group` has `TILES` tiles and one block, `products` room for them, and slices are as long as
-    /// [`Group::run`] asks.
-    #[target_feature(enable = "avx2")]
-    pub unsafe fn short<const TILES: usize>(group: &Group<'_>, products: &mut [i32]) {
-        let mut weights = group.weights.as_ptr();
-        for position in 0..POSITIONS {
-            let input = group.planes.as_ptr().wrapping_add(position * group.plane + group.first);
-            let inputs: [*const u8; TILES] = std::array::from_fn(|m| input.wrapping_add(m * group.step));
-            let to = products.as_mut_ptr().wrapping_add(position * TILES * LANES);
-            let room = group.short_sums[position];
-            let mut first = 0;
-            while first < group.quads {
-                let until = group.quads.min(first + room);
-                let mut partial = [[_mm256_setzero_si256(); PARTS]; TILES];
-                for at in (first * QUAD..until * QUAD).step_by(QUAD) {
-                    // SAFETY: the caller promises 64 weights per position and group of four inputs.
-                    let w: [__m256i; PARTS] =
-                        std::array::from_fn(|part| unsafe { _mm256_loadu_si256(weights.add(part * 32).cast()) });
-                    for m in 0..TILES {
-                        // SAFETY: the caller promises that all inputs of all tiles lie within the planes.
-                        let x = _mm256_set1_epi32(unsafe { inputs[m].add(at).cast::<i32>().read_unaligned() });
-                        for part in 0..PARTS {
-                            partial[m][part] = _mm256_add_epi16(partial[m][part], _mm256_maddubs_epi16(x, w[part]));
-                        }
-                    }
-                    weights = weights.wrapping_add(QUAD * LANES);
-                }
-                let start = group.start.as_ptr().wrapping_add(position * LANES);
-                for m in 0..TILES {
-                    for part in 0..PARTS {
-                        let to = to.wrapping_add(m * LANES + part * 8);
-                        // SAFETY: the caller promises 16 start values per position and 16 products per position and tile.
-                        unsafe {
-                            let base = if first == 0 { start.wrapping_add(part * 8) } else { to.cast_const() };
-                            let sum = _mm256_add_epi32(_mm256_loadu_si256(base.cast()), widen(partial[m][part]));
-                            _mm256_storeu_si256(to.cast(), sum);
-                        }
-                    }
-                }
-                first = until;
-            }
-        }
-    }
-
-    /// `BLOCKS` blocks, with `vpdpbusd`.
-    ///
-    /// # Safety
-    /// As for [`short`], with `BLOCKS` blocks and the instructions named.
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
-    pub unsafe fn vnni<const TILES: usize, const BLOCKS: usize>(group: &Group<'_>, products: &mut [i32]) {
-        let block_len = POSITIONS * group.quads * QUAD * LANES;
-        let mut weights = group.weights.as_ptr();
-        for position in 0..POSITIONS {
-            let input = group.planes.as_ptr().wrapping_add(position * group.plane + group.first);
-            let inputs: [*const u8; TILES] = std::array::from_fn(|m| input.wrapping_add(m * group.step));
-            let start: [__m512i; BLOCKS] = std::array::from_fn(|j| {
-                // SAFETY: the caller promises 16 start values per block and position.
-                unsafe { _mm512_loadu_si512(group.start.as_ptr().add((j * POSITIONS + position) * LANES).cast()) }
-            });
-            let mut sums = [start; TILES];
-            for at in (0..group.quads * QUAD).step_by(QUAD) {
-                // SAFETY: the caller promises 64 weights per block, position and group of four inputs.
-                let w: [__m512i; BLOCKS] =
-                    std::array::from_fn(|j| unsafe { _mm512_loadu_si512(weights.add(j * block_len).cast()) });
-                for m in 0..TILES {
-                    // SAFETY: the caller promises that all inputs of all tiles lie within the planes.
-                    let x = _mm512_set1_epi32(unsafe { inputs[m].add(at).cast::<i32>().read_unaligned() });
-                    for j in 0..BLOCKS {
-                        sums[m][j] = _mm512_dpbusd_epi32(sums[m][j], x, w[j]);
-                    }
-                }
-                weights = weights.wrapping_add(QUAD * LANES);
-            }
-            let to = products.as_mut_ptr().wrapping_add(position * TILES * BLOCKS * LANES);
-            for (m, row) in sums.iter().enumerate() {
-                for (j, &sum) in row.iter().enumerate() {
-                    // SAFETY: the caller promises 16 products per position, tile and block.
-                    unsafe { _mm512_storeu_si512(to.add((m * BLOCKS + j) * LANES).cast(), sum) };
-                }
-            }
-        }
-    }
-}
-
-multiversion! {
-    /// A row of tiles: along columns of pixels first, for all of them at once, then along each tile's rows.
-    fn inputs(
-        four: &[u8], c_in: usize, offset: u8, vertical: &mut [u8], planes: &mut [u8], plane: usize, first: usize, step: usize,
-    ) {
-        let row_len = four.len() / 4;
-        {
-            let (d0, rest) = four.split_at(row_len);
-            let (d1, rest) = rest.split_at(row_len);
-            let (d2, d3) = rest.split_at(row_len);
-            let (u0, rest) = vertical.split_at_mut(row_len);
-            let (u1, rest) = rest.split_at_mut(row_len);
-            let (u2, u3) = rest.split_at_mut(row_len);
-            let (d3, u3) = (&d3[..row_len], &mut u3[..row_len]);
-            for i in 0..row_len {
-                u0[i] = d0[i].wrapping_sub(d2[i]);
-                u1[i] = d1[i].wrapping_add(d2[i]);
-                u2[i] = d2[i].wrapping_sub(d1[i]);
-                u3[i] = d1[i].wrapping_sub(d3[i]);
-            }
-        }
-        for (y, vertical) in vertical.chunks_exact(row_len).enumerate() {
-            let beside = if y == 1 { 0 } else { offset };
-            let planes = &mut planes[4 * y * plane..][..4 * plane];
-            for tile in 0..(row_len / c_in - 2) / 2 {
-                let d = &vertical[2 * tile * c_in..][..4 * c_in];
-                let to = first + tile * step;
-                let mut c = 0;
-                while c + 32 <= c_in {
-                    along::<32>(d, c, c_in, offset, beside, planes, plane, to);
-                    c += 32;
-                }
-                while c + 16 <= c_in {
-                    along::<16>(d, c, c_in, offset, beside, planes, plane, to);
-                    c += 16;
-                }
-                while c < c_in {
-                    along::<1>(d, c, c_in, offset, beside, planes, plane, to);
-                    c += 1;
-                }
-            }
-        }
-    }
-}
-
-/// `N` channels from `c` on of four neighbouring pixels to four positions.
-#[inline(always)]
-#[allow(clippy::too_many_arguments)]
-fn along<const N: usize>(
-    d: &[u8],
-    c: usize,
-    c_in: usize,
-    offset: u8,
-    beside: u8,
-    planes: &mut [u8],
-    plane: usize,
-    to: usize,
-) {
-    let (d0, d1) = (&d[c..c + N], &d[c_in + c..c_in + c + N]);
-    let (d2, d3) = (&d[2 * c_in + c..2 * c_in + c + N], &d[3 * c_in + c..3 * c_in + c + N]);
-    let to = to + c;
-    let mut u = [[0u8; N]; 4];
-    for i in 0..N {
-        u[0][i] = d0[i].wrapping_sub(d2[i]).wrapping_add(offset);
-        u[1][i] = d1[i].wrapping_add(d2[i]).wrapping_add(beside);
-        u[2][i] = d2[i].wrapping_sub(d1[i]).wrapping_add(offset);
-        u[3][i] = d1[i].wrapping_sub(d3[i]).wrapping_add(offset);
-    }
-    planes[to..to + N].copy_from_slice(&u[0]);
-    planes[plane + to..plane + to + N].copy_from_slice(&u[1]);
-    planes[2 * plane + to..2 * plane + to + N].copy_from_slice(&u[2]);
-    planes[3 * plane + to..3 * plane + to + N].copy_from_slice(&u[3]);
-}
-
-/// Channels that are held in registers together.
-const RUN: usize = 8;
-
-multiversion! {
-    /// Products `[position][tile][lanes]` of some tiles to accumulators of `width` channels of pixels.
-    fn outputs(
-        products: &[i32], lanes: usize, tiles: Range<usize>, size: [usize; 2], width: usize, acc: &mut [i32], stride: usize,
-    ) {
-        let [rows, columns] = size;
-        let plane = products.len() / POSITIONS;
-        let across = columns.div_ceil(2);
-        for (from, tile) in tiles.enumerate() {
-            let (row, column) = (tile / across * 2, tile % across * 2);
-            let pixel = (row * columns + column) * stride;
-            let (is_low, is_right) = (row + 1 < rows, column + 1 < columns);
-            for c in (0..width).step_by(RUN) {
-                let m = &products[from * lanes + c..][..15 * plane + RUN];
-                let along_columns = [column_sums(m, plane, 0), column_sums(m, plane, 1), column_sums(m, plane, 2), column_sums(m, plane, 3)];
-                let n = RUN.min(width - c);
-                for y in 0..1 + usize::from(is_low) {
-                    let e = [&along_columns[0][y], &along_columns[1][y], &along_columns[2][y], &along_columns[3][y]];
-                    let sums = two(e[0], e[1], e[2], e[3]);
-                    for x in 0..1 + usize::from(is_right) {
-                        let to = &mut acc[pixel + (y * columns + x) * stride + c..][..n];
-                        let mut quarter = sums[x];
-                        for v in &mut quarter {
-                            *v >>= 2;
-                        }
-                        if let Ok(to) = <&mut [i32; RUN]>::try_from(&mut *to) {
-                            *to = quarter;
-                        } else {
-                            to.copy_from_slice(&quarter[..n]);
-                        }
-                    }
-                }
-            }
-        }
-    }
-}
-
-/// Along the tile's column `x`.
-#[inline(always)]
-fn column_sums(m: &[i32], plane: usize, x: usize) -> [[i32; RUN]; 2] {
-    two(run(m, x * plane), run(m, (4 + x) * plane), run(m, (8 + x) * plane), run(m, (12 + x) * plane))
-}
-
-#[inline(always)]
-fn run(m: &[i32], at: usize) -> &[i32; RUN] {
-    match m[at..at + RUN].try_into() {
-        Ok(run) => run,
-        Err(_) => &[0; RUN],
-    }
-}
-
-/// Twice the outputs of four products along an axis.
-#[inline(always)]
-fn two(m0: &[i32; RUN], m1: &[i32; RUN], m2: &[i32; RUN], m3: &[i32; RUN]) -> [[i32; RUN]; 2] {
-    let mut y = [[0; RUN]; 2];
-    for i in 0..RUN {
-        y[0][i] = m0[i].wrapping_add(m0[i]).wrapping_add(m1[i]).wrapping_add(m2[i]);
-    }
-    for i in 0..RUN {
-        y[1][i] = m1[i].wrapping_sub(m2[i]).wrapping_sub(m3[i]).wrapping_sub(m3[i]);
-    }
-    y
 }

@@ -1,0 +1,135 @@
+//! Products of a few tiles for x86, all positions one after the other.
+
+use super::super::dot::x86::{PARTS, widen};
+use super::group::Group;
+use super::{LANES, POSITIONS, QUAD};
+use std::arch::x86_64::{
+    __m256i, __m512i, _mm256_add_epi16, _mm256_add_epi32, _mm256_loadu_si256, _mm256_madd_epi16, _mm256_maddubs_epi16,
+    _mm256_set1_epi32, _mm256_setzero_si256, _mm256_storeu_si256, _mm512_dpbusd_epi32, _mm512_loadu_si512,
+    _mm512_set1_epi32, _mm512_storeu_si512,
+};
+
+/// One block, with `vpmaddubsw`; sums of 16 bits are widened before they could be full.
+///
+/// # Safety
+/// AVX2 is available; `group` has `TILES` tiles and one block, `products` room for them, and slices are as long as
+/// [`Group::run`] asks.
+#[target_feature(enable = "avx2")]
+pub unsafe fn short<const TILES: usize>(group: &Group<'_, u8, i8>, products: &mut [i32]) {
+    let mut weights = group.weights.as_ptr();
+    for position in 0..POSITIONS {
+        let input = group.planes.as_ptr().wrapping_add(position * group.plane + group.first);
+        let inputs: [*const u8; TILES] = std::array::from_fn(|m| input.wrapping_add(m * group.step));
+        let to = products.as_mut_ptr().wrapping_add(position * TILES * LANES);
+        let room = group.short_sums[position];
+        let mut first = 0;
+        while first < group.quads {
+            let until = group.quads.min(first + room);
+            let mut partial = [[_mm256_setzero_si256(); PARTS]; TILES];
+            for at in (first * QUAD..until * QUAD).step_by(QUAD) {
+                // SAFETY: the caller promises 64 weights per position and group of four inputs.
+                let w: [__m256i; PARTS] =
+                    std::array::from_fn(|part| unsafe { _mm256_loadu_si256(weights.add(part * 32).cast()) });
+                for m in 0..TILES {
+                    // SAFETY: the caller promises that all inputs of all tiles lie within the planes.
+                    let x = _mm256_set1_epi32(unsafe { inputs[m].add(at).cast::<i32>().read_unaligned() });
+                    for part in 0..PARTS {
+                        partial[m][part] = _mm256_add_epi16(partial[m][part], _mm256_maddubs_epi16(x, w[part]));
+                    }
+                }
+                weights = weights.wrapping_add(QUAD * LANES);
+            }
+            let start = group.start.as_ptr().wrapping_add(position * LANES);
+            for m in 0..TILES {
+                for part in 0..PARTS {
+                    let to = to.wrapping_add(m * LANES + part * 8);
+                    // SAFETY: the caller promises 16 start values per position and 16 products per position and tile.
+                    unsafe {
+                        let base = if first == 0 { start.wrapping_add(part * 8) } else { to.cast_const() };
+                        let sum = _mm256_add_epi32(_mm256_loadu_si256(base.cast()), widen(partial[m][part]));
+                        _mm256_storeu_si256(to.cast(), sum);
+                    }
+                }
+            }
+            first = until;
+        }
+    }
+}
+
+/// One block, with `vpmaddwd`: operands of 16 bits, sums of 32.
+///
+/// # Safety
+/// As for [`short`].
+#[target_feature(enable = "avx2")]
+pub unsafe fn wide<const TILES: usize>(group: &Group<'_, i16, i16>, products: &mut [i32]) {
+    let mut weights = group.weights.as_ptr();
+    for position in 0..POSITIONS {
+        let input = group.planes.as_ptr().wrapping_add(position * group.plane + group.first);
+        let inputs: [*const i16; TILES] = std::array::from_fn(|m| input.wrapping_add(m * group.step));
+        let start: [__m256i; PARTS] = std::array::from_fn(|part| {
+            // SAFETY: the caller promises 16 start values per position.
+            unsafe { _mm256_loadu_si256(group.start.as_ptr().add(position * LANES + part * 8).cast()) }
+        });
+        let mut sums = [start; TILES];
+        // A pair of inputs per round, two rounds per group of four.
+        for at in (0..group.quads * QUAD).step_by(2) {
+            // SAFETY: the caller promises 64 weights per position and group of four inputs, 32 per pair.
+            let w: [__m256i; PARTS] =
+                std::array::from_fn(|part| unsafe { _mm256_loadu_si256(weights.add(part * 16).cast()) });
+            for m in 0..TILES {
+                // SAFETY: the caller promises that all inputs of all tiles lie within the planes.
+                let x = _mm256_set1_epi32(unsafe { inputs[m].add(at).cast::<i32>().read_unaligned() });
+                for part in 0..PARTS {
+                    sums[m][part] = _mm256_add_epi32(sums[m][part], _mm256_madd_epi16(x, w[part]));
+                }
+            }
+            weights = weights.wrapping_add(2 * LANES);
+        }
+        let to = products.as_mut_ptr().wrapping_add(position * TILES * LANES);
+        for m in 0..TILES {
+            for part in 0..PARTS {
+                // SAFETY: the caller promises 16 products per position and tile.
+                unsafe { _mm256_storeu_si256(to.add(m * LANES + part * 8).cast(), sums[m][part]) };
+            }
+        }
+    }
+}
+
+/// `BLOCKS` blocks, with `vpdpbusd`.
+///
+/// # Safety
+/// As for [`short`], with `BLOCKS` blocks and the instructions named.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
+pub unsafe fn vnni<const TILES: usize, const BLOCKS: usize>(group: &Group<'_, u8, i8>, products: &mut [i32]) {
+    let block_len = POSITIONS * group.quads * QUAD * LANES;
+    let mut weights = group.weights.as_ptr();
+    for position in 0..POSITIONS {
+        let input = group.planes.as_ptr().wrapping_add(position * group.plane + group.first);
+        let inputs: [*const u8; TILES] = std::array::from_fn(|m| input.wrapping_add(m * group.step));
+        let start: [__m512i; BLOCKS] = std::array::from_fn(|j| {
+            // SAFETY: the caller promises 16 start values per block and position.
+            unsafe { _mm512_loadu_si512(group.start.as_ptr().add((j * POSITIONS + position) * LANES).cast()) }
+        });
+        let mut sums = [start; TILES];
+        for at in (0..group.quads * QUAD).step_by(QUAD) {
+            // SAFETY: the caller promises 64 weights per block, position and group of four inputs.
+            let w: [__m512i; BLOCKS] =
+                std::array::from_fn(|j| unsafe { _mm512_loadu_si512(weights.add(j * block_len).cast()) });
+            for m in 0..TILES {
+                // SAFETY: the caller promises that all inputs of all tiles lie within the planes.
+                let x = _mm512_set1_epi32(unsafe { inputs[m].add(at).cast::<i32>().read_unaligned() });
+                for j in 0..BLOCKS {
+                    sums[m][j] = _mm512_dpbusd_epi32(sums[m][j], x, w[j]);
+                }
+            }
+            weights = weights.wrapping_add(QUAD * LANES);
+        }
+        let to = products.as_mut_ptr().wrapping_add(position * TILES * BLOCKS * LANES);
+        for (m, row) in sums.iter().enumerate() {
+            for (j, &sum) in row.iter().enumerate() {
+                // SAFETY: the caller promises 16 products per position, tile and block.
+                unsafe { _mm512_storeu_si512(to.add((m * BLOCKS + j) * LANES).cast(), sum) };
+            }
+        }
+    }
+}
