@@ -161,7 +161,7 @@ impl<'a, A: Operand> Plan<'a, A> {
             _ => None,
         };
         let mut row_len = match winograd {
-            Some(_) => (shape.out_w().next_multiple_of(2) + 2) * shape.c_in,
+            Some(w) => (shape.out_w().next_multiple_of(w.size().outputs()) + 2) * shape.c_in,
             None => (shape.in_w + shape.pads[1] + shape.pads[3]) * shape.c_in,
         };
         let image_bytes = shape.in_h * shape.in_w * shape.c_in;
@@ -202,9 +202,12 @@ impl<'a, A: Operand> Plan<'a, A> {
         let band_rows = (BAND_BYTES / (shape.stride[0] * row_len).max(1))
             .min(BAND_BYTES / (out_row * size_of::<i32>()).max(1))
             .clamp(1, shape.out_h().min(fair_share).max(1));
-        // Accumulators start with four times their sums where they come of transforms.
+        // Accumulators start with a multiple where they come of transforms.
         let (band_rows, times) = match winograd {
-            Some(w) => (band_rows.min(BAND_BYTES / (w.growth() * row_len)).next_multiple_of(2).max(2), 4),
+            Some(w) => {
+                let (tile, fitting) = (w.size().outputs(), BAND_BYTES / (w.growth() * row_len));
+                (band_rows.min(fitting).next_multiple_of(tile).max(tile), w.size().times())
+            }
             None => (band_rows, 1),
         };
         Plan {
@@ -319,7 +322,7 @@ impl<'a, A: Operand> Plan<'a, A> {
         let s = &self.shape;
         if let Packed::Winograd(winograd) = &self.weights.data {
             self.fill_strip(band, &mut scratch.bytes);
-            let tiles = [band.rows.len().div_ceil(2), s.out_w().div_ceil(2)];
+            let tiles = [band.rows.len(), s.out_w()].map(|n| n.div_ceil(winograd.size().outputs()));
             winograd.transform(&scratch.bytes, s.c_in, tiles, &mut scratch.planes);
             return;
         }
@@ -412,8 +415,8 @@ impl<'a, A: Operand> Plan<'a, A> {
     /// Lays out the input rows of a band, padded, as unsigned codes.
     fn fill_strip<E: Copy + From<u8>>(&self, band: &Band, strip: &mut Vec<E>) {
         let s = &self.shape;
-        let rows = match self.weights.data {
-            Packed::Winograd(_) => band.rows.len().next_multiple_of(2) + 2,
+        let rows = match &self.weights.data {
+            Packed::Winograd(w) => band.rows.len().next_multiple_of(w.size().outputs()) + 2,
             _ => (band.rows.len() - 1) * s.stride[0] + span(s),
         };
         let fill = E::from(self.fill);

@@ -159,20 +159,22 @@ impl Kernel {
         }
     }
 
-    /// Whether its sums hold such weights at all.
-    pub fn takes(self, short_sums: usize) -> bool {
-        #[cfg(target_arch = "x86_64")]
-        return self != Kernel::Short || short_sums > 0;
-        #[cfg(not(target_arch = "x86_64"))]
-        true
-    }
-
-    /// Whether [`narrow`](super::narrow) weights can be run.
-    pub fn expands(self) -> bool {
+    /// Whether products of bytes are added in 16 bits first.
+    pub fn has_short_sums(self) -> bool {
         #[cfg(target_arch = "x86_64")]
         return self == Kernel::Short;
         #[cfg(not(target_arch = "x86_64"))]
         false
+    }
+
+    /// Whether its sums hold such weights at all.
+    pub fn takes(self, short_sums: usize) -> bool {
+        !self.has_short_sums() || short_sums > 0
+    }
+
+    /// Whether [`narrow`](super::narrow) weights can be run.
+    pub fn expands(self) -> bool {
+        self.has_short_sums()
     }
 
     /// Whether it uses `vpdpbusd` of AVX-512, which whoever chose it found there.

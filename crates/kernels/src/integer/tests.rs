@@ -2,7 +2,7 @@
 
 use super::dot::Kernel;
 use super::weights::{Layout, Packed, in_order, short_sums};
-use super::winograd::Winograd;
+use super::winograd::{Form, Size, Winograd};
 use super::{
     ByteGrid, ConvWeights, Operand, PerChannel, Requantize, Residual, conv, conv_with, linear_shape, reference, rows,
 };
@@ -45,14 +45,12 @@ fn check_conv<A: Operand>(shape: &ConvShape, zero_point: i32, x: &[A], w: &[i8])
             let mut acc = vec![i32::MIN; shape.output_len()];
             conv(shape, x, zero_point, &weights, &mut acc);
             assert!(acc == want, "{kernel:?} on {shape:?}, zero point {zero_point}, largest {largest}");
-            if let Some(winograd) = Winograd::new(kernel, shape, w, largest) {
+            for form in Form::ALL {
+                let Some(winograd) = Winograd::new(form, kernel, shape, w, largest) else { continue };
                 let weights = ConvWeights::transformed(kernel, winograd, shape, &ordered, largest);
                 acc.fill(i32::MIN);
                 conv(shape, x, zero_point, &weights, &mut acc);
-                assert!(
-                    acc == want,
-                    "Winograd with {kernel:?} on {shape:?}, zero point {zero_point}, largest {largest}"
-                );
+                assert!(acc == want, "{form:?} by {kernel:?} on {shape:?}, zero point {zero_point}, largest {largest}");
             }
         }
     }
@@ -199,14 +197,14 @@ fn winograd_at_extreme_values() {
     let signs: [[i8; 9]; 4] = [[1; 9], [-1; 9], [1, -1, 1, -1, 1, -1, 1, -1, 1], [1, -1, 1, 1, -1, 1, 1, -1, 1]];
     // The last two only in words.
     let cases =
-        [(63u8, 14i8, 20), (63, 14, 67_000), (15, 14, 64), (1, 14, 5), (31, 7, 33), (255, 127, 40), (255, -127, 3)];
+        [(63u8, 14i8, 20), (63, 14, 67_000), (15, 14, 64), (1, 14, 5), (31, 7, 33), (255, 127, 115), (255, -127, 3)];
     for (largest, weight, c_in) in cases {
         let c_out = if c_in > 1000 { 1 } else { 18 };
         let shape = ConvShape { in_h: 3, in_w: 4, c_in, c_out, ..BASE };
         // One set of signs is enough work for the longest sums.
         for signs in signs.into_iter().take(if c_in > 1000 { 1 } else { 4 }) {
             let w: Vec<i8> = (0..shape.weight_len()).map(|i| weight * signs[i % 9]).collect();
-            let fits = Winograd::new(Kernel::Portable, &shape, &w, largest).is_some();
+            let fits = Winograd::new(Form::Bytes, Kernel::Portable, &shape, &w, largest).is_some();
             assert_eq!(fits, largest < 255, "{weight} times nine fits a byte");
             // Everywhere the most, or as the signs of one tap's window and of its differences have it.
             for pattern in [[1u8, 1], [0, 1], [1, 0]] {
@@ -219,10 +217,14 @@ fn winograd_at_extreme_values() {
         }
     }
     let shape = ConvShape { c_in: 70_000, c_out: 1, ..BASE };
-    let is_taken = |shape: &ConvShape, w: i8, largest: u8| {
-        Winograd::new(Kernel::Portable, shape, &vec![w; shape.weight_len()], largest).is_some()
+    let is_held = |form, shape: &ConvShape, w: i8, largest: u8| {
+        Winograd::new(form, Kernel::Portable, shape, &vec![w; shape.weight_len()], largest).is_some()
     };
+    let is_taken = |shape: &ConvShape, w: i8, largest: u8| is_held(Form::Bytes, shape, w, largest);
     assert!(!is_taken(&shape, 14, 63), "four times the largest sum is more than 32 bits hold");
+    let shape = ConvShape { c_in: 116, c_out: 1, ..BASE };
+    assert!(!is_held(Form::Words(Size::Four), &shape, 127, 255), "nor 64 times the largest");
+    assert!(is_held(Form::Words(Size::Four), &ConvShape { c_in: 115, ..shape }, 127, 255));
     assert!(!is_taken(&BASE, 15, 63) && is_taken(&BASE, -14, 63), "135 is no byte");
     assert!(!is_taken(&BASE, 1, 64), "four times 64 is no byte");
     assert!(!is_taken(&ConvShape { stride: [2, 1], ..BASE }, 1, 1));

@@ -139,13 +139,10 @@ impl ConvWeights {
         let ordered = in_order(shape, w);
         let sums = short_sums(Layout::of(shape).kind, &ordered, largest);
         let kernel = Kernel::best(sums);
-        if winograd::may_pay(shape, kernel)
-            && let Some(winograd) = Winograd::new(kernel, shape, w, largest)
-            && winograd.pays(kernel)
-        {
-            return Self::transformed(kernel, winograd, shape, &ordered, largest);
+        match winograd::faster(kernel, shape, w, largest) {
+            Some(winograd) => Self::transformed(kernel, winograd, shape, &ordered, largest),
+            None => Self::packed(kernel, sums, shape, ordered, largest),
         }
-        Self::packed(kernel, sums, shape, ordered, largest)
     }
 
     /// Weights of transforms, and as they are, [in order](in_order).

@@ -1,18 +1,27 @@
-//! Exact 3x3 convolutions of stride 1 with 2.25 times fewer products (Winograd's F(2x2, 3x3); Lavin and Gray,
+//! Exact 3x3 convolutions of stride 1 with 2.25 or 4 times fewer products (Winograd's F(2x2, 3x3) and F(4x4, 3x3); Lavin and Gray,
 //! arXiv 1509.09308).
 //!
-//! Along one axis, two neighbouring outputs y of four inputs d and three weights g take four products m = u · v:
+//! Along one axis, neighbouring outputs y of a window of inputs d and three weights g take as many products m = u · v as the window has
+//! inputs. Fractions are left out of v and made up for in y:
 //!
 //! ```text
-//! u = [d0 − d2, d1 + d2, d2 − d1, d1 − d3]      v = [g0, g0 + g1 + g2, g0 − g1 + g2, g2]
-//! 2 y0 = 2 m0 + m1 + m2                         2 y1 = m1 − m2 − 2 m3
+//! two outputs:   u = [d0 − d2, d1 + d2, d2 − d1, d1 − d3]      v = [g0, g0 + g1 + g2, g0 − g1 + g2, g2]
+//!                2 y0 = 2 m0 + m1 + m2                         2 y1 = m1 − m2 − 2 m3
+//! four outputs:  u = [4 d0 − 5 d2 + d4, 4 d1 + 4 d2 − d3 − d4, −4 d1 + 4 d2 + d3 − d4,
+//!                     −2 d1 − d2 + 2 d3 + d4, 2 d1 − d2 − 2 d3 + d4, 4 d1 − 5 d3 + d5]
+//!                v = [g0, g0 + g1 + g2, g0 − g1 + g2, g0 + 2 g1 + 4 g2, g0 − 2 g1 + 4 g2, g2]
+//!                24 y0 = 6 m0 + 4 m1 + 4 m2 + m3 + m4          24 y1 = 4 m1 − 4 m2 + 2 m3 − 2 m4
+//!                24 y2 = 4 m1 + 4 m2 + 4 m3 + 4 m4             24 y3 = 4 m1 − 4 m2 + 8 m3 − 8 m4 + 24 m5
 //! ```
 //!
-//! Along both axes these are 16 products per channel, a *position* each, for four outputs, which are a fourth of what comes out: without
-//! a remainder, as every sum is exact. For codes up to L, u of both axes lies within ±2L, or from 0 to 4L at position (1, 1);
-//! with 2L added elsewhere, which the start value of the accumulators takes back, all are unsigned and at most 4L: bytes for codes of up to
-//! 6 bits. v is at most nine times as large as a weight, but rarely is. Whoever packs weights looks at what they are. Where exact products of 8
-//! bits need words, AVX2's, both are words: those hold every u and v, without an offset.
+//! Along both axes these are 16 (36) products per channel, a *position* each, for 4 (16) outputs, which come out 4 (576) times as large:
+//! divided without a remainder, as every sum is exact. 576 = 9 · 64, and the ninth is taken modulo 2^32, so that only 64 times an output has
+//! to fit.
+//!
+//! | form | operands | where |
+//! |---|---|---|
+//! | [`Form::Bytes`] | u of two outputs lies within ±2L for codes up to L, or from 0 to 4L at position (1, 1); 2L is added elsewhere, which the start value of the accumulators takes back: unsigned bytes for codes of up to 6 bits. v is at most nine times as large as a weight, but rarely is: whoever packs looks at the weights | bytes are multiplied |
+//! | [`Form::Words`] | every u and v fits: 4 · 255 and 9 · 128, or 100 · 255 and 49 · 128 | words are, because AVX2 multiplies 8 bits exactly only so; and where bytes do not fit |
 //!
 //! Each position is a product of matrices, tiles times channels. All positions of a few tiles and a block of channels are
 //! computed one after the other, so that their products are in the first cache when they become outputs.
@@ -26,15 +35,15 @@ use std::cell::Cell;
 use std::ops::Range;
 
 use self::group::{Group, Operands};
-use self::transforms::{Places, outputs, to_bytes, to_words};
+use self::transforms::{Places, outputs, to_bytes, to_words, to_words_of_four};
 use super::dot::Kernel;
 use super::weights::{Kind, LANES, QUAD, by_pairs, short_sums};
 use crate::conv::ConvShape;
 
-/// Products per tile and channel.
-const POSITIONS: usize = 16;
-/// The position without an offset. Its product counts once in all four outputs.
-const CENTRE: usize = 5;
+/// Most products per tile and channel.
+const MOST_POSITIONS: usize = 36;
+/// Positions of bytes.
+const BYTE_POSITIONS: usize = 16;
 /// Most tiles and blocks of channels at a time.
 const MOST_TILES: usize = 6;
 const MOST_BLOCKS: usize = 4;
@@ -43,16 +52,114 @@ const COLLIDING_BYTES: usize = 512;
 const LINE_BYTES: usize = 64;
 /// Channels, of inputs and outputs, from which on fewer products pay for the transforms.
 const FEWEST_CHANNELS: usize = 64;
-/// The same for products of words, which take twice as long.
-const FEWEST_CHANNELS_WIDE: usize = 32;
+/// The same where words are multiplied directly as well: by 4x4 tiles, and by 2x2.
+const FEWEST_CHANNELS_OF_WORDS: [usize; 2] = [16, 32];
 /// Pixels of an output's side from which on few of the tiles' outputs are for nothing.
 const SMALLEST_IMAGE: usize = 4;
-/// Products that a 16-bit sum must hold for its widening to cost less than what is gained.
-const FEWEST_SUMS: usize = 3;
+/// Products that a 16-bit sum must hold for bytes to be faster than words.
+const FEWEST_SUMS: usize = 4;
+
+/// How many outputs a tile has along an axis.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Size {
+    Two,
+    Four,
+}
+
+impl Size {
+    /// Outputs along an axis.
+    pub fn outputs(self) -> usize {
+        match self {
+            Size::Two => 2,
+            Size::Four => 4,
+        }
+    }
+
+    /// Inputs along an axis.
+    pub fn window(self) -> usize {
+        self.outputs() + 2
+    }
+
+    fn positions(self) -> usize {
+        self.window() * self.window()
+    }
+
+    /// Position (1, 1), whose product counts alike in all outputs.
+    fn centre(self) -> usize {
+        self.window() + 1
+    }
+
+    /// What a number must be multiplied with to be added to all outputs at the centre.
+    pub fn times(self) -> i32 {
+        match self {
+            Size::Two => 4,
+            Size::Four => 36,
+        }
+    }
+
+    /// How many times an output must fit 32 bits.
+    fn multiple(self) -> i64 {
+        match self {
+            Size::Two => 4,
+            Size::Four => 64,
+        }
+    }
+
+    /// v along an axis.
+    #[inline(always)]
+    fn along(self, a: i16, b: i16, c: i16) -> [i16; 6] {
+        match self {
+            Size::Two => [a, a + b + c, a - b + c, c, 0, 0],
+            Size::Four => [a, a + b + c, a - b + c, a + 2 * b + 4 * c, a - 2 * b + 4 * c, c],
+        }
+    }
+
+    /// v of nine weights along both axes.
+    #[inline(always)]
+    fn transformed(self, g: &[i8]) -> [i16; MOST_POSITIONS] {
+        let g = |i: usize| i16::from(g[i]);
+        let columns = [0, 1, 2].map(|x| self.along(g(x), g(3 + x), g(6 + x)));
+        let mut v = [0; MOST_POSITIONS];
+        let window = self.window();
+        for (y, row) in v.chunks_exact_mut(window).take(window).enumerate() {
+            row.copy_from_slice(&self.along(columns[0][y], columns[1][y], columns[2][y])[..window]);
+        }
+        v
+    }
+}
+
+/// The operands of products, and what they are of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Form {
+    /// 2x2 tiles.
+    Bytes,
+    Words(Size),
+}
+
+impl Form {
+    #[cfg(test)]
+    pub const ALL: [Form; 3] = [Form::Bytes, Form::Words(Size::Two), Form::Words(Size::Four)];
+
+    pub fn size(self) -> Size {
+        match self {
+            Form::Bytes => Size::Two,
+            Form::Words(size) => size,
+        }
+    }
+
+    /// Bytes of an operand.
+    fn width(self) -> usize {
+        match self {
+            Form::Bytes => 1,
+            Form::Words(_) => 2,
+        }
+    }
+}
 
 /// Weights of all positions.
 #[derive(Debug, Clone)]
 pub(super) struct Winograd {
+    form: Form,
     weights: Weights,
     /// Takes the offset back: `[block][position][16 channels]`.
     start: Vec<i32>,
@@ -67,7 +174,7 @@ enum Weights {
     Bytes {
         weights: Vec<i8>,
         /// Per position, how many products of a pair of inputs a 16-bit sum can hold.
-        short_sums: [usize; POSITIONS],
+        short_sums: [usize; BYTE_POSITIONS],
         /// 2L: what is added to transformed inputs.
         offset: u8,
     },
@@ -96,44 +203,67 @@ pub(super) fn applies(shape: &ConvShape) -> bool {
     shape.kernel == [3; 2] && shape.stride == [1; 2] && shape.dilation == [1; 2] && shape.groups == 1
 }
 
-/// Whether it may be faster than the direct products.
-pub(super) fn may_pay(shape: &ConvShape, kernel: Kernel) -> bool {
-    let fewest = if kernel.is_wide() { FEWEST_CHANNELS_WIDE } else { FEWEST_CHANNELS };
-    applies(shape) && shape.c_in.min(shape.c_out) >= fewest && shape.out_h().min(shape.out_w()) >= SMALLEST_IMAGE
+/// Weights for a layer where these are expected to be faster than direct products by `kernel`.
+pub(super) fn faster(kernel: Kernel, shape: &ConvShape, w: &[i8], largest: u8) -> Option<Winograd> {
+    let channels = shape.c_in.min(shape.c_out);
+    let sides = [shape.out_h(), shape.out_w()];
+    if !applies(shape) || sides.iter().any(|&side| side < SMALLEST_IMAGE) {
+        return None;
+    }
+    let new = |form, fewest| (channels >= fewest).then(|| Winograd::new(form, kernel, shape, w, largest)).flatten();
+    let covered: usize = sides.iter().map(|side| side.next_multiple_of(Size::Four.outputs())).product();
+    let four = |fewest| new(Form::Words(Size::Four), fewest).filter(|_| covered <= 2 * sides[0] * sides[1]);
+    if kernel.is_wide() {
+        let [fewest, fewest_of_two] = FEWEST_CHANNELS_OF_WORDS;
+        return four(fewest).or_else(|| new(Form::Words(Size::Two), fewest_of_two));
+    }
+    let bytes = new(Form::Bytes, FEWEST_CHANNELS);
+    if !kernel.has_short_sums() {
+        return bytes;
+    }
+    let are_long = |w: &Winograd| match &w.weights {
+        Weights::Bytes { short_sums, .. } => short_sums.iter().all(|&sums| sums >= FEWEST_SUMS),
+        Weights::Words(_) => true,
+    };
+    bytes.filter(are_long).or_else(|| four(FEWEST_CHANNELS))
 }
 
 impl Winograd {
-    /// Weights `w`, OIHW, for inputs up to `largest`; `None` if their transforms do not fit the kernel's operands, their
-    /// sums the kernel, or outputs times four 32 bits.
-    pub fn new(kernel: Kernel, shape: &ConvShape, w: &[i8], largest: u8) -> Option<Self> {
-        let most = 4 * u32::from(largest);
-        let taps = shape.kernel[0] * shape.kernel[1];
+    /// Weights `w`, OIHW, for inputs up to `largest`; `None` if their transforms do not fit the operands, their sums the kernel,
+    /// or a multiple of outputs 32 bits.
+    pub fn new(form: Form, kernel: Kernel, shape: &ConvShape, w: &[i8], largest: u8) -> Option<Self> {
+        let (size, taps) = (form.size(), shape.kernel[0] * shape.kernel[1]);
         let magnitudes = |w: &[i8]| w.iter().map(|w| i64::from(w.unsigned_abs())).sum();
         let longest: i64 = w.chunks_exact(shape.c_in * taps).map(magnitudes).max().unwrap_or(0);
-        if !applies(shape) || i64::from(most) * longest > i32::MAX.into() {
+        if !applies(shape) || size.multiple() * i64::from(largest) * longest > i32::MAX.into() {
             return None;
         }
-        // Words need no offset, and hold every sum.
-        let most = if kernel.is_wide() { None } else { Some(u8::try_from(most).ok()?) };
-        let offset = most.map_or(0, |most| most / 2);
+        // Words need no offset.
+        let most = match form {
+            Form::Bytes if kernel.is_wide() => return None,
+            Form::Bytes => largest.checked_mul(4)?,
+            Form::Words(_) => 0,
+        };
+        let offset = most / 2;
+        let (positions, centre) = (size.positions(), size.centre());
         let quads = shape.c_in.div_ceil(QUAD);
         let (blocks, len) = (shape.c_out.div_ceil(LANES), quads * QUAD * LANES);
-        let mut weights = vec![0i16; blocks * POSITIONS * len];
-        let mut start = vec![0i32; blocks * POSITIONS * LANES];
-        let each = weights.chunks_exact_mut(POSITIONS * len).zip(start.chunks_exact_mut(POSITIONS * LANES));
+        let mut weights = vec![0i16; blocks * positions * len];
+        let mut start = vec![0i32; blocks * positions * LANES];
+        let each = weights.chunks_exact_mut(positions * len).zip(start.chunks_exact_mut(positions * LANES));
         for (block, (weights, start)) in each.enumerate() {
             for quad in 0..quads {
                 // A group at a time, so that what is written lies close together.
-                let mut group = [[0i16; QUAD * LANES]; POSITIONS];
+                let mut group = [[0i16; QUAD * LANES]; MOST_POSITIONS];
                 for i in 0..QUAD * LANES {
                     let (c_out, c_in) = (block * LANES + i / QUAD, quad * QUAD + i % QUAD);
                     if c_out >= shape.c_out || c_in >= shape.c_in {
                         continue;
                     }
-                    let v = transformed(&w[(c_out * shape.c_in + c_in) * taps..][..taps]);
-                    for (position, v) in v.into_iter().enumerate() {
+                    let v = size.transformed(&w[(c_out * shape.c_in + c_in) * taps..][..taps]);
+                    for (position, v) in v.into_iter().take(positions).enumerate() {
                         group[position][i] = v;
-                        if position != CENTRE {
+                        if position != centre {
                             start[position * LANES + i / QUAD] -= i32::from(offset) * i32::from(v);
                         }
                     }
@@ -143,37 +273,33 @@ impl Winograd {
                 }
             }
         }
-        let Some(most) = most else {
-            return Some(Winograd { weights: Weights::Words(by_pairs(&weights)), start, quads });
-        };
-        let weights: Vec<i8> = weights.into_iter().map(|v| i8::try_from(v).ok()).collect::<Option<_>>()?;
-        let mut room = [usize::MAX; POSITIONS];
-        for (part, weights) in weights.chunks_exact(len).enumerate() {
-            let room = &mut room[part % POSITIONS];
-            *room = short_sums(Kind::Rows, weights, most).min(*room);
-        }
-        if !room.iter().all(|&sums| kernel.takes(sums)) {
-            return None;
-        }
-        Some(Winograd { weights: Weights::Bytes { weights, short_sums: room, offset }, start, quads })
-    }
-
-    /// Whether it is expected to be faster than the direct products of a shape for which it [may](may_pay) be.
-    pub fn pays(&self, kernel: Kernel) -> bool {
-        match &self.weights {
-            Weights::Bytes { short_sums, .. } => {
-                kernel.has_vnni() || short_sums.iter().all(|&sums| sums >= FEWEST_SUMS)
+        let weights = match form {
+            Form::Words(_) => Weights::Words(by_pairs(&weights)),
+            Form::Bytes => {
+                let weights: Vec<i8> = weights.into_iter().map(|v| i8::try_from(v).ok()).collect::<Option<_>>()?;
+                let mut room = [usize::MAX; BYTE_POSITIONS];
+                for (part, weights) in weights.chunks_exact(len).enumerate() {
+                    let room = &mut room[part % BYTE_POSITIONS];
+                    *room = short_sums(Kind::Rows, weights, most).min(*room);
+                }
+                if !room.iter().all(|&sums| kernel.takes(sums)) {
+                    return None;
+                }
+                Weights::Bytes { weights, short_sums: room, offset }
             }
-            Weights::Words(_) => true,
-        }
+        };
+        Some(Winograd { form, weights, start, quads })
     }
 
-    /// Bytes of transformed inputs per byte of a strip.
+    /// Outputs of a tile along an axis, and what else depends on it.
+    pub fn size(&self) -> Size {
+        self.form.size()
+    }
+
+    /// Bytes of transformed inputs per byte of a strip, about.
     pub fn growth(&self) -> usize {
-        match self.weights {
-            Weights::Bytes { .. } => 4,
-            Weights::Words(_) => 8,
-        }
+        let size = self.size();
+        (size.positions() * self.form.width()).div_ceil(size.outputs() * size.outputs())
     }
 
     /// Bytes that they take in memory.
@@ -185,29 +311,31 @@ impl Winograd {
         weights + self.start.len() * size_of::<i32>()
     }
 
-    /// Transforms `rows` rows of `columns` tiles: `strip` holds two rows more than twice as many, of two pixels more than twice as many.
+    /// Transforms `rows` rows of `columns` tiles: `strip` holds two rows more than their outputs, of two pixels more.
     pub fn transform(&self, strip: &[u8], c_in: usize, [rows, columns]: [usize; 2], planes: &mut Planes) {
-        let row_len = (2 * columns + 2) * c_in;
-        let four = |row: usize| &strip[2 * row * row_len..][..4 * row_len];
+        let size = self.size();
+        let row_len = (size.outputs() * columns + 2) * c_in;
+        let window = |row: usize| &strip[size.outputs() * row * row_len..][..size.window() * row_len];
         let (step, plane) = (self.step(c_in), self.plane([rows, columns], c_in));
         let places = |row: usize| Places { plane, first: row * columns * step, step };
-        let len = POSITIONS * plane;
+        let len = size.positions() * plane;
         match &self.weights {
             Weights::Bytes { offset, .. } => {
-                planes.bytes.resize(len + 4 * row_len, 0);
+                planes.bytes.resize(len + size.window() * row_len, 0);
                 let (planes, vertical) = planes.bytes.split_at_mut(len);
-                (0..rows).for_each(|row| to_bytes(four(row), c_in, *offset, vertical, planes, places(row)));
+                (0..rows).for_each(|row| to_bytes(window(row), c_in, *offset, vertical, planes, places(row)));
             }
             Weights::Words(_) => {
-                planes.words.resize(len + 4 * row_len, 0);
+                planes.words.resize(len + size.window() * row_len, 0);
                 let (planes, vertical) = planes.words.split_at_mut(len);
-                (0..rows).for_each(|row| to_words(four(row), c_in, vertical, planes, places(row)));
+                let to_words = if size == Size::Two { to_words } else { to_words_of_four };
+                (0..rows).for_each(|row| to_words(window(row), c_in, vertical, planes, places(row)));
             }
         }
     }
 
     /// Products of tiles, as [`transform`](Self::transform) made them of `c_in` channels, with some blocks of output channels. `start` is
-    /// four times what accumulators start with, per channel of these blocks.
+    /// [so many times](Size::times) what accumulators start with, per channel of these blocks.
     pub fn run(
         &self,
         kernel: Kernel,
@@ -222,7 +350,7 @@ impl Winograd {
                 self.products(kernel, &planes.bytes, weights, short_sums, c_in, start, blocks, out);
             }
             Weights::Words(weights) => {
-                self.products(kernel, &planes.words, weights, &[0; POSITIONS], c_in, start, blocks, out);
+                self.products(kernel, &planes.words, weights, &[], c_in, start, blocks, out);
             }
         }
     }
@@ -233,7 +361,7 @@ impl Winograd {
         kernel: Kernel,
         planes: &[X],
         weights: &[W],
-        short_sums: &[usize; POSITIONS],
+        short_sums: &[usize],
         c_in: usize,
         start: &[i32],
         blocks: Range<usize>,
@@ -241,31 +369,33 @@ impl Winograd {
     ) where
         for<'a> Group<'a, X, W>: Operands,
     {
-        let tiles = out.size.map(|n| n.div_ceil(2));
+        let size = self.size();
+        let (positions, centre) = (size.positions(), size.centre());
+        let tiles = out.size.map(|n| n.div_ceil(size.outputs()));
         let (step, plane, count) = (self.step(c_in), self.plane(tiles, c_in), tiles[0] * tiles[1]);
-        let block_len = POSITIONS * self.quads * QUAD * LANES;
+        let block_len = positions * self.quads * QUAD * LANES;
         let at_once = kernel.blocks_at_once().min(MOST_BLOCKS);
-        let mut products = PRODUCTS.take();
-        products.resize(POSITIONS * MOST_TILES * MOST_BLOCKS * LANES, 0);
-        let mut own = [0; MOST_BLOCKS * POSITIONS * LANES];
+        let [mut products, mut own] = BUFFERS.take();
+        products.resize(positions * MOST_TILES * at_once * LANES, 0);
         for first in blocks.clone().step_by(at_once) {
             let part = first..blocks.end.min(first + at_once);
             let lanes = part.len() * LANES;
             let channel = (first - blocks.start) * LANES;
-            let own = &mut own[..POSITIONS * lanes];
-            own.copy_from_slice(&self.start[POSITIONS * LANES * part.start..POSITIONS * LANES * part.end]);
-            for (own, start) in own.chunks_exact_mut(POSITIONS * LANES).zip(start[channel..].chunks_exact(LANES)) {
-                own[CENTRE * LANES..][..LANES].copy_from_slice(start);
+            own.clear();
+            own.extend_from_slice(&self.start[positions * LANES * part.start..positions * LANES * part.end]);
+            for (own, start) in own.chunks_exact_mut(positions * LANES).zip(start[channel..].chunks_exact(LANES)) {
+                own[centre * LANES..][..LANES].copy_from_slice(start);
             }
             let mut tile = 0;
             while tile < count {
                 let group = Group {
                     planes,
+                    positions,
                     plane,
                     first: tile * step,
                     step,
                     weights: &weights[part.start * block_len..part.end * block_len],
-                    start: own,
+                    start: &own,
                     short_sums,
                     quads: self.quads,
                     blocks: part.len(),
@@ -275,25 +405,21 @@ impl Winograd {
                         _ => MOST_TILES,
                     },
                 };
-                let products = &mut products[..POSITIONS * group.tiles * lanes];
+                let products = &mut products[..positions * group.tiles * lanes];
                 group.run(kernel, products);
                 let tiles = tile..count.min(tile + group.tiles);
                 let wanted = lanes.min(out.width - channel);
-                outputs(products, lanes, tiles, out.size, wanted, &mut out.acc[channel..], out.stride);
+                outputs(size, products, lanes, tiles, out.size, wanted, &mut out.acc[channel..], out.stride);
                 tile += group.tiles;
             }
         }
-        PRODUCTS.set(products);
+        BUFFERS.set([products, own]);
     }
 
     /// Elements from tile to tile in a plane.
     fn step(&self, c_in: usize) -> usize {
-        let element = match self.weights {
-            Weights::Bytes { .. } => size_of::<u8>(),
-            Weights::Words(_) => size_of::<i16>(),
-        };
-        let step = c_in.next_multiple_of(QUAD);
-        if (step * element).is_multiple_of(COLLIDING_BYTES) { step + LINE_BYTES / element } else { step }
+        let (step, width) = (c_in.next_multiple_of(QUAD), self.form.width());
+        if (step * width).is_multiple_of(COLLIDING_BYTES) { step + LINE_BYTES / width } else { step }
     }
 
     /// Elements of a position, with room for the tiles that the last group has too many.
@@ -302,20 +428,7 @@ impl Winograd {
     }
 }
 
-/// v of nine weights along both axes.
-#[inline]
-fn transformed(g: &[i8]) -> [i16; POSITIONS] {
-    let along = |a: i16, b: i16, c: i16| [a, a + b + c, a - b + c, c];
-    let g = |i: usize| i16::from(g[i]);
-    let columns = [0, 1, 2].map(|x| along(g(x), g(3 + x), g(6 + x)));
-    let mut v = [0; POSITIONS];
-    for (y, row) in v.chunks_exact_mut(4).enumerate() {
-        row.copy_from_slice(&along(columns[0][y], columns[1][y], columns[2][y]));
-    }
-    v
-}
-
 thread_local! {
-    /// Kept from call to call.
-    static PRODUCTS: Cell<Vec<i32>> = Cell::default();
+    /// Products, and start values of some blocks, kept from call to call.
+    static BUFFERS: Cell<[Vec<i32>; 2]> = Cell::default();
 }

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::POSITIONS;
+use super::Size;
 use crate::multiversion::multiversion;
 
 /// Where the tiles of a row go in the planes: elements from position to position, to the first tile, and from tile to tile.
@@ -15,18 +15,14 @@ pub(super) struct Places {
 
 /// Transformed inputs, which wrap around: all sums fit, or fit once the offset is added.
 pub(super) trait Transformed: Copy + Default {
-    fn of(code: u8) -> Self;
     fn plus(self, other: Self) -> Self;
     fn minus(self, other: Self) -> Self;
+    fn times(self, factor: Self) -> Self;
 }
 
 macro_rules! transformed {
     ($($t:ty)*) => {$(
         impl Transformed for $t {
-            #[inline(always)]
-            fn of(code: u8) -> Self {
-                Self::from(code)
-            }
             #[inline(always)]
             fn plus(self, other: Self) -> Self {
                 self.wrapping_add(other)
@@ -35,137 +31,246 @@ macro_rules! transformed {
             fn minus(self, other: Self) -> Self {
                 self.wrapping_sub(other)
             }
+            #[inline(always)]
+            fn times(self, factor: Self) -> Self {
+                self.wrapping_mul(factor)
+            }
         }
     )*};
 }
 transformed!(u8 i16);
 
+/// Tiles of two outputs along an axis, and of four. Functions of traits, because closures would not be compiled for the caller's instructions.
+struct Two;
+struct Four;
+
+/// How a window of `W` inputs is transformed.
+trait Window<T, const W: usize> {
+    /// `N` windows side by side.
+    fn transform<const N: usize>(d: &[[T; N]; W]) -> [[T; N]; W];
+}
+
+/// How `W` products become a multiple of `M` outputs.
+trait Outputs<const W: usize, const M: usize> {
+    /// Along an axis, of some channels.
+    fn along(m: [&[i32; RUN]; W]) -> [[i32; RUN]; M];
+    /// Outputs from their multiples along both.
+    fn divide(multiples: &mut [i32; RUN]);
+}
+
 multiversion! {
-    /// Four rows of codes to a row of tiles of bytes, with `offset` added in all positions but the central one. `vertical` holds as
+    /// Rows of codes to a row of 2x2 tiles of bytes, with `offset` added in all positions but the central one. `vertical` holds as
     /// many elements as the rows.
-    pub(super) fn to_bytes(four: &[u8], c_in: usize, offset: u8, vertical: &mut [u8], planes: &mut [u8], places: Places) {
-        inputs(four, c_in, offset, vertical, planes, places);
+    pub(super) fn to_bytes(rows: &[u8], c_in: usize, offset: u8, vertical: &mut [u8], planes: &mut [u8], places: Places) {
+        inputs::<Two, _, 4>(rows, c_in, offset, vertical, planes, places);
     }
 }
 
 multiversion! {
     /// The same in words, without an offset.
-    pub(super) fn to_words(four: &[u8], c_in: usize, vertical: &mut [i16], planes: &mut [i16], places: Places) {
-        inputs(four, c_in, 0, vertical, planes, places);
+    pub(super) fn to_words(rows: &[u8], c_in: usize, vertical: &mut [i16], planes: &mut [i16], places: Places) {
+        inputs::<Two, _, 4>(rows, c_in, 0, vertical, planes, places);
     }
 }
 
-/// Along columns of pixels first, for all of them at once, then along each tile's rows.
+multiversion! {
+    /// The same for 4x4 tiles.
+    pub(super) fn to_words_of_four(rows: &[u8], c_in: usize, vertical: &mut [i16], planes: &mut [i16], places: Places) {
+        inputs::<Four, _, 6>(rows, c_in, 0, vertical, planes, places);
+    }
+}
+
+/// Along columns of pixels first, for all of them at once, then along each tile's rows, windows of `W`.
 #[inline(always)]
-fn inputs<T: Transformed>(
-    four: &[u8],
+fn inputs<F: Window<T, W>, T: Transformed + From<u8>, const W: usize>(
+    rows: &[u8],
     c_in: usize,
     offset: T,
     vertical: &mut [T],
     planes: &mut [T],
     Places { plane, first, step }: Places,
 ) {
-    let row_len = four.len() / 4;
-    {
-        let (d0, rest) = four.split_at(row_len);
-        let (d1, rest) = rest.split_at(row_len);
-        let (d2, d3) = rest.split_at(row_len);
-        let (u0, rest) = vertical.split_at_mut(row_len);
-        let (u1, rest) = rest.split_at_mut(row_len);
-        let (u2, u3) = rest.split_at_mut(row_len);
-        let (d3, u3) = (&d3[..row_len], &mut u3[..row_len]);
-        for i in 0..row_len {
-            u0[i] = T::of(d0[i]).minus(T::of(d2[i]));
-            u1[i] = T::of(d1[i]).plus(T::of(d2[i]));
-            u2[i] = T::of(d2[i]).minus(T::of(d1[i]));
-            u3[i] = T::of(d1[i]).minus(T::of(d3[i]));
-        }
-    }
+    let row_len = rows.len() / W;
+    let none = [T::default(); W];
+    each_run::<F, u8, T, W>(row_len, rows, row_len, vertical, row_len, none);
     for (y, vertical) in vertical.chunks_exact(row_len).enumerate() {
-        let beside = if y == 1 { T::default() } else { offset };
-        let planes = &mut planes[4 * y * plane..][..4 * plane];
-        for tile in 0..(row_len / c_in - 2) / 2 {
-            let d = &vertical[2 * tile * c_in..][..4 * c_in];
-            let to = first + tile * step;
-            let mut c = 0;
-            while c + 32 <= c_in {
-                along::<T, 32>(d, c, c_in, offset, beside, planes, plane, to);
-                c += 32;
-            }
-            while c + 16 <= c_in {
-                along::<T, 16>(d, c, c_in, offset, beside, planes, plane, to);
-                c += 16;
-            }
-            while c < c_in {
-                along::<T, 1>(d, c, c_in, offset, beside, planes, plane, to);
-                c += 1;
-            }
+        let mut beside = [offset; W];
+        if y == 1 {
+            beside[1] = T::default();
+        }
+        let planes = &mut planes[W * y * plane..][..W * plane];
+        for tile in 0..(row_len / c_in - 2) / (W - 2) {
+            let window = &vertical[(W - 2) * tile * c_in..][..W * c_in];
+            each_run::<F, T, T, W>(c_in, window, c_in, &mut planes[first + tile * step..], plane, beside);
         }
     }
 }
 
-/// `N` channels from `c` on of four neighbouring pixels to four positions.
+/// Transforms `len` windows side by side: `W` elements of each, `from_step` apart, become as many, `to_step` apart.
 #[inline(always)]
-#[allow(clippy::too_many_arguments)]
-fn along<T: Transformed, const N: usize>(
-    d: &[T],
-    c: usize,
-    c_in: usize,
-    offset: T,
-    beside: T,
-    planes: &mut [T],
-    plane: usize,
-    to: usize,
+fn each_run<F: Window<T, W>, S: Copy, T: Transformed + From<S>, const W: usize>(
+    len: usize,
+    from: &[S],
+    from_step: usize,
+    to: &mut [T],
+    to_step: usize,
+    add: [T; W],
 ) {
-    let (d0, d1) = (&d[c..c + N], &d[c_in + c..c_in + c + N]);
-    let (d2, d3) = (&d[2 * c_in + c..2 * c_in + c + N], &d[3 * c_in + c..3 * c_in + c + N]);
-    let to = to + c;
-    let mut u = [[T::default(); N]; 4];
-    for i in 0..N {
-        u[0][i] = d0[i].minus(d2[i]).plus(offset);
-        u[1][i] = d1[i].plus(d2[i]).plus(beside);
-        u[2][i] = d2[i].minus(d1[i]).plus(offset);
-        u[3][i] = d1[i].minus(d3[i]).plus(offset);
+    let mut at = 0;
+    while at + 32 <= len {
+        run::<F, S, T, W, 32>(at, from, from_step, to, to_step, &add);
+        at += 32;
     }
-    planes[to..to + N].copy_from_slice(&u[0]);
-    planes[plane + to..plane + to + N].copy_from_slice(&u[1]);
-    planes[2 * plane + to..2 * plane + to + N].copy_from_slice(&u[2]);
-    planes[3 * plane + to..3 * plane + to + N].copy_from_slice(&u[3]);
+    while at + 16 <= len {
+        run::<F, S, T, W, 16>(at, from, from_step, to, to_step, &add);
+        at += 16;
+    }
+    while at < len {
+        run::<F, S, T, W, 1>(at, from, from_step, to, to_step, &add);
+        at += 1;
+    }
+}
+
+/// `N` windows from number `at` on.
+#[inline(always)]
+fn run<F: Window<T, W>, S: Copy, T: Transformed + From<S>, const W: usize, const N: usize>(
+    at: usize,
+    from: &[S],
+    from_step: usize,
+    to: &mut [T],
+    to_step: usize,
+    add: &[T; W],
+) {
+    let mut d = [[T::default(); N]; W];
+    for k in 0..W {
+        let from = &from[k * from_step + at..][..N];
+        for i in 0..N {
+            d[k][i] = T::from(from[i]);
+        }
+    }
+    let u = F::transform(&d);
+    for k in 0..W {
+        let to = &mut to[k * to_step + at..][..N];
+        for i in 0..N {
+            to[i] = u[k][i].plus(add[k]);
+        }
+    }
+}
+
+impl<T: Transformed> Window<T, 4> for Two {
+    #[inline(always)]
+    fn transform<const N: usize>(d: &[[T; N]; 4]) -> [[T; N]; 4] {
+        let mut u = [[T::default(); N]; 4];
+        for i in 0..N {
+            u[0][i] = d[0][i].minus(d[2][i]);
+            u[1][i] = d[1][i].plus(d[2][i]);
+            u[2][i] = d[2][i].minus(d[1][i]);
+            u[3][i] = d[1][i].minus(d[3][i]);
+        }
+        u
+    }
+}
+
+impl Window<i16, 6> for Four {
+    #[inline(always)]
+    fn transform<const N: usize>(d: &[[i16; N]; 6]) -> [[i16; N]; 6] {
+        let mut u = [[0; N]; 6];
+        for i in 0..N {
+            let [d0, d1, d2, d3, d4, d5] = [d[0][i], d[1][i], d[2][i], d[3][i], d[4][i], d[5][i]];
+            let (near, far) = (d1.minus(d3).times(2), d4.minus(d2));
+            u[0][i] = d0.minus(d2).times(4).plus(far);
+            u[1][i] = d1.plus(d2).times(4).minus(d3.plus(d4));
+            u[2][i] = d2.minus(d1).times(4).plus(d3.minus(d4));
+            u[3][i] = far.minus(near);
+            u[4][i] = far.plus(near);
+            u[5][i] = d1.minus(d3).times(4).plus(d5.minus(d3));
+        }
+        u
+    }
 }
 
 /// Channels that are held in registers together.
 const RUN: usize = 8;
 
+/// Products `[position][tile][lanes]` of some tiles to accumulators of `width` channels of pixels.
+pub(super) fn outputs(
+    size: Size,
+    products: &[i32],
+    lanes: usize,
+    tiles: Range<usize>,
+    pixels: [usize; 2],
+    width: usize,
+    acc: &mut [i32],
+    stride: usize,
+) {
+    match size {
+        Size::Two => outputs_of_two(products, lanes, tiles, pixels, width, acc, stride),
+        Size::Four => outputs_of_four(products, lanes, tiles, pixels, width, acc, stride),
+    }
+}
+
 multiversion! {
-    /// Products `[position][tile][lanes]` of some tiles to accumulators of `width` channels of pixels.
-    pub(super) fn outputs(
-        products: &[i32], lanes: usize, tiles: Range<usize>, size: [usize; 2], width: usize, acc: &mut [i32], stride: usize,
+    fn outputs_of_two(
+        products: &[i32], lanes: usize, tiles: Range<usize>, pixels: [usize; 2], width: usize, acc: &mut [i32], stride: usize,
     ) {
-        let [rows, columns] = size;
-        let plane = products.len() / POSITIONS;
-        let across = columns.div_ceil(2);
-        for (from, tile) in tiles.enumerate() {
-            let (row, column) = (tile / across * 2, tile % across * 2);
-            let pixel = (row * columns + column) * stride;
-            let (is_low, is_right) = (row + 1 < rows, column + 1 < columns);
-            for c in (0..width).step_by(RUN) {
-                let m = &products[from * lanes + c..][..15 * plane + RUN];
-                let along_columns = [column_sums(m, plane, 0), column_sums(m, plane, 1), column_sums(m, plane, 2), column_sums(m, plane, 3)];
-                let n = RUN.min(width - c);
-                for y in 0..1 + usize::from(is_low) {
-                    let e = [&along_columns[0][y], &along_columns[1][y], &along_columns[2][y], &along_columns[3][y]];
-                    let sums = two(e[0], e[1], e[2], e[3]);
-                    for x in 0..1 + usize::from(is_right) {
-                        let to = &mut acc[pixel + (y * columns + x) * stride + c..][..n];
-                        let mut quarter = sums[x];
-                        for v in &mut quarter {
-                            *v >>= 2;
-                        }
-                        if let Ok(to) = <&mut [i32; RUN]>::try_from(&mut *to) {
-                            *to = quarter;
-                        } else {
-                            to.copy_from_slice(&quarter[..n]);
-                        }
+        tiles_to_pixels::<Two, 4, 2>(products, lanes, tiles, pixels, width, acc, stride);
+    }
+}
+
+multiversion! {
+    fn outputs_of_four(
+        products: &[i32], lanes: usize, tiles: Range<usize>, pixels: [usize; 2], width: usize, acc: &mut [i32], stride: usize,
+    ) {
+        tiles_to_pixels::<Four, 6, 4>(products, lanes, tiles, pixels, width, acc, stride);
+    }
+}
+
+/// Tiles of `M` by `M` pixels from `W` by `W` products: along columns, then along rows.
+#[inline(always)]
+fn tiles_to_pixels<F: Outputs<W, M>, const W: usize, const M: usize>(
+    products: &[i32],
+    lanes: usize,
+    tiles: Range<usize>,
+    [rows, columns]: [usize; 2],
+    width: usize,
+    acc: &mut [i32],
+    stride: usize,
+) {
+    let plane = products.len() / (W * W);
+    let across = columns.div_ceil(M);
+    for (from, tile) in tiles.enumerate() {
+        let (row, column) = (tile / across * M, tile % across * M);
+        for c in (0..width).step_by(RUN) {
+            let m = &products[from * lanes + c..][..(W * W - 1) * plane + RUN];
+            let n = RUN.min(width - c);
+            let mut sums = [[[0; RUN]; M]; W];
+            for x in 0..W {
+                let mut column = [&[0; RUN]; W];
+                for y in 0..W {
+                    column[y] = eight(m, (y * W + x) * plane);
+                }
+                sums[x] = F::along(column);
+            }
+            for y in 0..M {
+                if row + y == rows {
+                    break;
+                }
+                let mut line = [&[0; RUN]; W];
+                for x in 0..W {
+                    line[x] = &sums[x][y];
+                }
+                let mut out = F::along(line);
+                for out in &mut out {
+                    F::divide(out);
+                }
+                for x in 0..M {
+                    if column + x == columns {
+                        break;
+                    }
+                    let to = &mut acc[((row + y) * columns + column + x) * stride + c..][..n];
+                    match <&mut [i32; RUN]>::try_from(&mut *to) {
+                        Ok(to) => *to = out[x],
+                        Err(_) => store_some(&out[x], to),
                     }
                 }
             }
@@ -173,29 +278,84 @@ multiversion! {
     }
 }
 
-/// Along the tile's column `x`.
-#[inline(always)]
-fn column_sums(m: &[i32], plane: usize, x: usize) -> [[i32; RUN]; 2] {
-    two(run(m, x * plane), run(m, (4 + x) * plane), run(m, (8 + x) * plane), run(m, (12 + x) * plane))
+/// Fewer channels than a run. Out of line, lest both ways become one that copies any number.
+#[cold]
+#[inline(never)]
+fn store_some(out: &[i32; RUN], to: &mut [i32]) {
+    to.copy_from_slice(&out[..to.len()]);
 }
 
 #[inline(always)]
-fn run(m: &[i32], at: usize) -> &[i32; RUN] {
+fn eight(m: &[i32], at: usize) -> &[i32; RUN] {
     match m[at..at + RUN].try_into() {
         Ok(run) => run,
         Err(_) => &[0; RUN],
     }
 }
 
-/// Twice the outputs of four products along an axis.
+impl Outputs<4, 2> for Two {
+    /// Twice the outputs.
+    #[inline(always)]
+    fn along([m0, m1, m2, m3]: [&[i32; RUN]; 4]) -> [[i32; RUN]; 2] {
+        let mut y = [[0; RUN]; 2];
+        for i in 0..RUN {
+            y[0][i] = m0[i].wrapping_add(m0[i]).wrapping_add(m1[i]).wrapping_add(m2[i]);
+        }
+        for i in 0..RUN {
+            y[1][i] = m1[i].wrapping_sub(m2[i]).wrapping_sub(m3[i]).wrapping_sub(m3[i]);
+        }
+        y
+    }
+
+    #[inline(always)]
+    fn divide(multiples: &mut [i32; RUN]) {
+        for v in multiples {
+            *v >>= 2;
+        }
+    }
+}
+
+impl Outputs<6, 4> for Four {
+    /// 24 times the outputs.
+    #[inline(always)]
+    fn along([m0, m1, m2, m3, m4, m5]: [&[i32; RUN]; 6]) -> [[i32; RUN]; 4] {
+        let mut y = [[0i32; RUN]; 4];
+        for i in 0..RUN {
+            let (s12, d12) = (m1[i].wrapping_add(m2[i]), m1[i].wrapping_sub(m2[i]));
+            let (s34, d34) = (m3[i].wrapping_add(m4[i]), m3[i].wrapping_sub(m4[i]));
+            let (s12, d12, d34) = (s12.wrapping_shl(2), d12.wrapping_shl(2), d34.wrapping_shl(1));
+            y[0][i] = m0[i].wrapping_mul(6).wrapping_add(s12).wrapping_add(s34);
+            y[1][i] = d12.wrapping_add(d34);
+            y[2][i] = s12.wrapping_add(s34.wrapping_shl(2));
+            y[3][i] = d12.wrapping_add(d34.wrapping_shl(2)).wrapping_add(m5[i].wrapping_mul(24));
+        }
+        y
+    }
+
+    #[inline(always)]
+    fn divide(multiples: &mut [i32; RUN]) {
+        for v in multiples {
+            *v = by_576(*v);
+        }
+    }
+}
+
+/// A 576th of a multiple of 576, which may have wrapped around as long as a 9th of it would not have: times the inverse of 9 modulo 2^32, then a
+/// 64th.
 #[inline(always)]
-fn two(m0: &[i32; RUN], m1: &[i32; RUN], m2: &[i32; RUN], m3: &[i32; RUN]) -> [[i32; RUN]; 2] {
-    let mut y = [[0; RUN]; 2];
-    for i in 0..RUN {
-        y[0][i] = m0[i].wrapping_add(m0[i]).wrapping_add(m1[i]).wrapping_add(m2[i]);
+fn by_576(multiple: i32) -> i32 {
+    multiple.wrapping_mul(954_437_177) >> 6
+}
+
+#[cfg(test)]
+mod tests {
+    use super::by_576;
+
+    #[test]
+    fn multiples_of_576_divide_exactly() {
+        let most = i32::MAX / 64;
+        for y in [0, 1, -1, 7, 12_345, -99_999, most, -most, most - 1] {
+            assert_eq!(by_576(y.wrapping_mul(576)), y);
+        }
     }
-    for i in 0..RUN {
-        y[1][i] = m1[i].wrapping_sub(m2[i]).wrapping_sub(m3[i]).wrapping_sub(m3[i]);
-    }
-    y
 }

@@ -2,11 +2,11 @@
 
 use super::super::dot::x86::{PARTS, widen};
 use super::group::Group;
-use super::{LANES, POSITIONS, QUAD};
+use super::{LANES, QUAD};
 use std::arch::x86_64::{
     __m256i, __m512i, _mm256_add_epi16, _mm256_add_epi32, _mm256_loadu_si256, _mm256_madd_epi16, _mm256_maddubs_epi16,
-    _mm256_set1_epi32, _mm256_setzero_si256, _mm256_storeu_si256, _mm512_dpbusd_epi32, _mm512_loadu_si512,
-    _mm512_set1_epi32, _mm512_storeu_si512,
+    _mm256_set1_epi32, _mm256_setzero_si256, _mm256_storeu_si256, _mm512_dpbusd_epi32, _mm512_dpwssd_epi32,
+    _mm512_loadu_si512, _mm512_set1_epi32, _mm512_storeu_si512,
 };
 
 /// One block, with `vpmaddubsw`; sums of 16 bits are widened before they could be full.
@@ -17,7 +17,7 @@ use std::arch::x86_64::{
 #[target_feature(enable = "avx2")]
 pub unsafe fn short<const TILES: usize>(group: &Group<'_, u8, i8>, products: &mut [i32]) {
     let mut weights = group.weights.as_ptr();
-    for position in 0..POSITIONS {
+    for position in 0..group.positions {
         let input = group.planes.as_ptr().wrapping_add(position * group.plane + group.first);
         let inputs: [*const u8; TILES] = std::array::from_fn(|m| input.wrapping_add(m * group.step));
         let to = products.as_mut_ptr().wrapping_add(position * TILES * LANES);
@@ -63,7 +63,7 @@ pub unsafe fn short<const TILES: usize>(group: &Group<'_, u8, i8>, products: &mu
 #[target_feature(enable = "avx2")]
 pub unsafe fn wide<const TILES: usize>(group: &Group<'_, i16, i16>, products: &mut [i32]) {
     let mut weights = group.weights.as_ptr();
-    for position in 0..POSITIONS {
+    for position in 0..group.positions {
         let input = group.planes.as_ptr().wrapping_add(position * group.plane + group.first);
         let inputs: [*const i16; TILES] = std::array::from_fn(|m| input.wrapping_add(m * group.step));
         let start: [__m256i; PARTS] = std::array::from_fn(|part| {
@@ -101,14 +101,14 @@ pub unsafe fn wide<const TILES: usize>(group: &Group<'_, i16, i16>, products: &m
 /// As for [`short`], with `BLOCKS` blocks and the instructions named.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
 pub unsafe fn vnni<const TILES: usize, const BLOCKS: usize>(group: &Group<'_, u8, i8>, products: &mut [i32]) {
-    let block_len = POSITIONS * group.quads * QUAD * LANES;
+    let block_len = group.positions * group.quads * QUAD * LANES;
     let mut weights = group.weights.as_ptr();
-    for position in 0..POSITIONS {
+    for position in 0..group.positions {
         let input = group.planes.as_ptr().wrapping_add(position * group.plane + group.first);
         let inputs: [*const u8; TILES] = std::array::from_fn(|m| input.wrapping_add(m * group.step));
         let start: [__m512i; BLOCKS] = std::array::from_fn(|j| {
             // SAFETY: the caller promises 16 start values per block and position.
-            unsafe { _mm512_loadu_si512(group.start.as_ptr().add((j * POSITIONS + position) * LANES).cast()) }
+            unsafe { _mm512_loadu_si512(group.start.as_ptr().add((j * group.positions + position) * LANES).cast()) }
         });
         let mut sums = [start; TILES];
         for at in (0..group.quads * QUAD).step_by(QUAD) {
@@ -125,10 +125,50 @@ pub unsafe fn vnni<const TILES: usize, const BLOCKS: usize>(group: &Group<'_, u8
             weights = weights.wrapping_add(QUAD * LANES);
         }
         let to = products.as_mut_ptr().wrapping_add(position * TILES * BLOCKS * LANES);
-        for (m, row) in sums.iter().enumerate() {
-            for (j, &sum) in row.iter().enumerate() {
+        for m in 0..TILES {
+            for j in 0..BLOCKS {
                 // SAFETY: the caller promises 16 products per position, tile and block.
-                unsafe { _mm512_storeu_si512(to.add((m * BLOCKS + j) * LANES).cast(), sum) };
+                unsafe { _mm512_storeu_si512(to.add((m * BLOCKS + j) * LANES).cast(), sums[m][j]) };
+            }
+        }
+    }
+}
+
+/// `BLOCKS` blocks, with `vpdpwssd`: operands of 16 bits.
+///
+/// # Safety
+/// As for [`vnni`].
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
+pub unsafe fn vnni_words<const TILES: usize, const BLOCKS: usize>(group: &Group<'_, i16, i16>, products: &mut [i32]) {
+    let block_len = group.positions * group.quads * QUAD * LANES;
+    let mut weights = group.weights.as_ptr();
+    for position in 0..group.positions {
+        let input = group.planes.as_ptr().wrapping_add(position * group.plane + group.first);
+        let inputs: [*const i16; TILES] = std::array::from_fn(|m| input.wrapping_add(m * group.step));
+        let start: [__m512i; BLOCKS] = std::array::from_fn(|j| {
+            // SAFETY: the caller promises 16 start values per block and position.
+            unsafe { _mm512_loadu_si512(group.start.as_ptr().add((j * group.positions + position) * LANES).cast()) }
+        });
+        let mut sums = [start; TILES];
+        // A pair of inputs per round, two rounds per group of four.
+        for at in (0..group.quads * QUAD).step_by(2) {
+            // SAFETY: the caller promises 64 weights per block, position and group of four inputs, 32 per pair.
+            let w: [__m512i; BLOCKS] =
+                std::array::from_fn(|j| unsafe { _mm512_loadu_si512(weights.add(j * block_len).cast()) });
+            for m in 0..TILES {
+                // SAFETY: the caller promises that all inputs of all tiles lie within the planes.
+                let x = _mm512_set1_epi32(unsafe { inputs[m].add(at).cast::<i32>().read_unaligned() });
+                for j in 0..BLOCKS {
+                    sums[m][j] = _mm512_dpwssd_epi32(sums[m][j], x, w[j]);
+                }
+            }
+            weights = weights.wrapping_add(2 * LANES);
+        }
+        let to = products.as_mut_ptr().wrapping_add(position * TILES * BLOCKS * LANES);
+        for m in 0..TILES {
+            for j in 0..BLOCKS {
+                // SAFETY: the caller promises 16 products per position, tile and block.
+                unsafe { _mm512_storeu_si512(to.add((m * BLOCKS + j) * LANES).cast(), sums[m][j]) };
             }
         }
     }
