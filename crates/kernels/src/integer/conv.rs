@@ -55,9 +55,9 @@ pub fn conv_with<A: Operand, O: Send>(
     }
     plan.for_each_band(out, |band, scratch, out| {
         let mut acc = std::mem::take(&mut scratch.acc);
-        acc.resize(out.len(), 0);
-        plan.accumulate(band, scratch, &mut acc);
-        finish(plan.first(band), &acc, out);
+        let sums = room(&mut acc, out.len(), 0);
+        plan.accumulate(band, scratch, sums);
+        finish(plan.first(band), sums, out);
         scratch.acc = acc;
     });
 }
@@ -274,8 +274,8 @@ impl<'a, A: Operand> Plan<'a, A> {
             (width, acc)
         });
         let mut acc = std::mem::take(&mut scratch.acc);
-        acc.resize(out.len(), 0);
-        for (pixel, row) in acc.chunks_exact_mut(channels).enumerate() {
+        let sums = room(&mut acc, out.len(), 0);
+        for (pixel, row) in sums.chunks_exact_mut(channels).enumerate() {
             let mut at = 0;
             for (width, part) in &parts {
                 row[at..at + width].copy_from_slice(&part[pixel * width..][..*width]);
@@ -284,7 +284,7 @@ impl<'a, A: Operand> Plan<'a, A> {
         }
         // Worth all threads: there were many weights.
         threads::for_each_part_weighing(out, channels, usize::MAX, |first, out| {
-            finish(first, &acc[first..first + out.len()], out);
+            finish(first, &sums[first..first + out.len()], out);
         });
         scratch.acc = acc;
         SCRATCH.set(scratch);
@@ -420,7 +420,7 @@ impl<'a, A: Operand> Plan<'a, A> {
             _ => (band.rows.len() - 1) * s.stride[0] + span(s),
         };
         let fill = E::from(self.fill);
-        strip.resize(rows * self.row_len + SLACK, fill);
+        let strip = room(strip, rows * self.row_len + SLACK, fill);
         let (left, width) = (s.pads[1] * s.c_in, s.in_w * s.c_in);
         for (i, row) in strip.chunks_exact_mut(self.row_len).take(rows).enumerate() {
             let ih = (band.rows.start * s.stride[0] + i).checked_sub(s.pads[0]).filter(|&ih| ih < s.in_h);
@@ -461,6 +461,14 @@ impl<'a, A: Operand> Plan<'a, A> {
         );
         to.iter_mut().zip(source).for_each(|(to, &code)| *to = E::from(byte(code)));
     }
+}
+
+/// The first elements of a buffer, which grows if it must: layers take turns, and filling anew what a smaller one left takes time.
+pub(super) fn room<T: Clone>(buffer: &mut Vec<T>, len: usize, fill: T) -> &mut [T] {
+    if buffer.len() < len {
+        buffer.resize(len, fill);
+    }
+    &mut buffer[..len]
 }
 
 /// Input rows that one window spans.

@@ -36,6 +36,7 @@ use std::ops::Range;
 
 use self::group::{Group, Operands};
 use self::transforms::{Places, outputs, to_bytes, to_words, to_words_of_four};
+use super::conv::room;
 use super::dot::Kernel;
 use super::weights::{Kind, LANES, QUAD, by_pairs, short_sums};
 use crate::conv::ConvShape;
@@ -321,13 +322,11 @@ impl Winograd {
         let len = size.positions() * plane;
         match &self.weights {
             Weights::Bytes { offset, .. } => {
-                planes.bytes.resize(len + size.window() * row_len, 0);
-                let (planes, vertical) = planes.bytes.split_at_mut(len);
+                let (planes, vertical) = room(&mut planes.bytes, len + size.window() * row_len, 0).split_at_mut(len);
                 (0..rows).for_each(|row| to_bytes(window(row), c_in, *offset, vertical, planes, places(row)));
             }
             Weights::Words(_) => {
-                planes.words.resize(len + size.window() * row_len, 0);
-                let (planes, vertical) = planes.words.split_at_mut(len);
+                let (planes, vertical) = room(&mut planes.words, len + size.window() * row_len, 0).split_at_mut(len);
                 let to_words = if size == Size::Two { to_words } else { to_words_of_four };
                 (0..rows).for_each(|row| to_words(window(row), c_in, vertical, planes, places(row)));
             }
@@ -376,7 +375,7 @@ impl Winograd {
         let block_len = positions * self.quads * QUAD * LANES;
         let at_once = kernel.blocks_at_once().min(MOST_BLOCKS);
         let [mut products, mut own] = BUFFERS.take();
-        products.resize(positions * MOST_TILES * at_once * LANES, 0);
+        let most = room(&mut products, positions * MOST_TILES * at_once * LANES, 0);
         for first in blocks.clone().step_by(at_once) {
             let part = first..blocks.end.min(first + at_once);
             let lanes = part.len() * LANES;
@@ -405,7 +404,7 @@ impl Winograd {
                         _ => MOST_TILES,
                     },
                 };
-                let products = &mut products[..positions * group.tiles * lanes];
+                let products = &mut most[..positions * group.tiles * lanes];
                 group.run(kernel, products);
                 let tiles = tile..count.min(tile + group.tiles);
                 let wanted = lanes.min(out.width - channel);
