@@ -28,7 +28,7 @@ mod winograd;
 mod tests;
 
 pub use conv::{conv, conv_with};
-pub use requantize::{PerChannel, Requantize, Residual};
+pub use requantize::{PerChannel, Prepared, Requantize, Residual};
 pub use weights::ConvWeights;
 
 use crate::conv::ConvShape;

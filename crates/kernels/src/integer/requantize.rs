@@ -22,7 +22,6 @@ use super::ByteGrid;
 use crate::activation::Activation;
 use crate::multiversion::multiversion;
 use crate::numerics::{dequantize, quantize, round_clamped_and_distance};
-use std::cell::Cell;
 
 /// What is done per channel after the multiplier.
 #[derive(Debug, Clone, Copy)]
@@ -61,45 +60,29 @@ pub struct Requantize<'a> {
     pub grid: ByteGrid,
 }
 
-thread_local! {
-    /// Factors and addends of [`Folded`], kept from call to call.
-    static FACTORS: Cell<[Vec<f32>; 2]> = Cell::default();
-}
-
-impl Requantize<'_> {
+impl<'a> Requantize<'a> {
     /// Accumulators of whole pixels to codes.
     ///
     /// # Panics
     /// If lengths disagree.
     pub fn run(&self, acc: &[i32], out: &mut [u8]) {
+        self.prepared().run(acc, 0, out);
+    }
+
+    /// What is the same for all accumulators, made ready for [`Prepared::run`] on some of them at a time.
+    ///
+    /// # Panics
+    /// If there is not one bias or factor per channel.
+    pub fn prepared(&self) -> Prepared<'a> {
         let channels = self.multiplier.len();
-        assert!(
-            acc.len() == out.len() && acc.len().is_multiple_of(channels.max(1)),
-            "one code per accumulator of whole pixels"
-        );
-        let residual = match self.residual {
-            Residual::None => acc.len(),
-            Residual::Codes(codes, _) => codes.len(),
-            Residual::Floats(floats) => floats.len(),
-        };
-        assert_eq!(residual, acc.len(), "one residual per accumulator");
         let per_channel = match self.per_channel {
             PerChannel::None => [channels; 2],
             PerChannel::Bias(bias) => [bias.len(), channels],
             PerChannel::Affine(a, b) => [a.len(), b.len()],
         };
         assert_eq!(per_channel, [channels; 2], "one bias or factor per channel");
-        if channels < RUN {
-            return self.one_by_one(acc, 0, out);
-        }
-        let [mut factors, mut addends] = FACTORS.take();
-        factors.resize(channels, 0.0);
-        addends.resize(channels, 0.0);
-        match Folded::new(self, &mut factors, &mut addends) {
-            Some(folded) => run(self, &folded, acc, out),
-            None => self.one_by_one(acc, 0, out),
-        }
-        FACTORS.set([factors, addends]);
+        let folded = if channels < RUN { None } else { Folded::new(self) };
+        Prepared { chain: *self, folded }
     }
 
     /// The chain itself, from element `first` on.
@@ -128,6 +111,34 @@ impl Requantize<'_> {
     }
 }
 
+/// A [`Requantize`] made ready.
+#[derive(Debug)]
+pub struct Prepared<'a> {
+    chain: Requantize<'a>,
+    folded: Option<Folded>,
+}
+
+impl Prepared<'_> {
+    /// Accumulators of whole pixels to codes. The first of them has the residual number `first`.
+    ///
+    /// # Panics
+    /// If lengths disagree.
+    pub fn run(&self, acc: &[i32], first: usize, out: &mut [u8]) {
+        let (n, channels) = (acc.len(), self.chain.multiplier.len().max(1));
+        assert!(n == out.len() && n.is_multiple_of(channels), "one code per accumulator of whole pixels");
+        let residual = match self.chain.residual {
+            Residual::None => Residual::None,
+            Residual::Codes(codes, from) => Residual::Codes(&codes[first..first + n], from),
+            Residual::Floats(floats) => Residual::Floats(&floats[first..first + n]),
+        };
+        let chain = Requantize { residual, ..self.chain };
+        match &self.folded {
+            Some(folded) => run(&chain, folded, acc, out),
+            None => chain.one_by_one(acc, 0, out),
+        }
+    }
+}
+
 /// Channels that are held in registers together.
 const RUN: usize = 16;
 
@@ -138,11 +149,12 @@ const TAME: f32 = 1e9;
 const MOST_ADDED: f32 = 1024.0;
 
 /// The chain in units of the result's step.
-struct Folded<'a> {
+#[derive(Debug)]
+struct Folded {
     /// A, per channel.
-    factors: &'a [f32],
+    factors: Vec<f32>,
     /// B, per channel.
-    addends: &'a [f32],
+    addends: Vec<f32>,
     /// R; 1 / scale for floats.
     residual: f32,
     /// Bounds of the code less its zero point.
@@ -152,13 +164,13 @@ struct Folded<'a> {
     sure: f32,
 }
 
-impl<'a> Folded<'a> {
+impl Folded {
     /// `None` where the bound would be no use, or does not hold for numbers beyond all reason.
     ///
     /// With P = acc · A, B and R · code as above, all in steps, and u = 2^-24, the chain's roundings add up to at most
     /// u · (3 |P| + |B| + 3 |R · code| + 2 |t|), and those of the short form to at most u · (5 |P| + 5 |B| + 5 |R · code| + |t|), where |B|
     /// is |b / scale| + |R · zero_x|. As |P| ≤ |t| + |B| + |R · code|, the two differ by less than 16 u · (|t| + |B| + |R · code|).
-    fn new(r: &Requantize<'_>, factors: &'a mut [f32], addends: &'a mut [f32]) -> Option<Self> {
+    fn new(r: &Requantize<'_>) -> Option<Self> {
         let grid = r.grid;
         let inverse = 1.0 / grid.scale;
         let is_tame = |x: f32| x.abs() <= TAME;
@@ -171,7 +183,8 @@ impl<'a> Folded<'a> {
             Residual::Codes(..) => return None,
             Residual::Floats(_) => (inverse, 0.0, MOST_ADDED),
         };
-        let [largest, addend] = fold(r, inverse, offset, factors, addends);
+        let (mut factors, mut addends) = (vec![0.0; r.multiplier.len()], vec![0.0; r.multiplier.len()]);
+        let [largest, addend] = fold(r, inverse, offset, &mut factors, &mut addends);
         if !(is_tame(grid.scale) && is_tame(inverse) && is_tame(largest)) {
             return None;
         }
@@ -224,7 +237,7 @@ fn largest(values: &[f32]) -> f32 {
 }
 
 multiversion! {
-    fn run(r: &Requantize<'_>, folded: &Folded<'_>, acc: &[i32], out: &mut [u8]) {
+    fn run(r: &Requantize<'_>, folded: &Folded, acc: &[i32], out: &mut [u8]) {
         match r.residual {
             Residual::None => rows::<0>(r, folded, &[], &[], acc, out),
             Residual::Codes(codes, _) => rows::<1>(r, folded, codes, &[], acc, out),
@@ -237,7 +250,7 @@ multiversion! {
 #[inline(always)]
 fn rows<const RESIDUAL: u8>(
     r: &Requantize<'_>,
-    folded: &Folded<'_>,
+    folded: &Folded,
     codes: &[u8],
     floats: &[f32],
     acc: &[i32],

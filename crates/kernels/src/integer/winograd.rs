@@ -43,8 +43,6 @@ use crate::conv::ConvShape;
 
 /// Most products per tile and channel.
 const MOST_POSITIONS: usize = 36;
-/// Positions of bytes.
-const BYTE_POSITIONS: usize = 16;
 /// Most tiles and blocks of channels at a time.
 const MOST_TILES: usize = 6;
 const MOST_BLOCKS: usize = 4;
@@ -175,7 +173,7 @@ enum Weights {
     Bytes {
         weights: Vec<i8>,
         /// Per position, how many products of a pair of inputs a 16-bit sum can hold.
-        short_sums: [usize; BYTE_POSITIONS],
+        short_sums: Vec<usize>,
         /// 2L: what is added to transformed inputs.
         offset: u8,
     },
@@ -278,9 +276,9 @@ impl Winograd {
             Form::Words(_) => Weights::Words(by_pairs(&weights)),
             Form::Bytes => {
                 let weights: Vec<i8> = weights.into_iter().map(|v| i8::try_from(v).ok()).collect::<Option<_>>()?;
-                let mut room = [usize::MAX; BYTE_POSITIONS];
+                let mut room = vec![usize::MAX; positions];
                 for (part, weights) in weights.chunks_exact(len).enumerate() {
-                    let room = &mut room[part % BYTE_POSITIONS];
+                    let room = &mut room[part % positions];
                     *room = short_sums(Kind::Rows, weights, most).min(*room);
                 }
                 if !room.iter().all(|&sums| kernel.takes(sums)) {
@@ -407,8 +405,7 @@ impl Winograd {
                 let products = &mut most[..positions * group.tiles * lanes];
                 group.run(kernel, products);
                 let tiles = tile..count.min(tile + group.tiles);
-                let wanted = lanes.min(out.width - channel);
-                outputs(size, products, lanes, tiles, out.size, wanted, &mut out.acc[channel..], out.stride);
+                outputs(size, products, lanes, tiles, channel, out);
                 tile += group.tiles;
             }
         }

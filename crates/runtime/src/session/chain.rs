@@ -4,12 +4,11 @@
 //! A chain runs over small blocks that stay in the first cache, one operation after the other, so every operation is
 //! a loop that the compiler vectorises and no order of fusing can change a bit.
 
-use std::ops::Range;
 use std::sync::Arc;
 
 use bitsmith_graph::{Op, QParams};
 use bitsmith_kernels::activation::{self, Activation};
-use bitsmith_kernels::integer::{PerChannel, Requantize, Residual, rows};
+use bitsmith_kernels::integer::{PerChannel, Prepared, Requantize, Residual, rows};
 use rayon::prelude::*;
 
 use super::grid::ByteGrid;
@@ -128,20 +127,27 @@ pub(super) fn from_elements(start: Elements<'_>, links: &[Link<Elements<'_>>], c
     }
 }
 
-/// Runs a chain on accumulators, which stand for the output from offset `first` on, times one factor per channel.
-pub(super) fn from_accumulators(
-    acc: &[i32],
-    scale: &[f32],
-    links: &[Link<Elements<'_>>],
-    first: usize,
-    target: Target<'_>,
-) {
-    match target {
-        Target::Codes(out, grid) => match requantize(scale, links, first..first + acc.len(), grid) {
-            Some(fused) => fused.run(acc, out),
-            None => from_scaled(acc, scale, links, first, Target::Codes(out, grid)),
-        },
-        target => from_scaled(acc, scale, links, first, target),
+/// A chain that follows a product, made ready for accumulators, each times a factor of its channel.
+pub(super) struct AfterProduct<'a> {
+    scale: &'a [f32],
+    links: &'a [Link<Elements<'a>>],
+    /// The one pass that does it all, if there is one.
+    fused: Option<Prepared<'a>>,
+}
+
+impl<'a> AfterProduct<'a> {
+    /// A chain to codes of `grid`, or to floats.
+    pub fn new(scale: &'a [f32], links: &'a [Link<Elements<'a>>], grid: Option<ByteGrid>) -> Self {
+        let fused = grid.and_then(|grid| requantize(scale, links, grid)).map(|fused| fused.prepared());
+        Self { scale, links, fused }
+    }
+
+    /// Accumulators of whole rows, which stand for the output from offset `first` on.
+    pub fn run(&self, acc: &[i32], first: usize, target: Target<'_>) {
+        match (target, &self.fused) {
+            (Target::Codes(out, _), Some(fused)) => fused.run(acc, first, out),
+            (target, _) => from_scaled(acc, self.scale, self.links, first, target),
+        }
     }
 }
 
@@ -154,7 +160,6 @@ fn from_scaled(acc: &[i32], scale: &[f32], links: &[Link<Elements<'_>>], first: 
 fn requantize<'a>(
     multiplier: &'a [f32],
     mut links: &'a [Link<Elements<'a>>],
-    range: Range<usize>,
     grid: ByteGrid,
 ) -> Option<Requantize<'a>> {
     let channels = multiplier.len();
@@ -172,8 +177,8 @@ fn requantize<'a>(
     }
     if let [Link::Value { op: Binary::Add, other, .. }, rest @ ..] = links {
         fused.residual = match other {
-            Elements::Codes(codes, from) => Residual::Codes(codes.get(range)?, *from),
-            Elements::F32(floats) => Residual::Floats(floats.get(range)?),
+            Elements::Codes(codes, from) => Residual::Codes(codes, *from),
+            Elements::F32(floats) => Residual::Floats(floats),
         };
         links = rest;
     }
@@ -299,7 +304,7 @@ mod tests {
             Link::Channel { op: Binary::Div, side: Side::Right, values: [1.0].into() },
         ];
         let mut y = [0.0; 4];
-        from_accumulators(&[-3, 4, -5, 6], &[0.5, 0.25], &links, 0, Target::F32(&mut y));
+        AfterProduct::new(&[0.5, 0.25], &links, None).run(&[-3, 4, -5, 6], 0, Target::F32(&mut y));
         // ((acc·s + c)·a + b) subtracted from the decoded codes 0, 1, 2, 3, rectified, inverted.
         let by_hand =
             |acc: f32, s: f32, c: f32, a: f32, b: f32, other: f32| 1.0 / (other - ((acc * s + c) * a + b)).max(0.0);
@@ -311,7 +316,7 @@ mod tests {
         ];
         assert_eq!(y, expected);
         let mut codes = [0; 4];
-        from_accumulators(&[-3, 4, -5, 6], &[0.5, 0.25], &links, 0, Target::Codes(&mut codes, grid));
+        AfterProduct::new(&[0.5, 0.25], &links, Some(grid)).run(&[-3, 4, -5, 6], 0, Target::Codes(&mut codes, grid));
         let mut rounded = [0; 4];
         grid.encode(&expected, &mut rounded);
         assert_eq!(codes, rounded);
@@ -342,16 +347,17 @@ mod tests {
         ] {
             for zero_point in [0, 100] {
                 let grid = grid(zero_point);
-                assert!(requantize(&scale, &links, first..first + n, grid).is_some());
+                let after = AfterProduct::new(&scale, &links, Some(grid));
+                assert!(after.fused.is_some());
                 let (mut fused, mut floats, mut one_by_one) = (vec![0; n], vec![0.0; n], vec![0; n]);
-                from_accumulators(&acc, &scale, &links, first, Target::Codes(&mut fused, grid));
+                after.run(&acc, first, Target::Codes(&mut fused, grid));
                 from_scaled(&acc, &scale, &links, first, Target::F32(&mut floats));
                 grid.encode(&floats, &mut one_by_one);
                 assert_eq!(fused, one_by_one, "{links:?}");
             }
         }
         let gelu = [Link::Activation(Activation::GeluErf)];
-        assert!(requantize(&scale, &gelu, 0..n, grid(0)).is_none());
+        assert!(AfterProduct::new(&scale, &gelu, Some(grid(0))).fused.is_none());
     }
 
     /// Blocks, parts and rows do not show in the result.

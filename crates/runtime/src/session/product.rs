@@ -10,7 +10,7 @@ use bitsmith_kernels::integer::{self, ConvWeights};
 use bitsmith_kernels::{layout, reference};
 
 use super::Kernels;
-use super::chain::{Elements, Link, Target, from_accumulators};
+use super::chain::{AfterProduct, Elements, Link, Target};
 use super::grid::ByteGrid;
 use crate::error::{Error, Kind};
 
@@ -167,16 +167,18 @@ impl IntegerWeight {
         ints: &mut Pool<i32>,
     ) {
         let (shape, zero) = (geometry.as_conv(), self.grid.zero_point);
+        let grid = if let Target::Codes(_, grid) = &target { Some(*grid) } else { None };
+        let after = AfterProduct::new(&self.scale, links, grid);
         let mut take = || ints.take(geometry.output_len());
         let acc = match &self.packing {
             Packing::Packed(weights) => {
                 // What follows runs on each band of rows while it is in the cache.
                 return match target {
                     Target::F32(out) => integer::conv_with(&shape, x, zero, weights, out, |first, acc, out| {
-                        from_accumulators(acc, &self.scale, links, first, Target::F32(out));
+                        after.run(acc, first, Target::F32(out));
                     }),
                     Target::Codes(out, grid) => integer::conv_with(&shape, x, zero, weights, out, |first, acc, out| {
-                        from_accumulators(acc, &self.scale, links, first, Target::Codes(out, grid));
+                        after.run(acc, first, Target::Codes(out, grid));
                     }),
                 };
             }
@@ -198,7 +200,7 @@ impl IntegerWeight {
                 acc
             }
         };
-        from_accumulators(&acc, &self.scale, links, 0, target);
+        after.run(&acc, 0, target);
         ints.give(acc);
     }
 }

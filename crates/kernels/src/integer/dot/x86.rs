@@ -1,5 +1,8 @@
 //! The kernels for x86: each goes through all pixels of a panel, a few at a time.
 
+// Iterators over sums would take their addresses and keep them in memory.
+#![allow(clippy::needless_range_loop)]
+
 use super::{LANES, Panel, QUAD, Word};
 use std::arch::x86_64::{
     __m256i, __m512i, _mm256_add_epi16, _mm256_add_epi32, _mm256_loadu_si256, _mm256_madd_epi16, _mm256_maddubs_epi16,
@@ -53,7 +56,6 @@ pub unsafe fn vnni<const PIXELS: usize, const BLOCKS: usize>(panel: &Panel<'_, u
                 weights = weights.wrapping_add(QUAD * LANES);
             }
         }
-        // By index here and below: an iterator would take the sums' addresses and keep them in memory.
         for m in 0..PIXELS {
             if m == pixels.len() {
                 break;

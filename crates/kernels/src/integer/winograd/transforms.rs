@@ -1,8 +1,11 @@
 //! Codes to transformed inputs, and products to accumulators.
 
+// Plain loops over arrays of known length become registers.
+#![allow(clippy::needless_range_loop)]
+
 use std::ops::Range;
 
-use super::Size;
+use super::{Output, Size};
 use crate::multiversion::multiversion;
 
 /// Where the tiles of a row go in the planes: elements from position to position, to the first tile, and from tile to tile.
@@ -192,36 +195,30 @@ impl Window<i16, 6> for Four {
 /// Channels that are held in registers together.
 const RUN: usize = 8;
 
-/// Products `[position][tile][lanes]` of some tiles to accumulators of `width` channels of pixels.
+/// Products `[position][tile][lanes]` of some tiles to accumulators, from channel number `first` on.
 pub(super) fn outputs(
     size: Size,
     products: &[i32],
     lanes: usize,
     tiles: Range<usize>,
-    pixels: [usize; 2],
-    width: usize,
-    acc: &mut [i32],
-    stride: usize,
+    first: usize,
+    out: &mut Output<'_>,
 ) {
     match size {
-        Size::Two => outputs_of_two(products, lanes, tiles, pixels, width, acc, stride),
-        Size::Four => outputs_of_four(products, lanes, tiles, pixels, width, acc, stride),
+        Size::Two => outputs_of_two(products, lanes, tiles, first, out),
+        Size::Four => outputs_of_four(products, lanes, tiles, first, out),
     }
 }
 
 multiversion! {
-    fn outputs_of_two(
-        products: &[i32], lanes: usize, tiles: Range<usize>, pixels: [usize; 2], width: usize, acc: &mut [i32], stride: usize,
-    ) {
-        tiles_to_pixels::<Two, 4, 2>(products, lanes, tiles, pixels, width, acc, stride);
+    fn outputs_of_two(products: &[i32], lanes: usize, tiles: Range<usize>, first: usize, out: &mut Output<'_>) {
+        tiles_to_pixels::<Two, 4, 2>(products, lanes, tiles, first, out);
     }
 }
 
 multiversion! {
-    fn outputs_of_four(
-        products: &[i32], lanes: usize, tiles: Range<usize>, pixels: [usize; 2], width: usize, acc: &mut [i32], stride: usize,
-    ) {
-        tiles_to_pixels::<Four, 6, 4>(products, lanes, tiles, pixels, width, acc, stride);
+    fn outputs_of_four(products: &[i32], lanes: usize, tiles: Range<usize>, first: usize, out: &mut Output<'_>) {
+        tiles_to_pixels::<Four, 6, 4>(products, lanes, tiles, first, out);
     }
 }
 
@@ -231,11 +228,11 @@ fn tiles_to_pixels<F: Outputs<W, M>, const W: usize, const M: usize>(
     products: &[i32],
     lanes: usize,
     tiles: Range<usize>,
-    [rows, columns]: [usize; 2],
-    width: usize,
-    acc: &mut [i32],
-    stride: usize,
+    first: usize,
+    out: &mut Output<'_>,
 ) {
+    let ([rows, columns], stride, width) = (out.size, out.stride, lanes.min(out.width - first));
+    let acc = &mut out.acc[first..];
     let plane = products.len() / (W * W);
     let across = columns.div_ceil(M);
     for (from, tile) in tiles.enumerate() {
@@ -259,9 +256,9 @@ fn tiles_to_pixels<F: Outputs<W, M>, const W: usize, const M: usize>(
                 for x in 0..W {
                     line[x] = &sums[x][y];
                 }
-                let mut out = F::along(line);
-                for out in &mut out {
-                    F::divide(out);
+                let mut pixels = F::along(line);
+                for pixels in &mut pixels {
+                    F::divide(pixels);
                 }
                 for x in 0..M {
                     if column + x == columns {
@@ -269,8 +266,8 @@ fn tiles_to_pixels<F: Outputs<W, M>, const W: usize, const M: usize>(
                     }
                     let to = &mut acc[((row + y) * columns + column + x) * stride + c..][..n];
                     match <&mut [i32; RUN]>::try_from(&mut *to) {
-                        Ok(to) => *to = out[x],
-                        Err(_) => store_some(&out[x], to),
+                        Ok(to) => *to = pixels[x],
+                        Err(_) => store_some(&pixels[x], to),
                     }
                 }
             }
@@ -287,10 +284,7 @@ fn store_some(out: &[i32; RUN], to: &mut [i32]) {
 
 #[inline(always)]
 fn eight(m: &[i32], at: usize) -> &[i32; RUN] {
-    match m[at..at + RUN].try_into() {
-        Ok(run) => run,
-        Err(_) => &[0; RUN],
-    }
+    m[at..at + RUN].try_into().unwrap_or(&[0; RUN])
 }
 
 impl Outputs<4, 2> for Two {

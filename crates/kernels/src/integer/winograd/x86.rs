@@ -1,5 +1,8 @@
 //! Products of a few tiles for x86, all positions one after the other.
 
+// Iterators over sums would take their addresses and keep them in memory.
+#![allow(clippy::needless_range_loop)]
+
 use super::super::dot::x86::{PARTS, widen};
 use super::group::Group;
 use super::{LANES, QUAD};
