@@ -231,7 +231,7 @@ impl Recipe {
 }
 
 /// Sets a dotted key. The value is read as TOML where it is TOML (`3`, `0.5`, `true`, `[2, 4]`), else as a string.
-fn set(table: &mut Table, text: &str) -> Result<(), Failure> {
+pub fn set(table: &mut Table, text: &str) -> Result<(), Failure> {
     let malformed = || {
         Failure::usage(format!("`--set {text}` is not of the form key=value"))
             .remedy("for example --set train.epochs=10")

@@ -48,7 +48,7 @@ pub struct Args {
     /// Lengths of the perturbation of sharpness-aware training; 0 is without
     #[arg(long, value_delimiter = ',', value_name = "RHO,…")]
     sharpness: Vec<f32>,
-    /// Replace a value of every recipe
+    /// Replace a value of every recipe; `method.…` of every method that has the option
     #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<String>,
     /// The data, instead of the recipes'

@@ -7,7 +7,7 @@ use toml::{Table, Value};
 
 use super::{Args, suggest};
 use crate::failure::Failure;
-use crate::recipe::Recipe;
+use crate::recipe::{self, Recipe};
 
 /// Options that a comparison on equal terms holds equal, so other methods inherit them: what schemes are allowed, and how much of the
 /// training goes into finding one.
@@ -47,9 +47,11 @@ pub fn cases(args: &Args, out: &Path) -> Result<Vec<Case>, Failure> {
             Failure::usage(format!("`--targets {target}` cannot be stored")).remedy("choose more than 0 and at most 8")
         );
     }
+    let (of_method_alone, of_recipe): (Vec<String>, Vec<String>) =
+        args.set.iter().cloned().partition(|text| method_option(text).is_some());
     let mut bases = vec![];
     for path in &args.recipes {
-        let mut recipe = Recipe::read(path, &args.set)?;
+        let mut recipe = Recipe::read(path, &of_recipe)?;
         if let Some(data) = &args.data {
             recipe.data.path.clone_from(data);
         }
@@ -57,6 +59,21 @@ pub fn cases(args: &Args, out: &Path) -> Result<Vec<Case>, Failure> {
             recipe.model.weights = Some(weights.clone());
         }
         bases.push(recipe);
+    }
+    let is_in_grid = |m: &&MethodEntry| match args.methods.is_empty() {
+        true => bases.iter().any(|base| base.method() == m.name),
+        false => args.methods.iter().any(|name| name == m.name),
+    };
+    let grid: Vec<&MethodEntry> = METHODS.iter().filter(is_in_grid).collect();
+    let grid_options: Vec<&str> = grid.iter().flat_map(|m| (m.options)()).map(|o| o.name).collect();
+    let unknown = of_method_alone.iter().filter_map(|text| method_option(text)).find(|o| !grid_options.contains(o));
+    if let Some(option) = unknown {
+        let names: Vec<&str> = grid.iter().map(|m| m.name).collect();
+        return Err(Failure::usage(format!(
+            "`--set method.{option}`: no method of {} has this option",
+            names.join(", ")
+        ))
+        .remedy(suggest::remedy(option, &grid_options)));
     }
     let mut cases: Vec<Case> = vec![];
     for &seed in &args.seeds {
@@ -67,7 +84,7 @@ pub fn cases(args: &Args, out: &Path) -> Result<Vec<Case>, Failure> {
                     return Err(Failure::usage(format!("there is no method `{method}`"))
                         .remedy(suggest::remedy(method, &known)));
                 };
-                for case in of_method(args, base, entry, bases.len() > 1, seed, out)? {
+                for case in of_method(args, &of_method_alone, base, entry, bases.len() > 1, seed, out)? {
                     // Methods without a target appear once, however many targets there are.
                     if !cases.iter().any(|known| known.folder == case.folder) {
                         cases.push(case);
@@ -81,6 +98,7 @@ pub fn cases(args: &Args, out: &Path) -> Result<Vec<Case>, Failure> {
 
 fn of_method(
     args: &Args,
+    set: &[String],
     base: &Recipe,
     entry: &MethodEntry,
     several: bool,
@@ -100,7 +118,7 @@ fn of_method(
         for &rho in &perturbations {
             let mut recipe = base.clone();
             recipe.seed = seed;
-            recipe.method = method_table(base, entry, target)?;
+            recipe.method = method_table(base, entry, target, set)?;
             if let Some(rho) = rho {
                 recipe.train.sharpness.rho = rho;
             }
@@ -121,8 +139,15 @@ fn of_method(
     Ok(cases)
 }
 
-/// The method's table: the recipe's own, or what another method takes of it; with the target where the method has one.
-fn method_table(base: &Recipe, entry: &MethodEntry, target: Option<f64>) -> Result<Table, Failure> {
+/// The option that `--set method.OPTION=VALUE` is about. A method's name is one of the recipe's values.
+fn method_option(text: &str) -> Option<&str> {
+    let option = text.split('=').next()?.trim().strip_prefix("method.")?.split('.').next()?;
+    (option != "name").then_some(option)
+}
+
+/// The method's table: the recipe's own, or what another method takes of it; with what `set` says of options it has, and the target where
+/// it has one.
+fn method_table(base: &Recipe, entry: &MethodEntry, target: Option<f64>, set: &[String]) -> Result<Table, Failure> {
     let options: Vec<&str> = (entry.options)().iter().map(|o| o.name).collect();
     let mut table = match base.method() == entry.name {
         true => base.method.clone(),
@@ -132,6 +157,9 @@ fn method_table(base: &Recipe, entry: &MethodEntry, target: Option<f64>) -> Resu
         }
     };
     table.insert("name".to_owned(), Value::String(entry.name.to_owned()));
+    for text in set.iter().filter(|text| method_option(text).is_some_and(|option| options.contains(&option))) {
+        recipe::set(&mut table, text.trim_start().trim_start_matches("method."))?;
+    }
     let Some(target) = target else { return Ok(table) };
     if options.contains(&"target_bits") {
         table.insert("target_bits".to_owned(), Value::Float(target));
