@@ -41,6 +41,8 @@ use super::dot::Kernel;
 use super::weights::{Kind, LANES, QUAD, by_pairs, short_sums};
 use crate::conv::ConvShape;
 
+/// Weights of a block of channels and a group of four inputs.
+const GROUP: usize = QUAD * LANES;
 /// Most products per tile and channel.
 const MOST_POSITIONS: usize = 36;
 /// Most tiles and blocks of channels at a time.
@@ -106,22 +108,32 @@ impl Size {
 
     /// v along an axis.
     #[inline(always)]
-    fn along(self, a: i16, b: i16, c: i16) -> [i16; 6] {
-        match self {
-            Size::Two => [a, a + b + c, a - b + c, c, 0, 0],
-            Size::Four => [a, a + b + c, a - b + c, a + 2 * b + 4 * c, a - 2 * b + 4 * c, c],
+    fn along([a, b, c]: [&[i16; GROUP]; 3], size: Self) -> [[i16; GROUP]; 6] {
+        let mut v = [[0; GROUP]; 6];
+        for i in 0..GROUP {
+            let (a, b, c) = (a[i], b[i], c[i]);
+            v[0][i] = a;
+            v[1][i] = a + b + c;
+            v[2][i] = a - b + c;
+            match size {
+                Size::Two => v[3][i] = c,
+                Size::Four => {
+                    v[3][i] = a + 2 * b + 4 * c;
+                    v[4][i] = a - 2 * b + 4 * c;
+                    v[5][i] = c;
+                }
+            }
         }
+        v
     }
 
-    /// v of nine weights along both axes.
-    #[inline(always)]
-    fn transformed(self, g: &[i8]) -> [i16; MOST_POSITIONS] {
-        let g = |i: usize| i16::from(g[i]);
-        let columns = [0, 1, 2].map(|x| self.along(g(x), g(3 + x), g(6 + x)));
-        let mut v = [0; MOST_POSITIONS];
+    /// v of many times nine weights along both axes, by position.
+    fn transformed(self, g: &[[i16; GROUP]; 9]) -> [[i16; GROUP]; MOST_POSITIONS] {
+        let columns = [0, 1, 2].map(|x| Self::along([&g[x], &g[3 + x], &g[6 + x]], self));
+        let mut v = [[0; GROUP]; MOST_POSITIONS];
         let window = self.window();
         for (y, row) in v.chunks_exact_mut(window).take(window).enumerate() {
-            row.copy_from_slice(&self.along(columns[0][y], columns[1][y], columns[2][y])[..window]);
+            row.copy_from_slice(&Self::along([&columns[0][y], &columns[1][y], &columns[2][y]], self)[..window]);
         }
         v
     }
@@ -246,29 +258,29 @@ impl Winograd {
         let offset = most / 2;
         let (positions, centre) = (size.positions(), size.centre());
         let quads = shape.c_in.div_ceil(QUAD);
-        let (blocks, len) = (shape.c_out.div_ceil(LANES), quads * QUAD * LANES);
+        let (blocks, len) = (shape.c_out.div_ceil(LANES), quads * GROUP);
         let mut weights = vec![0i16; blocks * positions * len];
         let mut start = vec![0i32; blocks * positions * LANES];
         let each = weights.chunks_exact_mut(positions * len).zip(start.chunks_exact_mut(positions * LANES));
         for (block, (weights, start)) in each.enumerate() {
             for quad in 0..quads {
                 // A group at a time, so that what is written lies close together.
-                let mut group = [[0i16; QUAD * LANES]; MOST_POSITIONS];
-                for i in 0..QUAD * LANES {
+                let mut g = [[0i16; GROUP]; 9];
+                for i in 0..GROUP {
                     let (c_out, c_in) = (block * LANES + i / QUAD, quad * QUAD + i % QUAD);
-                    if c_out >= shape.c_out || c_in >= shape.c_in {
-                        continue;
-                    }
-                    let v = size.transformed(&w[(c_out * shape.c_in + c_in) * taps..][..taps]);
-                    for (position, v) in v.into_iter().take(positions).enumerate() {
-                        group[position][i] = v;
-                        if position != centre {
-                            start[position * LANES + i / QUAD] -= i32::from(offset) * i32::from(v);
-                        }
+                    if c_out < shape.c_out && c_in < shape.c_in {
+                        let filter = &w[(c_out * shape.c_in + c_in) * taps..][..taps];
+                        g.iter_mut().zip(filter).for_each(|(g, &w)| g[i] = w.into());
                     }
                 }
-                for (weights, group) in weights.chunks_exact_mut(len).zip(&group) {
-                    weights[quad * group.len()..][..group.len()].copy_from_slice(group);
+                let transformed = size.transformed(&g);
+                for (position, v) in transformed.iter().take(positions).enumerate() {
+                    weights[position * len + quad * GROUP..][..GROUP].copy_from_slice(v);
+                    if offset > 0 && position != centre {
+                        for (start, v) in start[position * LANES..].iter_mut().zip(v.chunks_exact(QUAD)) {
+                            *start -= i32::from(offset) * v.iter().map(|&v| i32::from(v)).sum::<i32>();
+                        }
+                    }
                 }
             }
         }
