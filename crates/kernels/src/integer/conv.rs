@@ -113,8 +113,8 @@ enum Input {
 }
 
 /// Bytes of a cache line, the distance of rows that collide in the first cache, and how many of them hurt.
-const LINE_BYTES: usize = 64;
-const COLLIDING_BYTES: usize = 512;
+pub(super) const LINE_BYTES: usize = 64;
+pub(super) const COLLIDING_BYTES: usize = 512;
 const MANY_ROWS: usize = 8;
 
 /// Bytes of weights above which threads share channels rather than rows, up to so many pixels.

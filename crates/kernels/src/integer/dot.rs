@@ -18,12 +18,10 @@
 //! multiply-accumulates for short sums and 32 for wide ones.
 
 use super::narrow::Narrow;
-use super::weights::{LANES, QUAD};
+use super::weights::{GROUP, LANES, QUAD};
 use crate::isa::{Isa, Level};
 use crate::multiversion::multiversion;
 
-/// Whole weights per block and group of four inputs.
-const GROUP: usize = QUAD * LANES;
 /// Most blocks that a kernel takes at once.
 #[cfg(target_arch = "x86_64")]
 const MAX_BLOCKS: usize = 4;
@@ -489,7 +487,7 @@ fn portable(panel: &Panel<'_, u8, i8>, acc: &mut [i32]) {
         let acc = &mut acc[..panel.channels];
         let mut sums = [0; LANES];
         sums[..panel.channels].copy_from_slice(panel.start.map_or(&*acc, |start| &start[..panel.channels]));
-        let mut weights = panel.weights.chunks_exact(QUAD * LANES);
+        let mut weights = panel.weights.chunks_exact(GROUP);
         for &(offset, quads) in panel.pieces {
             let input = &panel.input[pixel + offset..][..quads * QUAD];
             for (x, w) in input.chunks_exact(QUAD).zip(&mut weights) {

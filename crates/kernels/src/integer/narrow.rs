@@ -12,10 +12,7 @@
 //! 1 bit:   8 bytes, bit j  = weight j
 //! ```
 
-use super::weights::{LANES, QUAD};
-
-/// Weights per block and group of four inputs.
-const GROUP: usize = LANES * QUAD;
+use super::weights::GROUP;
 
 /// The width of weights and the lowest of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -22,6 +22,8 @@ use crate::conv::ConvShape;
 pub(super) const LANES: usize = 16;
 /// Input bytes per dot product.
 pub(super) const QUAD: usize = 4;
+/// Weights of a block and a group of four inputs.
+pub(super) const GROUP: usize = QUAD * LANES;
 
 /// Packed weights with their sums; made once per layer, for any batch and image size.
 #[derive(Debug, Clone)]
@@ -117,7 +119,7 @@ impl Layout {
 
     /// Bytes of packed weights per block.
     pub fn block_len(&self) -> usize {
-        self.segments().0 * self.segment_quads() * QUAD * LANES
+        self.segments().0 * self.segment_quads() * GROUP
     }
 }
 
@@ -238,7 +240,7 @@ fn block_sums(layout: &Layout, ordered: &[i8]) -> Vec<i32> {
     let add = |sum: i32, w: &i8| sum + i32::from(*w);
     let mut sums = vec![0i32; layout.groups * layout.blocks() * LANES];
     for (block, sums) in ordered.chunks_exact(layout.block_len().max(1)).zip(sums.chunks_exact_mut(LANES)) {
-        for group in block.chunks_exact(QUAD * LANES) {
+        for group in block.chunks_exact(GROUP) {
             sums.iter_mut().zip(group.chunks_exact(QUAD)).for_each(|(sum, w)| *sum = w.iter().fold(*sum, add));
         }
     }
@@ -248,7 +250,7 @@ fn block_sums(layout: &Layout, ordered: &[i8]) -> Vec<i32> {
 /// From groups of four inputs per channel to two groups of two.
 pub(super) fn by_pairs<T: Copy>(ordered: &[T]) -> Vec<T> {
     let mut out = Vec::with_capacity(ordered.len());
-    for group in ordered.chunks_exact(QUAD * LANES) {
+    for group in ordered.chunks_exact(GROUP) {
         for half in 0..2 {
             out.extend(group.chunks_exact(QUAD).flat_map(|w| [w[2 * half], w[2 * half + 1]]));
         }

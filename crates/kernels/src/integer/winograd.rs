@@ -36,21 +36,15 @@ use std::ops::Range;
 
 use self::group::{Group, Operands};
 use self::transforms::{Places, outputs, to_bytes, to_words, to_words_of_four};
-use super::conv::room;
+use super::conv::{COLLIDING_BYTES, LINE_BYTES, room};
 use super::dot::Kernel;
-use super::weights::{Kind, LANES, QUAD, by_pairs, short_sums};
+use super::weights::{GROUP, Kind, LANES, QUAD, by_pairs, short_sums};
 use crate::conv::ConvShape;
 
-/// Weights of a block of channels and a group of four inputs.
-const GROUP: usize = QUAD * LANES;
 /// Most products per tile and channel.
 const MOST_POSITIONS: usize = 36;
-/// Most tiles and blocks of channels at a time.
+/// Most tiles at a time.
 const MOST_TILES: usize = 6;
-const MOST_BLOCKS: usize = 4;
-/// Rows of so many bytes, or a multiple, fall on the same few sets of the first cache: a line more keeps them apart.
-const COLLIDING_BYTES: usize = 512;
-const LINE_BYTES: usize = 64;
 /// Channels, of inputs and outputs, from which on fewer products pay for the transforms.
 const FEWEST_CHANNELS: usize = 64;
 /// The same where words are multiplied directly as well: by 4x4 tiles, and by 2x2.
@@ -108,14 +102,14 @@ impl Size {
 
     /// v along an axis.
     #[inline(always)]
-    fn along([a, b, c]: [&[i16; GROUP]; 3], size: Self) -> [[i16; GROUP]; 6] {
+    fn along(self, [a, b, c]: [&[i16; GROUP]; 3]) -> [[i16; GROUP]; 6] {
         let mut v = [[0; GROUP]; 6];
         for i in 0..GROUP {
             let (a, b, c) = (a[i], b[i], c[i]);
             v[0][i] = a;
             v[1][i] = a + b + c;
             v[2][i] = a - b + c;
-            match size {
+            match self {
                 Size::Two => v[3][i] = c,
                 Size::Four => {
                     v[3][i] = a + 2 * b + 4 * c;
@@ -129,11 +123,11 @@ impl Size {
 
     /// v of many times nine weights along both axes, by position.
     fn transformed(self, g: &[[i16; GROUP]; 9]) -> [[i16; GROUP]; MOST_POSITIONS] {
-        let columns = [0, 1, 2].map(|x| Self::along([&g[x], &g[3 + x], &g[6 + x]], self));
+        let columns = [0, 1, 2].map(|x| self.along([&g[x], &g[3 + x], &g[6 + x]]));
         let mut v = [[0; GROUP]; MOST_POSITIONS];
         let window = self.window();
         for (y, row) in v.chunks_exact_mut(window).take(window).enumerate() {
-            row.copy_from_slice(&Self::along([&columns[0][y], &columns[1][y], &columns[2][y]], self)[..window]);
+            row.copy_from_slice(&self.along([&columns[0][y], &columns[1][y], &columns[2][y]])[..window]);
         }
         v
     }
@@ -223,7 +217,8 @@ pub(super) fn faster(kernel: Kernel, shape: &ConvShape, w: &[i8], largest: u8) -
     }
     let new = |form, fewest| (channels >= fewest).then(|| Winograd::new(form, kernel, shape, w, largest)).flatten();
     let covered: usize = sides.iter().map(|side| side.next_multiple_of(Size::Four.outputs())).product();
-    let four = |fewest| new(Form::Words(Size::Four), fewest).filter(|_| covered <= 2 * sides[0] * sides[1]);
+    let is_covered_well = covered <= 2 * sides[0] * sides[1];
+    let four = |fewest| is_covered_well.then(|| new(Form::Words(Size::Four), fewest)).flatten();
     if kernel.is_wide() {
         let [fewest, fewest_of_two] = FEWEST_CHANNELS_OF_WORDS;
         return four(fewest).or_else(|| new(Form::Words(Size::Two), fewest_of_two));
@@ -382,8 +377,8 @@ impl Winograd {
         let (positions, centre) = (size.positions(), size.centre());
         let tiles = out.size.map(|n| n.div_ceil(size.outputs()));
         let (step, plane, count) = (self.step(c_in), self.plane(tiles, c_in), tiles[0] * tiles[1]);
-        let block_len = positions * self.quads * QUAD * LANES;
-        let at_once = kernel.blocks_at_once().min(MOST_BLOCKS);
+        let block_len = positions * self.quads * GROUP;
+        let at_once = kernel.blocks_at_once();
         let [mut products, mut own] = BUFFERS.take();
         let most = room(&mut products, positions * MOST_TILES * at_once * LANES, 0);
         for first in blocks.clone().step_by(at_once) {

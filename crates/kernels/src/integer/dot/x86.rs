@@ -3,7 +3,7 @@
 // Iterators over sums would take their addresses and keep them in memory.
 #![allow(clippy::needless_range_loop)]
 
-use super::{LANES, Panel, QUAD, Word};
+use super::{GROUP, LANES, Panel, QUAD, Word};
 use std::arch::x86_64::{
     __m256i, __m512i, _mm256_add_epi16, _mm256_add_epi32, _mm256_loadu_si256, _mm256_madd_epi16, _mm256_maddubs_epi16,
     _mm256_set1_epi16, _mm256_set1_epi32, _mm256_setzero_si256, _mm256_storeu_si256, _mm512_dpbusd_epi32,
@@ -53,7 +53,7 @@ pub unsafe fn vnni<const PIXELS: usize, const BLOCKS: usize>(panel: &Panel<'_, u
                         sums[m][j] = _mm512_dpbusd_epi32(sums[m][j], x, w[j]);
                     }
                 }
-                weights = weights.wrapping_add(QUAD * LANES);
+                weights = weights.wrapping_add(GROUP);
             }
         }
         for m in 0..PIXELS {
@@ -92,7 +92,7 @@ pub unsafe fn short_once<const PIXELS: usize>(panel: &Panel<'_, u8, i8>, acc: &m
                         partial[m][part] = _mm256_add_epi16(partial[m][part], _mm256_maddubs_epi16(x, w[part]));
                     }
                 }
-                weights = weights.wrapping_add(QUAD * LANES);
+                weights = weights.wrapping_add(GROUP);
             }
         }
         let mut sums = partial;
@@ -117,7 +117,7 @@ pub unsafe fn short<const PIXELS: usize>(panel: &Panel<'_, u8, i8>, acc: &mut [i
         // SAFETY: the caller promises a block of weights for all pieces: 64 bytes per group.
         let next = || unsafe {
             let w = [_mm256_loadu_si256(weights.cast()), _mm256_loadu_si256(weights.add(32).cast())];
-            weights = weights.add(QUAD * LANES);
+            weights = weights.add(GROUP);
             w
         };
         // SAFETY: the caller's promises are those that `short_with` asks for.

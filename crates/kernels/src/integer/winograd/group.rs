@@ -1,7 +1,7 @@
 //! Products of a few tiles and blocks of channels.
 
 use super::super::dot::Kernel;
-use super::{LANES, QUAD};
+use super::{GROUP, LANES, QUAD};
 
 /// A few tiles times a few blocks of channels. `X` are transformed inputs and `W` transformed weights.
 pub(super) struct Group<'a, X, W> {
@@ -28,7 +28,7 @@ impl<X, W> Group<'_, X, W> {
     fn check(&self, products: &[i32]) {
         let last = (self.positions - 1) * self.plane + self.first + (self.tiles - 1) * self.step + self.quads * QUAD;
         assert!(last <= self.planes.len(), "a tile lies outside");
-        assert!(self.weights.len() >= self.blocks * self.positions * self.quads * QUAD * LANES, "weights are missing");
+        assert!(self.weights.len() >= self.blocks * self.positions * self.quads * GROUP, "weights are missing");
         assert!(self.start.len() >= self.blocks * self.positions * LANES, "start values are missing");
         assert!(products.len() >= self.positions * self.tiles * self.blocks * LANES, "products have no room");
     }
@@ -43,19 +43,23 @@ pub(super) trait Operands {
     fn run(&self, kernel: Kernel, products: &mut [i32]);
 }
 
-/// A function for the tiles and blocks that a group has.
+/// Runs a kernel for the tiles that a group has, and for its blocks where it takes several.
 #[cfg(target_arch = "x86_64")]
 macro_rules! of_size {
-    ($group:expr, $f:ident($($arg:expr),*)) => {
-        of_size!(@ $group, $f, ($($arg),*), 2 1, 2 2, 2 3, 2 4, 4 1, 4 2, 4 3, 4 4, 6 1, 6 2, 6 3, 6 4)
+    ($f:ident($group:expr, $products:expr), blocks) => {
+        of_size!($f, $group, $products, ($group.tiles, $group.blocks),
+            (2, 1) 2 1, (2, 2) 2 2, (2, 3) 2 3, (2, 4) 2 4, (4, 1) 4 1, (4, 2) 4 2, (4, 3) 4 3, (4, 4) 4 4,
+            (6, 1) 6 1, (6, 2) 6 2, (6, 3) 6 3, (6, 4) 6 4)
     };
-    (@ $group:expr, $f:ident, $args:tt, $($tiles:literal $blocks:literal),*) => {
-        match ($group.tiles, $group.blocks) {
-            $(($tiles, $blocks) => of_size!(@call $f $tiles $blocks $args),)*
+    ($f:ident($group:expr, $products:expr)) => {
+        of_size!($f, $group, $products, ($group.tiles, $group.blocks), (2, 1) 2, (4, 1) 4, (6, 1) 6)
+    };
+    ($f:ident, $group:expr, $products:expr, $size:expr, $($is:tt $tiles:literal $($blocks:literal)?),*) => {
+        match $size {
+            $($is => super::x86::$f::<$tiles $(, $blocks, _)?>($group, $products),)*
             size => unreachable!("{size:?} tiles and blocks"),
         }
     };
-    (@call $f:ident $tiles:literal $blocks:literal ($($arg:expr),*)) => { super::x86::$f::<$tiles, $blocks>($($arg),*) };
 }
 
 impl Operands for Group<'_, u8, i8> {
@@ -64,19 +68,12 @@ impl Operands for Group<'_, u8, i8> {
         match kernel {
             #[cfg(target_arch = "x86_64")]
             // SAFETY: whoever chose `Vnni` found its instructions; lengths were checked above.
-            Kernel::Vnni => unsafe { of_size!(self, vnni(self, products)) },
+            Kernel::Vnni => unsafe { of_size!(vnni(self, products), blocks) },
             #[cfg(target_arch = "x86_64")]
             Kernel::Short => {
-                assert!(self.blocks == 1 && self.short_sums.iter().all(|&sums| sums > 0), "sums are too short");
+                assert!(self.short_sums.iter().all(|&sums| sums > 0), "sums are too short");
                 // SAFETY: whoever chose `Short` found AVX2; lengths were checked above.
-                unsafe {
-                    match self.tiles {
-                        2 => super::x86::short::<2>(self, products),
-                        4 => super::x86::short::<4>(self, products),
-                        6 => super::x86::short::<6>(self, products),
-                        tiles => unreachable!("{tiles} tiles"),
-                    }
-                }
+                unsafe { of_size!(short(self, products)) }
             }
             _ => portable(self, products, |lane, input| lane * QUAD + input),
         }
@@ -89,24 +86,16 @@ impl Operands for Group<'_, i16, i16> {
         match kernel {
             #[cfg(target_arch = "x86_64")]
             // SAFETY: whoever chose `Vnni` found its instructions; lengths were checked above.
-            Kernel::Vnni => unsafe { of_size!(self, vnni_words(self, products)) },
+            Kernel::Vnni => unsafe { of_size!(vnni(self, products), blocks) },
             #[cfg(target_arch = "x86_64")]
             // SAFETY: whoever chose `Short` or `Wide` found AVX2; lengths were checked above.
-            Kernel::Short | Kernel::Wide => unsafe {
-                assert_eq!(self.blocks, 1);
-                match self.tiles {
-                    2 => super::x86::wide::<2>(self, products),
-                    4 => super::x86::wide::<4>(self, products),
-                    6 => super::x86::wide::<6>(self, products),
-                    tiles => unreachable!("{tiles} tiles"),
-                }
-            },
+            Kernel::Short | Kernel::Wide => unsafe { of_size!(wide(self, products)) },
             _ => portable(self, products, |lane, input| input / 2 * 2 * LANES + lane * 2 + input % 2),
         }
     }
 }
 
-/// One tile and block after the other; a group of four inputs has `weight(group, lane, input)`.
+/// One tile and block after the other. `place(lane, input)` is where a weight lies among those of a group of four inputs.
 fn portable<X: Copy + Into<i32>, W: Copy + Into<i32>>(
     group: &Group<'_, X, W>,
     products: &mut [i32],
@@ -119,7 +108,7 @@ fn portable<X: Copy + Into<i32>, W: Copy + Into<i32>>(
         for (block, sums) in products.chunks_exact_mut(LANES).enumerate() {
             let own = block * group.positions + position;
             sums.copy_from_slice(&group.start[own * LANES..][..LANES]);
-            let weights = group.weights[own * group.quads * QUAD * LANES..].chunks_exact(QUAD * LANES);
+            let weights = group.weights[own * group.quads * GROUP..].chunks_exact(GROUP);
             for (x, w) in input.chunks_exact(QUAD).zip(weights) {
                 for (lane, sum) in sums.iter_mut().enumerate() {
                     for (i, &x) in x.iter().enumerate() {

@@ -20,7 +20,6 @@ pub(super) struct Places {
 pub(super) trait Transformed: Copy + Default {
     fn plus(self, other: Self) -> Self;
     fn minus(self, other: Self) -> Self;
-    fn times(self, factor: Self) -> Self;
 }
 
 macro_rules! transformed {
@@ -33,10 +32,6 @@ macro_rules! transformed {
             #[inline(always)]
             fn minus(self, other: Self) -> Self {
                 self.wrapping_sub(other)
-            }
-            #[inline(always)]
-            fn times(self, factor: Self) -> Self {
-                self.wrapping_mul(factor)
             }
         }
     )*};
@@ -180,13 +175,13 @@ impl Window<i16, 6> for Four {
         let mut u = [[0; N]; 6];
         for i in 0..N {
             let [d0, d1, d2, d3, d4, d5] = [d[0][i], d[1][i], d[2][i], d[3][i], d[4][i], d[5][i]];
-            let (near, far) = (d1.minus(d3).times(2), d4.minus(d2));
-            u[0][i] = d0.minus(d2).times(4).plus(far);
-            u[1][i] = d1.plus(d2).times(4).minus(d3.plus(d4));
-            u[2][i] = d2.minus(d1).times(4).plus(d3.minus(d4));
+            let (near, far) = (d1.minus(d3).wrapping_mul(2), d4.minus(d2));
+            u[0][i] = d0.minus(d2).wrapping_mul(4).plus(far);
+            u[1][i] = d1.plus(d2).wrapping_mul(4).minus(d3.plus(d4));
+            u[2][i] = d2.minus(d1).wrapping_mul(4).plus(d3.minus(d4));
             u[3][i] = far.minus(near);
             u[4][i] = far.plus(near);
-            u[5][i] = d1.minus(d3).times(4).plus(d5.minus(d3));
+            u[5][i] = d1.minus(d3).wrapping_mul(4).plus(d5.minus(d3));
         }
         u
     }

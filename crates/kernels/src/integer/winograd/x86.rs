@@ -5,7 +5,7 @@
 
 use super::super::dot::x86::{PARTS, widen};
 use super::group::Group;
-use super::{LANES, QUAD};
+use super::{GROUP, LANES, QUAD};
 use std::arch::x86_64::{
     __m256i, __m512i, _mm256_add_epi16, _mm256_add_epi32, _mm256_loadu_si256, _mm256_madd_epi16, _mm256_maddubs_epi16,
     _mm256_set1_epi32, _mm256_setzero_si256, _mm256_storeu_si256, _mm512_dpbusd_epi32, _mm512_dpwssd_epi32,
@@ -40,7 +40,7 @@ pub unsafe fn short<const TILES: usize>(group: &Group<'_, u8, i8>, products: &mu
                         partial[m][part] = _mm256_add_epi16(partial[m][part], _mm256_maddubs_epi16(x, w[part]));
                     }
                 }
-                weights = weights.wrapping_add(QUAD * LANES);
+                weights = weights.wrapping_add(GROUP);
             }
             let start = group.start.as_ptr().wrapping_add(position * LANES);
             for m in 0..TILES {
@@ -98,23 +98,59 @@ pub unsafe fn wide<const TILES: usize>(group: &Group<'_, i16, i16>, products: &m
     }
 }
 
-/// `BLOCKS` blocks, with `vpdpbusd`.
+/// Operands that VNNI multiplies: 64 weights or 32 of a block at a time, with as many inputs as add up in a lane.
+pub trait Vnni: Copy {
+    /// What they are multiplied with.
+    type Weight;
+    /// Inputs per lane.
+    const INPUTS: usize;
+    /// `sums` and the products.
+    ///
+    /// # Safety
+    /// AVX-512 F and VNNI are available.
+    unsafe fn dot(sums: __m512i, x: __m512i, w: __m512i) -> __m512i;
+}
+
+impl Vnni for u8 {
+    type Weight = i8;
+    const INPUTS: usize = 4;
+    #[inline(always)]
+    unsafe fn dot(sums: __m512i, x: __m512i, w: __m512i) -> __m512i {
+        // SAFETY: the caller promises VNNI.
+        unsafe { _mm512_dpbusd_epi32(sums, x, w) }
+    }
+}
+
+impl Vnni for i16 {
+    type Weight = i16;
+    const INPUTS: usize = 2;
+    #[inline(always)]
+    unsafe fn dot(sums: __m512i, x: __m512i, w: __m512i) -> __m512i {
+        // SAFETY: the caller promises VNNI.
+        unsafe { _mm512_dpwssd_epi32(sums, x, w) }
+    }
+}
+
+/// `BLOCKS` blocks, with `vpdpbusd` or `vpdpwssd`.
 ///
 /// # Safety
 /// As for [`short`], with `BLOCKS` blocks and the instructions named.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
-pub unsafe fn vnni<const TILES: usize, const BLOCKS: usize>(group: &Group<'_, u8, i8>, products: &mut [i32]) {
-    let block_len = group.positions * group.quads * QUAD * LANES;
+pub unsafe fn vnni<const TILES: usize, const BLOCKS: usize, X: Vnni>(
+    group: &Group<'_, X, X::Weight>,
+    products: &mut [i32],
+) {
+    let block_len = group.positions * group.quads * GROUP;
     let mut weights = group.weights.as_ptr();
     for position in 0..group.positions {
         let input = group.planes.as_ptr().wrapping_add(position * group.plane + group.first);
-        let inputs: [*const u8; TILES] = std::array::from_fn(|m| input.wrapping_add(m * group.step));
+        let inputs: [*const X; TILES] = std::array::from_fn(|m| input.wrapping_add(m * group.step));
         let start: [__m512i; BLOCKS] = std::array::from_fn(|j| {
             // SAFETY: the caller promises 16 start values per block and position.
             unsafe { _mm512_loadu_si512(group.start.as_ptr().add((j * group.positions + position) * LANES).cast()) }
         });
         let mut sums = [start; TILES];
-        for at in (0..group.quads * QUAD).step_by(QUAD) {
+        for at in (0..group.quads * QUAD).step_by(X::INPUTS) {
             // SAFETY: the caller promises 64 weights per block, position and group of four inputs.
             let w: [__m512i; BLOCKS] =
                 std::array::from_fn(|j| unsafe { _mm512_loadu_si512(weights.add(j * block_len).cast()) });
@@ -122,50 +158,11 @@ pub unsafe fn vnni<const TILES: usize, const BLOCKS: usize>(group: &Group<'_, u8
                 // SAFETY: the caller promises that all inputs of all tiles lie within the planes.
                 let x = _mm512_set1_epi32(unsafe { inputs[m].add(at).cast::<i32>().read_unaligned() });
                 for j in 0..BLOCKS {
-                    sums[m][j] = _mm512_dpbusd_epi32(sums[m][j], x, w[j]);
+                    // SAFETY: VNNI is enabled here.
+                    sums[m][j] = unsafe { X::dot(sums[m][j], x, w[j]) };
                 }
             }
-            weights = weights.wrapping_add(QUAD * LANES);
-        }
-        let to = products.as_mut_ptr().wrapping_add(position * TILES * BLOCKS * LANES);
-        for m in 0..TILES {
-            for j in 0..BLOCKS {
-                // SAFETY: the caller promises 16 products per position, tile and block.
-                unsafe { _mm512_storeu_si512(to.add((m * BLOCKS + j) * LANES).cast(), sums[m][j]) };
-            }
-        }
-    }
-}
-
-/// `BLOCKS` blocks, with `vpdpwssd`: operands of 16 bits.
-///
-/// # Safety
-/// As for [`vnni`].
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
-pub unsafe fn vnni_words<const TILES: usize, const BLOCKS: usize>(group: &Group<'_, i16, i16>, products: &mut [i32]) {
-    let block_len = group.positions * group.quads * QUAD * LANES;
-    let mut weights = group.weights.as_ptr();
-    for position in 0..group.positions {
-        let input = group.planes.as_ptr().wrapping_add(position * group.plane + group.first);
-        let inputs: [*const i16; TILES] = std::array::from_fn(|m| input.wrapping_add(m * group.step));
-        let start: [__m512i; BLOCKS] = std::array::from_fn(|j| {
-            // SAFETY: the caller promises 16 start values per block and position.
-            unsafe { _mm512_loadu_si512(group.start.as_ptr().add((j * group.positions + position) * LANES).cast()) }
-        });
-        let mut sums = [start; TILES];
-        // A pair of inputs per round, two rounds per group of four.
-        for at in (0..group.quads * QUAD).step_by(2) {
-            // SAFETY: the caller promises 64 weights per block, position and group of four inputs, 32 per pair.
-            let w: [__m512i; BLOCKS] =
-                std::array::from_fn(|j| unsafe { _mm512_loadu_si512(weights.add(j * block_len).cast()) });
-            for m in 0..TILES {
-                // SAFETY: the caller promises that all inputs of all tiles lie within the planes.
-                let x = _mm512_set1_epi32(unsafe { inputs[m].add(at).cast::<i32>().read_unaligned() });
-                for j in 0..BLOCKS {
-                    sums[m][j] = _mm512_dpwssd_epi32(sums[m][j], x, w[j]);
-                }
-            }
-            weights = weights.wrapping_add(2 * LANES);
+            weights = weights.wrapping_add(X::INPUTS * LANES);
         }
         let to = products.as_mut_ptr().wrapping_add(position * TILES * BLOCKS * LANES);
         for m in 0..TILES {
