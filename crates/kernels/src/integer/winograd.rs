@@ -225,7 +225,7 @@ pub(super) fn faster(kernel: Kernel, shape: &ConvShape, w: &[i8], largest: u8) -
     }
     let bytes = new(Form::Bytes, FEWEST_CHANNELS);
     if !kernel.has_short_sums() {
-        return bytes;
+        return bytes.or_else(|| if kernel.has_vnni() { four(FEWEST_CHANNELS) } else { None });
     }
     let are_long = |w: &Winograd| match &w.weights {
         Weights::Bytes { short_sums, .. } => short_sums.iter().all(|&sums| sums >= FEWEST_SUMS),

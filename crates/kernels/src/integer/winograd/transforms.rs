@@ -5,7 +5,7 @@
 
 use std::ops::Range;
 
-use super::{Output, Size};
+use super::{LANES, Output, Size};
 use crate::multiversion::multiversion;
 
 /// Where the tiles of a row go in the planes: elements from position to position, to the first tile, and from tile to tile.
@@ -187,8 +187,8 @@ impl Window<i16, 6> for Four {
     }
 }
 
-/// Channels that are held in registers together.
-const RUN: usize = 8;
+/// Channels that are held in registers together: one of AVX-512 for each number.
+const RUN: usize = LANES;
 
 /// Products `[position][tile][lanes]` of some tiles to accumulators, from channel number `first` on.
 pub(super) fn outputs(
@@ -239,7 +239,7 @@ fn tiles_to_pixels<F: Outputs<W, M>, const W: usize, const M: usize>(
             for x in 0..W {
                 let mut column = [&[0; RUN]; W];
                 for y in 0..W {
-                    column[y] = eight(m, (y * W + x) * plane);
+                    column[y] = some(m, (y * W + x) * plane);
                 }
                 sums[x] = F::along(column);
             }
@@ -278,7 +278,7 @@ fn store_some(out: &[i32; RUN], to: &mut [i32]) {
 }
 
 #[inline(always)]
-fn eight(m: &[i32], at: usize) -> &[i32; RUN] {
+fn some(m: &[i32], at: usize) -> &[i32; RUN] {
     m[at..at + RUN].try_into().unwrap_or(&[0; RUN])
 }
 
