@@ -27,7 +27,7 @@ mod winograd;
 #[cfg(test)]
 mod tests;
 
-pub use conv::{conv, conv_with};
+pub use conv::{conv, conv_to_codes, conv_with};
 pub use requantize::{PerChannel, Prepared, Requantize, Residual};
 pub use weights::ConvWeights;
 

@@ -11,10 +11,14 @@
 //! Where there is no padding and codes are unsigned bytes, as the kernel wants them, the input is read in place. Where padding or dilation is so large that a
 //! strip would be mostly padding, every window is gathered by itself instead: slower, but memory stays bounded.
 
+#[cfg(target_arch = "x86_64")]
+use super::dot::x86::Finish;
 use super::dot::{Chunk, Job};
+#[cfg(target_arch = "x86_64")]
+use super::requantize::x86::InRegisters;
 use super::weights::{ConvWeights, Kind, LANES, Layout, Packed};
 use super::winograd::{Output, Planes};
-use super::{Operand, depthwise};
+use super::{Operand, Prepared, depthwise};
 use crate::conv::ConvShape;
 use crate::threads;
 use std::cell::Cell;
@@ -60,6 +64,40 @@ pub fn conv_with<A: Operand, O: Send>(
         finish(plan.first(band), sums, out);
         scratch.acc = acc;
     });
+}
+
+/// [`conv_with`] whose accumulators become codes: bit-equal to [`Prepared::run`] on them, and where the processor allows, done
+/// before they leave their registers.
+///
+/// # Panics
+/// As [`conv`], or if `requantize` is for another number of channels or residuals.
+pub fn conv_to_codes<A: Operand>(
+    shape: &ConvShape,
+    x: &[A],
+    zero_point: i32,
+    weights: &ConvWeights,
+    requantize: &Prepared<'_>,
+    out: &mut [u8],
+) {
+    assert_eq!(requantize.channels(), shape.c_out, "factors of another number of channels");
+    #[cfg(target_arch = "x86_64")]
+    if weights.finishes_in_registers() && requantize.in_registers(0, out.len()).is_some() {
+        let len = out.len();
+        let plan = Plan::new(shape, x, len, zero_point, weights);
+        if plan.input != Input::Gather && !plan.shares_channels() {
+            return plan.for_each_band(out, |band, scratch, out| {
+                plan.lay_out(band, scratch);
+                let windows = plan.windows(band, scratch);
+                match requantize.in_registers(plan.first(band), len) {
+                    Some(InRegisters::Alone(finish)) => plan.finish(&windows, finish, out),
+                    Some(InRegisters::AndCodes(finish)) => plan.finish(&windows, finish, out),
+                    Some(InRegisters::AndFloats(finish)) => plan.finish(&windows, finish, out),
+                    None => unreachable!("it was there before"),
+                }
+            });
+        }
+    }
+    conv_with(shape, x, zero_point, weights, out, |first, acc, out| requantize.run(acc, first, out));
 }
 
 thread_local! {
@@ -355,10 +393,10 @@ impl<'a, A: Operand> Plan<'a, A> {
     /// Accumulates some blocks of each group's channels, `stride` accumulators from pixel to pixel. All blocks, if there are
     /// several groups.
     fn run(&self, windows: &Windows<'_>, blocks: Range<usize>, acc: &mut [i32], stride: usize) {
-        let (kernel, offsets, pixels) = (self.weights.kernel, &self.offsets, windows.pixels);
+        let (kernel, pixels) = (self.weights.kernel, windows.pixels);
         match (&self.weights.data, windows.input) {
             (data, Codes::Bytes(input)) if self.layout.kind == Kind::Depthwise => {
-                depthwise::run(kernel, data, input, pixels, offsets, &self.start, self.shape.c_out, acc);
+                depthwise::run(kernel, data, &self.depthwise(input, pixels), acc);
             }
             (Packed::Bytes(data), Codes::Bytes(input)) => {
                 self.for_each_group(data, input, pixels, blocks, acc, stride, |job| kernel.run_bytes(job));
@@ -384,16 +422,36 @@ impl<'a, A: Operand> Plan<'a, A> {
         }
     }
 
+    /// All channels of a band's windows, each sum finished in its register, where weights [allow it](ConvWeights::finishes_in_registers).
+    #[cfg(target_arch = "x86_64")]
+    fn finish<F: Finish>(&self, windows: &Windows<'_>, finish: F, out: &mut [F::Out]) {
+        let (Packed::Bytes(data), Codes::Bytes(input)) = (&self.weights.data, windows.input) else {
+            unreachable!("weights and inputs are bytes");
+        };
+        let (kernel, pixels, channels) = (self.weights.kernel, windows.pixels, self.shape.c_out);
+        if self.layout.kind == Kind::Depthwise {
+            return depthwise::finish(kernel, data, &self.depthwise(input, pixels), finish, out);
+        }
+        let blocks = 0..self.layout.blocks();
+        self.for_each_group(data, input, pixels, blocks, out, channels, |job| kernel.finish_bytes(job, finish));
+    }
+
+    /// Windows of a layer whose channels are alone.
+    fn depthwise<'b>(&'b self, input: &'b [u8], pixels: &'b [usize]) -> depthwise::Windows<'b> {
+        let (start, offsets, channels) = (&self.start[..], &self.offsets[..], self.shape.c_out);
+        depthwise::Windows { input, pixels, row: self.shape.out_w(), offsets, start, channels }
+    }
+
     #[allow(clippy::too_many_arguments)]
-    fn for_each_group<X, W>(
+    fn for_each_group<X, W, O>(
         &self,
         data: &[W],
         input: &[X],
         pixels: &[usize],
         blocks: Range<usize>,
-        acc: &mut [i32],
+        out: &mut [O],
         stride: usize,
-        run: impl Fn(&mut Job<'_, X, W>),
+        run: impl Fn(&mut Job<'_, X, W, O>),
     ) {
         let (layout, all) = (&self.layout, self.layout.blocks());
         let block_len = data.len() / (layout.groups * all).max(1);
@@ -406,7 +464,8 @@ impl<'a, A: Operand> Plan<'a, A> {
                 start: &self.start[group * all * LANES..][blocks.start * LANES..blocks.end * LANES],
                 short_sums: self.weights.short_sums,
                 channels: layout.group_out().min(blocks.end * LANES) - blocks.start * LANES,
-                acc: &mut acc[group * layout.group_out()..],
+                first: group * layout.group_out(),
+                out: &mut out[group * layout.group_out()..],
                 stride,
             });
         }

@@ -16,10 +16,13 @@
 //! x(tap 0): c0 … c63      part j, j = 0 … 3:  c4j t0-3 … c4j+3 t0-3 | c16+4j … | c32+4j … | c48+4j …
 //! ```
 //!
-//! with weights `[block of 64 channels][four taps][part]`; sums are brought into the order of channels at the end. Without
-//! any of these, weights are `[tap][channel]`.
+//! with weights `[block of 64 channels][four taps][part]`; sums are brought into the order of channels at the end. The taps of a 3x3 kernel
+//! are taken by columns, three and a weight of 0, because the next pixel meets most columns again. Without any of these, weights are
+//! `[tap][channel]`.
 
 use super::dot::Kernel;
+#[cfg(target_arch = "x86_64")]
+use super::dot::x86::{Finish, Sums};
 use super::weights::{LANES, Packed};
 use crate::multiversion::multiversion;
 
@@ -28,6 +31,9 @@ pub(super) const SLACK: usize = 4 * LANES;
 
 /// Taps of a group for `vpdpbusd`.
 const QUAD: usize = 4;
+
+/// Rows and columns of the kernel whose columns are shared.
+const SIDE: usize = 3;
 
 /// How a layer's weights lie.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,14 +44,17 @@ enum Form {
     Pairs,
     /// For `vpmaddubsw`.
     ShortPairs,
-    /// For `vpdpbusd`.
+    /// For `vpdpbusd`, in order.
     Quads,
+    /// For `vpdpbusd`, by columns of three.
+    Columns,
 }
 
 impl Form {
-    fn of(kernel: Kernel, weights: &Packed) -> Self {
+    fn of(kernel: Kernel, weights: &Packed, taps: usize) -> Self {
         match weights {
             Packed::Words(_) => Form::Pairs,
+            _ if kernel.has_vnni() && taps == SIDE * SIDE => Form::Columns,
             _ if kernel.has_vnni() => Form::Quads,
             _ if kernel.has_avx2() => Form::ShortPairs,
             _ => Form::Taps,
@@ -58,7 +67,7 @@ impl Form {
             Form::Taps => (1, 1),
             Form::Pairs => (LANES, 2),
             Form::ShortPairs => (2 * LANES, 2),
-            Form::Quads => (4 * LANES, QUAD),
+            Form::Quads | Form::Columns => (4 * LANES, QUAD),
         }
     }
 }
@@ -80,7 +89,13 @@ pub(super) fn pack(kernel: Kernel, short_sums: usize, taps: usize, w: &[i8]) -> 
     };
     // Low and high halves of either kind hold the quarters 0 2 | 1 3.
     let quarters = [0, 2, 1, 3];
-    if kernel.has_vnni() {
+    if kernel.has_vnni() && taps == SIDE * SIDE {
+        // Columns as if they were rows, each filled up to four taps.
+        let by_column = |i: usize| (i % 4 < SIDE).then(|| i % 4 * SIDE + i / 4);
+        let filter = |w: &[i8]| (0..4 * SIDE).map(|i| by_column(i).map_or(0, |tap| w[tap])).collect::<Vec<_>>();
+        let w: Vec<i8> = w.chunks_exact(taps).flat_map(filter).collect();
+        Packed::Bytes(by_quad(4 * SIDE, &w))
+    } else if kernel.has_vnni() {
         Packed::Bytes(by_quad(taps, w))
     } else if !kernel.has_avx2() {
         Packed::Bytes((0..w.len()).map(|i| w[i % channels * taps + i / channels]).collect())
@@ -105,56 +120,94 @@ fn by_quad(taps: usize, w: &[i8]) -> Vec<i8> {
     out
 }
 
-/// Accumulates pixels whose windows begin at `pixels` in `input`; taps are at `offsets` from there. `start` has whole blocks of
-/// [`SLACK`] channels.
+/// The pixels of a band and what their windows are multiplied with, but for the weights.
+pub(super) struct Windows<'a> {
+    pub input: &'a [u8],
+    /// Where each pixel's window begins in the input.
+    pub pixels: &'a [usize],
+    /// Pixels of an output row.
+    pub row: usize,
+    /// Taps, from there.
+    pub offsets: &'a [usize],
+    /// What sums begin with, whole blocks of [`SLACK`] channels.
+    pub start: &'a [i32],
+    pub channels: usize,
+}
+
+/// Accumulates pixels.
 ///
 /// # Panics
-/// If a window and its [`SLACK`] reach past `input`, or a slice is shorter than the others say.
-#[allow(clippy::too_many_arguments)]
-pub(super) fn run(
-    kernel: Kernel,
-    weights: &Packed,
-    input: &[u8],
-    pixels: &[usize],
-    offsets: &[usize],
-    start: &[i32],
-    channels: usize,
-    acc: &mut [i32],
-) {
-    let form = Form::of(kernel, weights);
-    if let (Form::Taps, Packed::Bytes(weights)) = (form, weights) {
-        for (acc, &pixel) in acc.chunks_exact_mut(channels).zip(pixels) {
-            pixel_by_tap(&input[pixel..], offsets, weights, start, acc);
-        }
-        return;
-    }
-    let (block, group) = form.block();
-    let blocks = channels.div_ceil(block);
-    let reach = offsets.iter().max().map_or(0, |o| o + blocks * block);
-    let last = pixels.iter().max().map_or(0, |p| p + reach);
-    let needed = blocks * offsets.len().div_ceil(group) * group * block;
-    assert!(last <= input.len(), "a window reaches past the input");
-    assert!(start.len() >= blocks * block && acc.len() >= pixels.len() * channels, "accumulators are missing");
-    match (form, weights) {
-        #[cfg(target_arch = "x86_64")]
-        (Form::Quads, Packed::Bytes(weights)) => {
-            assert!(weights.len() >= needed, "weights are missing");
-            // SAFETY: the kernel was chosen where VNNI was found; lengths were checked just now.
-            unsafe { x86::quads(weights, input, pixels, offsets, start, channels, acc) };
+/// If a window and its [`SLACK`] reach past the input, or a slice is shorter than the others say.
+pub(super) fn run(kernel: Kernel, weights: &Packed, windows: &Windows<'_>, acc: &mut [i32]) {
+    match (Form::of(kernel, weights, windows.offsets.len()), weights) {
+        (Form::Taps, Packed::Bytes(weights)) => {
+            for (acc, &pixel) in acc.chunks_exact_mut(windows.channels).zip(windows.pixels) {
+                pixel_by_tap(&windows.input[pixel..], windows.offsets, weights, windows.start, acc);
+            }
         }
         #[cfg(target_arch = "x86_64")]
-        (Form::ShortPairs, Packed::Bytes(weights)) => {
-            assert!(weights.len() >= needed, "weights are missing");
+        (Form::Quads | Form::Columns, Packed::Bytes(weights)) => finish(kernel, weights, windows, Sums, acc),
+        #[cfg(target_arch = "x86_64")]
+        (form @ Form::ShortPairs, Packed::Bytes(weights)) => {
+            windows.check(form, weights.len(), acc.len());
             // SAFETY: the kernel was chosen where AVX2 was found; lengths were checked just now.
-            unsafe { x86::short_pairs(weights, input, pixels, offsets, start, channels, acc) };
+            unsafe { x86::short_pairs(weights, windows, acc) };
         }
         #[cfg(target_arch = "x86_64")]
-        (Form::Pairs, Packed::Words(weights)) => {
-            assert!(weights.len() >= needed, "weights are missing");
+        (form @ Form::Pairs, Packed::Words(weights)) => {
+            windows.check(form, weights.len(), acc.len());
             // SAFETY: as above.
-            unsafe { x86::pairs(weights, input, pixels, offsets, start, channels, acc) };
+            unsafe { x86::pairs(weights, windows, acc) };
         }
-        _ => unreachable!("{needed} depthwise weights are neither bytes nor words of this processor"),
+        _ => unreachable!("depthwise weights are neither bytes nor words of this processor"),
+    }
+}
+
+/// [`run`] with weights for VNNI, each sum turned into an output while it is in a register.
+///
+/// # Panics
+/// As [`run`], or without [VNNI](Kernel::has_vnni).
+#[cfg(target_arch = "x86_64")]
+pub(super) fn finish<F: Finish>(kernel: Kernel, weights: &[i8], windows: &Windows<'_>, finish: F, out: &mut [F::Out]) {
+    assert!(kernel.has_vnni(), "weights of another kernel");
+    let form = if windows.offsets.len() == SIDE * SIDE { Form::Columns } else { Form::Quads };
+    windows.check(form, weights.len(), out.len());
+    // SAFETY: the kernel was chosen where VNNI was found; lengths were checked just now.
+    unsafe {
+        match (form, windows.columns_ahead()) {
+            (Form::Columns, Some(1)) => x86::columns::<1, F>(weights, windows, finish, out),
+            (Form::Columns, Some(2)) => x86::columns::<2, F>(weights, windows, finish, out),
+            (Form::Columns, _) => x86::columns::<SIDE, F>(weights, windows, finish, out),
+            _ => x86::quads(weights, windows, finish, out),
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+impl Windows<'_> {
+    /// That slices are as long as the loops for vectors read and write.
+    fn check(&self, form: Form, weights: usize, out: usize) {
+        let (block, group) = form.block();
+        let (blocks, taps) = (self.channels.div_ceil(block), self.offsets.len());
+        let reach = self.offsets.iter().max().map_or(0, |o| o + blocks * block);
+        let last = self.pixels.iter().max().map_or(0, |p| p + reach);
+        let groups = if form == Form::Columns { SIDE } else { taps.div_ceil(group) };
+        assert!(last <= self.input.len(), "a window reaches past the input");
+        assert!(self.start.len() >= blocks * block && out >= self.pixels.len() * self.channels, "outputs are missing");
+        assert!(weights >= blocks * groups * group * block, "weights are missing");
+    }
+
+    /// How many columns further the next pixel of a row begins, if taps are three rows of columns and it is whole ones.
+    fn columns_ahead(&self) -> Option<usize> {
+        if self.offsets.len() != SIDE * SIDE {
+            return None;
+        }
+        let (step, next) =
+            (self.offsets[1].checked_sub(self.offsets[0])?, self.pixels.get(1)?.checked_sub(self.pixels[0])?);
+        let are_columns = self.offsets.chunks_exact(SIDE).all(|row| row[1] == row[0] + step && row[2] == row[1] + step);
+        let mut rows = self.pixels.chunks(self.row.max(1));
+        let are_even = rows.all(|row| row.windows(2).all(|pair| pair[1] == pair[0] + next));
+        (self.row > 1 && are_columns && are_even && step > 0 && next % step == 0).then(|| next / step)
     }
 }
 
@@ -173,198 +226,4 @@ multiversion! {
 }
 
 #[cfg(target_arch = "x86_64")]
-mod x86 {
-    use super::{LANES, QUAD};
-    use std::arch::x86_64::{
-        __m256i, __m512i, _mm_loadu_si128, _mm256_add_epi16, _mm256_add_epi32, _mm256_castsi256_si128,
-        _mm256_cvtepi16_epi32, _mm256_cvtepu8_epi16, _mm256_extracti128_si256, _mm256_loadu_si256, _mm256_madd_epi16,
-        _mm256_maddubs_epi16, _mm256_permute2x128_si256, _mm256_setzero_si256, _mm256_storeu_si256,
-        _mm256_unpackhi_epi8, _mm256_unpackhi_epi16, _mm256_unpacklo_epi8, _mm256_unpacklo_epi16, _mm512_add_epi32,
-        _mm512_dpbusd_epi32, _mm512_loadu_si512, _mm512_mask_storeu_epi32, _mm512_setzero_si512, _mm512_shuffle_i32x4,
-        _mm512_unpackhi_epi8, _mm512_unpackhi_epi16, _mm512_unpacklo_epi8, _mm512_unpacklo_epi16,
-    };
-
-    /// All pixels and channels with `vpdpbusd`.
-    ///
-    /// # Safety
-    /// * AVX-512 F, BW and VNNI are available.
-    /// * From every pixel and offset on, `input` has a byte for every channel of every block, 64 to each.
-    /// * `weights` are packed as the module says, `start` has whole blocks, `acc` has `channels` elements per pixel.
-    #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-    pub unsafe fn quads(
-        weights: &[i8],
-        input: &[u8],
-        pixels: &[usize],
-        offsets: &[usize],
-        start: &[i32],
-        channels: usize,
-        acc: &mut [i32],
-    ) {
-        const BLOCK: usize = 4 * LANES;
-        let per_block = offsets.len().div_ceil(QUAD) * QUAD * BLOCK;
-        for (block, weights) in weights.chunks_exact(per_block).enumerate().take(channels.div_ceil(BLOCK)) {
-            let first = block * BLOCK;
-            for (idx, &pixel) in pixels.iter().enumerate() {
-                let window = input.as_ptr().wrapping_add(pixel + first);
-                let mut sums = [_mm512_setzero_si512(); 4];
-                let mut weight = weights.as_ptr();
-                for taps in offsets.chunks(QUAD) {
-                    let load = |tap: usize| -> __m512i {
-                        // SAFETY: the caller promises 64 bytes at every offset.
-                        unsafe { _mm512_loadu_si512(window.add(taps[tap.min(taps.len() - 1)]).cast()) }
-                    };
-                    let x: [__m512i; QUAD] = [load(0), load(1), load(2), load(3)];
-                    let (low01, high01) = (_mm512_unpacklo_epi8(x[0], x[1]), _mm512_unpackhi_epi8(x[0], x[1]));
-                    let (low23, high23) = (_mm512_unpacklo_epi8(x[2], x[3]), _mm512_unpackhi_epi8(x[2], x[3]));
-                    let parts = [
-                        _mm512_unpacklo_epi16(low01, low23),
-                        _mm512_unpackhi_epi16(low01, low23),
-                        _mm512_unpacklo_epi16(high01, high23),
-                        _mm512_unpackhi_epi16(high01, high23),
-                    ];
-                    for part in 0..4 {
-                        // SAFETY: the caller promises 256 weights per group of taps, through which `weight` moves.
-                        let w = unsafe { _mm512_loadu_si512(weight.add(part * BLOCK).cast()) };
-                        sums[part] = _mm512_dpbusd_epi32(sums[part], parts[part], w);
-                    }
-                    weight = weight.wrapping_add(QUAD * BLOCK);
-                }
-                // Quarter l of part j has channels 16 l + 4 j …: a transposition of quarters.
-                let (a, b) =
-                    (_mm512_shuffle_i32x4::<0x44>(sums[0], sums[1]), _mm512_shuffle_i32x4::<0x44>(sums[2], sums[3]));
-                let (c, d) =
-                    (_mm512_shuffle_i32x4::<0xee>(sums[0], sums[1]), _mm512_shuffle_i32x4::<0xee>(sums[2], sums[3]));
-                let rows = [
-                    _mm512_shuffle_i32x4::<0x88>(a, b),
-                    _mm512_shuffle_i32x4::<0xdd>(a, b),
-                    _mm512_shuffle_i32x4::<0x88>(c, d),
-                    _mm512_shuffle_i32x4::<0xdd>(c, d),
-                ];
-                for (part, &sum) in rows.iter().enumerate() {
-                    let from = first + part * LANES;
-                    let wanted = channels.saturating_sub(from).min(LANES);
-                    let to = acc.as_mut_ptr().wrapping_add(idx * channels + from);
-                    // SAFETY: `start` has whole blocks; of the accumulators, only wanted channels of this pixel are stored.
-                    unsafe {
-                        let start = _mm512_loadu_si512(start.as_ptr().add(from).cast());
-                        _mm512_mask_storeu_epi32(to, ((1u32 << wanted) - 1) as u16, _mm512_add_epi32(sum, start));
-                    }
-                }
-            }
-        }
-    }
-
-    /// All pixels and channels with `vpmaddwd`.
-    ///
-    /// # Safety
-    /// * AVX2 is available.
-    /// * From every pixel and offset on, `input` has a byte for every channel of every block, 16 to each.
-    /// * `weights` are packed as the module says, `start` has whole blocks, `acc` has `channels` elements per pixel.
-    #[target_feature(enable = "avx2")]
-    pub unsafe fn pairs(
-        weights: &[i16],
-        input: &[u8],
-        pixels: &[usize],
-        offsets: &[usize],
-        start: &[i32],
-        channels: usize,
-        acc: &mut [i32],
-    ) {
-        let per_block = offsets.len().div_ceil(2) * 2 * LANES;
-        for (block, weights) in weights.chunks_exact(per_block).enumerate().take(channels.div_ceil(LANES)) {
-            let first = block * LANES;
-            let wanted = (channels - first).min(LANES);
-            // SAFETY: `start` has whole blocks.
-            let start = |part: usize| unsafe { _mm256_loadu_si256(start.as_ptr().add(first + 8 * part).cast()) };
-            let (start0, start1) = (start(0), start(1));
-            // Sums are kept in the order of the interleaved halves until the end.
-            let low0 = _mm256_permute2x128_si256::<0x20>(start0, start1);
-            let high0 = _mm256_permute2x128_si256::<0x31>(start0, start1);
-            for (idx, &pixel) in pixels.iter().enumerate() {
-                let window = input.as_ptr().wrapping_add(pixel + first);
-                let (mut low, mut high) = (low0, high0);
-                let mut weight = weights.as_ptr();
-                for taps in offsets.chunks(2) {
-                    // SAFETY: the caller promises 16 bytes at every offset.
-                    let load =
-                        |offset: usize| unsafe { _mm256_cvtepu8_epi16(_mm_loadu_si128(window.add(offset).cast())) };
-                    let (x0, x1) = (load(taps[0]), load(taps[taps.len() - 1]));
-                    // SAFETY: the caller promises 32 weights per pair of taps, through which `weight` moves.
-                    let w = |half: usize| -> __m256i { unsafe { _mm256_loadu_si256(weight.add(half * LANES).cast()) } };
-                    low = _mm256_add_epi32(low, _mm256_madd_epi16(_mm256_unpacklo_epi16(x0, x1), w(0)));
-                    high = _mm256_add_epi32(high, _mm256_madd_epi16(_mm256_unpackhi_epi16(x0, x1), w(1)));
-                    weight = weight.wrapping_add(2 * LANES);
-                }
-                let sums = [_mm256_permute2x128_si256::<0x20>(low, high), _mm256_permute2x128_si256::<0x31>(low, high)];
-                let to = &mut acc[idx * channels + first..][..wanted];
-                let mut lanes = [0i32; LANES];
-                let row = if wanted == LANES { to.as_mut_ptr() } else { lanes.as_mut_ptr() };
-                for (part, &sum) in sums.iter().enumerate() {
-                    // SAFETY: both hold 16 elements, of which this stores 8 from `8 * part` on.
-                    unsafe { _mm256_storeu_si256(row.add(8 * part).cast(), sum) };
-                }
-                if wanted < LANES {
-                    to.copy_from_slice(&lanes[..wanted]);
-                }
-            }
-        }
-    }
-
-    /// All pixels and channels with `vpmaddubsw`, where 16 bits hold the sums.
-    ///
-    /// # Safety
-    /// As for [`pairs`], with blocks of 32 channels.
-    #[target_feature(enable = "avx2")]
-    pub unsafe fn short_pairs(
-        weights: &[i8],
-        input: &[u8],
-        pixels: &[usize],
-        offsets: &[usize],
-        start: &[i32],
-        channels: usize,
-        acc: &mut [i32],
-    ) {
-        const BLOCK: usize = 2 * LANES;
-        let per_block = offsets.len().div_ceil(2) * 2 * BLOCK;
-        for (block, weights) in weights.chunks_exact(per_block).enumerate().take(channels.div_ceil(BLOCK)) {
-            let first = block * BLOCK;
-            let wanted = (channels - first).min(BLOCK);
-            for (idx, &pixel) in pixels.iter().enumerate() {
-                let window = input.as_ptr().wrapping_add(pixel + first);
-                let (mut low, mut high) = (_mm256_setzero_si256(), _mm256_setzero_si256());
-                let mut weight = weights.as_ptr();
-                for taps in offsets.chunks(2) {
-                    // SAFETY: the caller promises 32 bytes at every offset.
-                    let load = |offset: usize| -> __m256i { unsafe { _mm256_loadu_si256(window.add(offset).cast()) } };
-                    let (x0, x1) = (load(taps[0]), load(taps[taps.len() - 1]));
-                    // SAFETY: the caller promises 64 weights per pair of taps, through which `weight` moves.
-                    let w = |half: usize| -> __m256i { unsafe { _mm256_loadu_si256(weight.add(half * BLOCK).cast()) } };
-                    low = _mm256_add_epi16(low, _mm256_maddubs_epi16(_mm256_unpacklo_epi8(x0, x1), w(0)));
-                    high = _mm256_add_epi16(high, _mm256_maddubs_epi16(_mm256_unpackhi_epi8(x0, x1), w(1)));
-                    weight = weight.wrapping_add(2 * BLOCK);
-                }
-                // Eight channels each.
-                let sums = [
-                    _mm256_castsi256_si128(low),
-                    _mm256_castsi256_si128(high),
-                    _mm256_extracti128_si256::<1>(low),
-                    _mm256_extracti128_si256::<1>(high),
-                ];
-                let to = &mut acc[idx * channels + first..][..wanted];
-                let mut lanes = [0i32; BLOCK];
-                let row = if wanted == BLOCK { to.as_mut_ptr() } else { lanes.as_mut_ptr() };
-                for (part, sum) in sums.into_iter().enumerate() {
-                    // SAFETY: both hold 32 elements and `start` has whole blocks; these are 8 from `8 * part` on.
-                    unsafe {
-                        let start = _mm256_loadu_si256(start.as_ptr().add(first + 8 * part).cast());
-                        let sum = _mm256_add_epi32(start, _mm256_cvtepi16_epi32(sum));
-                        _mm256_storeu_si256(row.add(8 * part).cast(), sum);
-                    }
-                }
-                if wanted < BLOCK {
-                    to.copy_from_slice(&lanes[..wanted]);
-                }
-            }
-        }
-    }
-}
+mod x86;

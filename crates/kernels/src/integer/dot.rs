@@ -65,8 +65,9 @@ impl Chunk {
     }
 }
 
-/// The pixels and channels of one call: accumulators `acc[pixel * stride + channel]`. `X` are codes and `W` weights.
-pub(super) struct Job<'a, X, W> {
+/// The pixels and channels of one call: outputs `out[pixel * stride + channel]`. `X` are codes, `W` weights and `O` accumulators, or what
+/// becomes of them at once.
+pub(super) struct Job<'a, X, W, O = i32> {
     /// Input codes, unsigned.
     pub input: &'a [X],
     /// First code of each pixel's window.
@@ -80,9 +81,11 @@ pub(super) struct Job<'a, X, W> {
     pub short_sums: usize,
     /// Channels wanted, at most those of the blocks.
     pub channels: usize,
-    /// First accumulator of the first pixel.
-    pub acc: &'a mut [i32],
-    /// Accumulators between pixels.
+    /// Number of its first channel in the layer, and so of its first output in the band.
+    pub first: usize,
+    /// From the first output of the first pixel on.
+    pub out: &'a mut [O],
+    /// Outputs between pixels.
     pub stride: usize,
 }
 
@@ -214,14 +217,7 @@ impl Kernel {
                 |left| (left.min(MAX_BLOCKS), 1),
                 // SAFETY: `Vnni` is only chosen where its instructions were detected. `for_each_panel` sees to it that every piece of
                 // every pixel lies within the input, and that weights, start values and accumulators exist.
-                |panel, acc| unsafe {
-                    match panel.blocks {
-                        1 => x86::vnni::<8, 1>(panel, acc),
-                        2 => x86::vnni::<8, 2>(panel, acc),
-                        3 => x86::vnni::<8, 3>(panel, acc),
-                        _ => x86::vnni::<6, MAX_BLOCKS>(panel, acc),
-                    }
-                },
+                |panel, acc| unsafe { x86::vnni_panel(panel, x86::Sums, acc) },
             ),
             #[cfg(target_arch = "x86_64")]
             Kernel::Short => job.for_each_panel(
@@ -245,6 +241,22 @@ impl Kernel {
         }
     }
 
+    /// Every pixel and channel of a job of bytes, whose sums `finish` turns into outputs while they are in a register.
+    ///
+    /// # Panics
+    /// If the job's slices do not hold what it describes, if sums are made in [several chunks](Self::longest_chunk), or without
+    /// [VNNI](Self::has_vnni).
+    #[cfg(target_arch = "x86_64")]
+    pub fn finish_bytes<F: x86::Finish>(self, job: &mut Job<'_, u8, i8, F::Out>, finish: F) {
+        assert!(self.has_vnni() && job.chunks.len() == 1, "sums are not in registers");
+        // SAFETY: as in `run_bytes`.
+        job.for_each_panel(
+            GROUP,
+            |left| (left.min(MAX_BLOCKS), 1),
+            |panel, out| unsafe { x86::vnni_panel(panel, finish, out) },
+        );
+    }
+
     /// Accumulates every pixel and channel of a job of bytes whose weights are [`narrow`](super::narrow).
     ///
     /// # Panics
@@ -253,7 +265,7 @@ impl Kernel {
         assert!(self.expands(), "weights of another kind were expected");
         if job.pixels.len() >= MANY_PIXELS {
             let expand = |narrow: &[u8], bytes: &mut Vec<i8>| form.expand(narrow, bytes);
-            return job.expanded(form.group_bytes(), expand, |job| self.run_bytes(job));
+            return job.expanded(1, form.group_bytes(), expand, |job| self.run_bytes(job));
         }
         #[cfg(target_arch = "x86_64")]
         // SAFETY: `Short` is only chosen where AVX2 was detected; the rest as for bytes.
@@ -273,7 +285,7 @@ impl Kernel {
     pub fn run_words<W: Word>(self, job: &mut Job<'_, i16, W>) {
         assert!(self.is_wide(), "bytes were expected");
         if size_of::<W>() == 1 && job.pixels.len() >= MANY_PIXELS {
-            return job.expanded(GROUP, W::widen, |job: &mut Job<'_, i16, i16>| self.run_words(job));
+            return job.expanded(1, GROUP, W::widen, |job: &mut Job<'_, i16, i16>| self.run_words(job));
         }
         #[cfg(target_arch = "x86_64")]
         // SAFETY: `Wide` is only chosen where AVX2 was detected; the rest as for bytes.
@@ -350,12 +362,16 @@ pub(super) struct Panel<'a, X, W> {
     pub pieces: &'a [(usize, usize)],
     /// From the chunk's first on.
     pub weights: &'a [W],
-    block_len: usize,
-    blocks: usize,
+    pub block_len: usize,
+    pub blocks: usize,
     /// What is added to: start values, or with `None` the accumulators themselves.
-    start: Option<&'a [i32]>,
-    channels: usize,
-    stride: usize,
+    pub start: Option<&'a [i32]>,
+    pub channels: usize,
+    pub stride: usize,
+    /// Number of its first channel in the layer.
+    pub channel: usize,
+    /// Number of its first output in the band.
+    pub at: usize,
     pub short_sums: usize,
 }
 
@@ -389,7 +405,7 @@ impl<X, W> Panel<'_, X, W> {
 
     /// Where the windows of some of its pixels begin. Of fewer than `PIXELS`, the last one several times.
     #[inline(always)]
-    fn inputs<const PIXELS: usize>(&self, pixels: &[usize]) -> [*const X; PIXELS] {
+    pub fn inputs<const PIXELS: usize>(&self, pixels: &[usize]) -> [*const X; PIXELS] {
         let at: [usize; PIXELS] = match pixels.try_into() {
             Ok(whole) => whole,
             Err(_) => std::array::from_fn(|m| pixels[m.min(pixels.len() - 1)]),
@@ -399,32 +415,43 @@ impl<X, W> Panel<'_, X, W> {
 }
 
 impl<X, W> Job<'_, X, W> {
-    /// Expands the weights of a block and chunk at a time, `group_len` elements per group of four inputs, for all pixels, and runs
-    /// each as a job of its own.
-    fn expanded<E>(&mut self, group_len: usize, expand: impl Fn(&[W], &mut Vec<E>), run: impl Fn(&mut Job<'_, X, E>)) {
+    /// Expands the weights of `at_once` blocks and a chunk at a time, `group_len` elements per group of four inputs, for all pixels, and
+    /// runs each as a job of its own. With several blocks, there is one chunk.
+    fn expanded<E>(
+        &mut self,
+        at_once: usize,
+        group_len: usize,
+        expand: impl Fn(&[W], &mut Vec<E>),
+        run: impl Fn(&mut Job<'_, X, E>),
+    ) {
+        assert!(at_once == 1 || self.chunks.len() == 1, "blocks of a chunk do not lie side by side");
         let blocks = self.channels.div_ceil(LANES);
         let block_len = self.weights.len() / blocks.max(1);
         let mut panel = Vec::new();
-        for block in 0..blocks {
+        for block in (0..blocks).step_by(at_once) {
+            let count = at_once.min(blocks - block);
             for chunk in self.chunks {
                 let from = block * block_len + chunk.first * group_len;
                 panel.clear();
-                expand(&self.weights[from..from + chunk.quads() * group_len], &mut panel);
+                expand(&self.weights[from..][..(count - 1) * block_len + chunk.quads() * group_len], &mut panel);
                 run(&mut Job {
                     input: self.input,
                     pixels: self.pixels,
                     chunks: &[Chunk { first: 0, ..chunk.clone() }],
                     weights: &panel,
-                    start: &self.start[block * LANES..(block + 1) * LANES],
+                    start: &self.start[block * LANES..(block + count) * LANES],
                     short_sums: self.short_sums,
-                    channels: (self.channels - block * LANES).min(LANES),
-                    acc: &mut self.acc[block * LANES..],
+                    channels: (self.channels - block * LANES).min(count * LANES),
+                    first: self.first + block * LANES,
+                    out: &mut self.out[block * LANES..],
                     stride: self.stride,
                 });
             }
         }
     }
+}
 
+impl<X, W, O> Job<'_, X, W, O> {
     /// Cuts the job into panels. Weights are `group_len` elements per group of four inputs; `size(blocks left)` is how many blocks
     /// a panel has, and of how many pixels it has a multiple: what is left is a panel of its own.
     ///
@@ -434,7 +461,7 @@ impl<X, W> Job<'_, X, W> {
         &mut self,
         group_len: usize,
         size: impl Fn(usize) -> (usize, usize),
-        mut run: impl FnMut(&Panel<'_, X, W>, &mut [i32]),
+        mut run: impl FnMut(&Panel<'_, X, W>, &mut [O]),
     ) {
         let blocks = self.channels.div_ceil(LANES);
         let reach = self.chunks.iter().flat_map(|c| &c.pieces).map(|(offset, quads)| offset + quads * QUAD).max();
@@ -448,7 +475,7 @@ impl<X, W> Job<'_, X, W> {
             "chunks leave something out"
         );
         if let Some(before) = self.pixels.len().checked_sub(1) {
-            assert!(before * self.stride + self.channels <= self.acc.len(), "accumulators are missing");
+            assert!(before * self.stride + self.channels <= self.out.len(), "outputs are missing");
         }
         let mut block = 0;
         while block < blocks {
@@ -460,6 +487,7 @@ impl<X, W> Job<'_, X, W> {
                     if pixels.is_empty() {
                         continue;
                     }
+                    let at = first * self.stride + block * LANES;
                     let panel = Panel {
                         input: self.input,
                         pixels,
@@ -471,9 +499,11 @@ impl<X, W> Job<'_, X, W> {
                         start: chunk.begins.then_some(start),
                         channels: (self.channels - block * LANES).min(count * LANES),
                         stride: self.stride,
+                        channel: self.first + block * LANES,
+                        at: self.first + at,
                         short_sums: self.short_sums,
                     };
-                    run(&panel, &mut self.acc[first * self.stride + block * LANES..]);
+                    run(&panel, &mut self.out[at..]);
                 }
             }
             block += count;

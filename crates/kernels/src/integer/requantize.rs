@@ -11,14 +11,15 @@
 //! The result is that of the loops of [`rows`](super::rows) one after the other, bit for bit, but most codes need less work:
 //!
 //! ```text
-//! t = f32(acc) · A[c] + B[c] + code · R       A = multiplier · a / scale,  B = (b − zero_x · scale_x) / scale,  R = scale_x / scale
-//! q = round(clamp(t, codes of low and high)) + zero_point
+//! t = f32(acc) · A[c] + B[c] + code · R
+//! q = round(clamp(t, codes of low and high))
+//! A = multiplier · a / scale       B = (b − zero_x · scale_x) / scale + zero_point       R = scale_x / scale
 //! ```
 //!
 //! is the chain in units of the result's step, in another order: it differs from the chain's number by a little that is known
 //! ([`Folded::new`]), so both round to the same code unless t lies that close to half-way between two. Then the chain itself decides.
 
-use super::ByteGrid;
+use super::{ByteGrid, depthwise};
 use crate::activation::Activation;
 use crate::multiversion::multiversion;
 use crate::numerics::{dequantize, quantize, round_clamped_and_distance};
@@ -88,7 +89,7 @@ impl<'a> Requantize<'a> {
     /// The chain itself, from element `first` on.
     #[cold]
     #[inline(never)]
-    fn one_by_one(&self, acc: &[i32], first: usize, out: &mut [u8]) {
+    pub(super) fn one_by_one(&self, acc: &[i32], first: usize, out: &mut [u8]) {
         let (grid, channels) = (self.grid, self.multiplier.len().max(1));
         for (i, (&acc, out)) in (first..).zip(acc.iter().zip(out)) {
             let c = i % channels;
@@ -119,6 +120,11 @@ pub struct Prepared<'a> {
 }
 
 impl Prepared<'_> {
+    /// Channels per pixel.
+    pub fn channels(&self) -> usize {
+        self.chain.multiplier.len()
+    }
+
     /// Accumulators of whole pixels to codes. The first of them has the residual number `first`.
     ///
     /// # Panics
@@ -139,6 +145,9 @@ impl Prepared<'_> {
     }
 }
 
+#[cfg(target_arch = "x86_64")]
+pub(super) mod x86;
+
 /// Channels that are held in registers together.
 const RUN: usize = 16;
 
@@ -151,13 +160,13 @@ const MOST_ADDED: f32 = 1024.0;
 /// The chain in units of the result's step.
 #[derive(Debug)]
 struct Folded {
-    /// A, per channel.
+    /// A, per channel; some zeros follow.
     factors: Vec<f32>,
-    /// B, per channel.
+    /// B, per channel; the same.
     addends: Vec<f32>,
     /// R; 1 / scale for floats.
     residual: f32,
-    /// Bounds of the code less its zero point.
+    /// Bounds of the code.
     low: f32,
     high: f32,
     /// Up to this distance from an integer, the chain rounds to that integer as well.
@@ -168,8 +177,9 @@ impl Folded {
     /// `None` where the bound would be no use, or does not hold for numbers beyond all reason.
     ///
     /// With P = acc · A, B and R · code as above, all in steps, and u = 2^-24, the chain's roundings add up to at most
-    /// u · (3 |P| + |B| + 3 |R · code| + 2 |t|), and those of the short form to at most u · (5 |P| + 5 |B| + 5 |R · code| + |t|), where |B|
-    /// is |b / scale| + |R · zero_x|. As |P| ≤ |t| + |B| + |R · code|, the two differ by less than 16 u · (|t| + |B| + |R · code|).
+    /// u · (3 |P| + |B| + 3 |R · code| + 2 |t| + 2 |zero_point|), and those of the short form to at most u · (5 |P| + 6 |B| + 5 |R · code| + |t|),
+    /// where |B| is |b / scale| + |R · zero_x| + |zero_point|. As |P| ≤ |t| + |B| + |R · code|, the two differ by less than
+    /// 20 u · (|t| + |B| + |R · code|). A fused multiplication and addition rounds less.
     fn new(r: &Requantize<'_>) -> Option<Self> {
         let grid = r.grid;
         let inverse = 1.0 / grid.scale;
@@ -183,8 +193,11 @@ impl Folded {
             Residual::Codes(..) => return None,
             Residual::Floats(_) => (inverse, 0.0, MOST_ADDED),
         };
-        let (mut factors, mut addends) = (vec![0.0; r.multiplier.len()], vec![0.0; r.multiplier.len()]);
-        let [largest, addend] = fold(r, inverse, offset, &mut factors, &mut addends);
+        let channels = r.multiplier.len();
+        let mut factors = vec![0.0; channels + depthwise::SLACK];
+        let mut addends = factors.clone();
+        let zero = grid.zero_point as f32;
+        let [largest, addend] = fold(r, inverse, offset, zero, &mut factors[..channels], &mut addends[..channels]);
         if !(is_tame(grid.scale) && is_tame(inverse) && is_tame(largest)) {
             return None;
         }
@@ -194,9 +207,9 @@ impl Folded {
             Some((low, high)) => (code(low), code(high)),
             None => (grid.low, grid.high),
         };
-        let (low, high) = ((low - grid.zero_point) as f32, (high - grid.zero_point) as f32);
+        let (low, high) = (low as f32, high as f32);
         let most = low.abs().max(high.abs()) + 1.0 + addend + added;
-        let sure = 0.5 - 16.0 * most / (1u32 << 24) as f32;
+        let sure = 0.5 - 20.0 * most / (1u32 << 24) as f32;
         (sure > 0.4).then_some(Self { factors, addends, residual, low, high, sure })
     }
 }
@@ -204,11 +217,18 @@ impl Folded {
 multiversion! {
     /// Fills A and B. Returns the largest magnitude of what went into them, and that of B before its terms were added; NaN counts as
     /// infinite.
-    fn fold(r: &Requantize<'_>, inverse: f32, offset: f32, factors: &mut [f32], addends: &mut [f32]) -> [f32; 2] {
+    fn fold(
+        r: &Requantize<'_>,
+        inverse: f32,
+        offset: f32,
+        zero: f32,
+        factors: &mut [f32],
+        addends: &mut [f32],
+    ) -> [f32; 2] {
         let multiplier = &r.multiplier[..factors.len()];
-        let (mut most, mut addend) = (largest(multiplier), offset.abs());
+        let (mut most, mut addend) = (largest(multiplier), offset.abs() + zero.abs());
         factors.copy_from_slice(multiplier);
-        addends.fill(-offset);
+        addends.fill(zero - offset);
         let (a, b): (&[f32], &[f32]) = match r.per_channel {
             PerChannel::None => (&[], &[]),
             PerChannel::Bias(b) => (&[], b),
@@ -256,7 +276,7 @@ fn rows<const RESIDUAL: u8>(
     acc: &[i32],
     out: &mut [u8],
 ) {
-    let channels = folded.factors.len();
+    let channels = r.multiplier.len();
     let &Folded { low, high, sure, .. } = folded;
     for (row, (acc, out)) in acc.chunks_exact(channels).zip(out.chunks_exact_mut(channels)).enumerate() {
         let first = row * channels;
@@ -294,7 +314,7 @@ fn rows<const RESIDUAL: u8>(
             for i in 0..RUN {
                 let (code, distance) = round_clamped_and_distance(t[i], low, high);
                 is_unsure |= distance > sure;
-                q[i] = code.wrapping_add(r.grid.zero_point);
+                q[i] = code;
             }
             let out = &mut out[at..at + RUN];
             for i in 0..RUN {

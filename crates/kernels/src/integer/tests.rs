@@ -4,7 +4,8 @@ use super::dot::Kernel;
 use super::weights::{Layout, Packed, in_order, short_sums};
 use super::winograd::{Form, Size, Winograd};
 use super::{
-    ByteGrid, ConvWeights, Operand, PerChannel, Requantize, Residual, conv, conv_with, linear_shape, reference, rows,
+    ByteGrid, ConvWeights, Operand, PerChannel, Requantize, Residual, conv, conv_to_codes, conv_with, linear_shape,
+    reference, rows,
 };
 use crate::activation::Activation;
 use crate::conv::ConvShape;
@@ -470,6 +471,59 @@ fn epilogues_do_not_depend_on_the_level() {
                 let (first_codes, first_softmax) = first.get_or_insert_with(|| (fused.clone(), softmax.clone()));
                 assert!(*first_codes == fused && bitwise(first_softmax, &softmax), "{isa:?} {channels}");
             });
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(300))]
+    /// Sums that become codes at once are those of [`conv`], and the codes those of the chain, where sums fall on the middle of two codes as well.
+    #[test]
+    fn codes_at_once_are_those_of_the_chain(
+        batch in 1usize..3, in_h in 1usize..8, in_w in 1usize..12, group_in in 1usize..7, group_out in 1usize..20, groups in 1usize..4,
+        depthwise in 0usize..220, side in 1usize..4, stride in [1usize..4, 1usize..4], dilation in 1usize..3, wide: bool, seed: u32,
+        kinds in [0usize..3, 0usize..3, 0usize..3], bits in 1u32..9, zero_point in 0i32..9,
+    ) {
+        // Every other one is depthwise, or has several blocks.
+        let (c_in, c_out, groups) = match (depthwise % 2, wide) {
+            (1, _) => (depthwise, depthwise, depthwise),
+            (_, true) => (group_in, depthwise + 1, 1),
+            _ => (group_in * groups, group_out * groups, groups),
+        };
+        let shape = ConvShape {
+            batch, in_h: in_h + side, in_w: in_w + side, c_in, c_out, kernel: [side; 2], stride, pads: [side / 2; 4], dilation: [dilation; 2], groups,
+        };
+        prop_assume!(shape.validate().is_ok());
+        let (x, w) = (codes::<u8>(shape.input_len(), seed), codes::<i8>(shape.weight_len(), seed ^ 1));
+        let (high, n) = ((1 << bits) - 1, shape.output_len());
+        let grid = ByteGrid { scale: 1.0, zero_point: zero_point.min(high), low: 0, high };
+        let halves = |seed: u32, size: u32| -> Vec<f32> {
+            codes::<u8>(c_out, seed).iter().map(|&c| (u32::from(c) % size) as f32 * 0.5 - 1.0).collect()
+        };
+        // Sums of thousands of steps of a power of two.
+        let multiplier: Vec<f32> = codes::<u8>(c_out, seed ^ 2).iter().map(|&c| 0.5f32.powi(5 + i32::from(c) % 9)).collect();
+        let (a, b) = (halves(seed ^ 3, 9), halves(seed ^ 4, 100));
+        let bytes = codes::<u8>(n, seed ^ 5);
+        let floats: Vec<f32> = bytes.iter().map(|&c| if c == 77 { f32::NAN } else { f32::from(c) * 0.5 - 50.0 }).collect();
+        let from = ByteGrid { scale: 0.5, zero_point: 3, low: 0, high: 255 };
+        let requantize = Requantize {
+            multiplier: &multiplier,
+            per_channel: [PerChannel::None, PerChannel::Bias(&b), PerChannel::Affine(&a, &b)][kinds[0]],
+            residual: [Residual::None, Residual::Codes(&bytes, from), Residual::Floats(&floats)][kinds[1]],
+            clip: [None, Some((0.0, f32::INFINITY)), Some((-1.0, 6.0))][kinds[2]],
+            grid,
+        };
+        let mut acc = vec![0; n];
+        reference::conv(&shape, &x, 7, &w, &mut acc);
+        let mut want = vec![0; n];
+        requantize.one_by_one(&acc, 0, &mut want);
+        let ordered = in_order(&shape, &w);
+        let sums = short_sums(Layout::of(&shape).kind, &ordered, u8::MAX);
+        for kernel in Kernel::available(sums) {
+            let weights = ConvWeights::packed(kernel, sums, &shape, ordered.clone(), u8::MAX);
+            let mut got = vec![0; n];
+            conv_to_codes(&shape, &x, 7, &weights, &requantize.prepared(), &mut got);
+            prop_assert!(got == want, "{:?} on {:?}", kernel, shape);
         }
     }
 }

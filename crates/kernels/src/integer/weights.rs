@@ -188,6 +188,11 @@ impl ConvWeights {
         self.kernel.is_wide() && self.layout.kind != Kind::Depthwise
     }
 
+    /// Whether all of a sum is made in a register of AVX-512.
+    pub(super) fn finishes_in_registers(&self) -> bool {
+        self.kernel.has_vnni() && matches!(self.data, Packed::Bytes(_))
+    }
+
     /// Bytes that the packed weights take in memory.
     pub fn bytes(&self) -> usize {
         let data = match &self.data {

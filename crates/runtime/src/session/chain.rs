@@ -142,6 +142,11 @@ impl<'a> AfterProduct<'a> {
         Self { scale, links, fused }
     }
 
+    /// The one pass that does it all, if there is one.
+    pub fn one_pass(&self) -> Option<&Prepared<'a>> {
+        self.fused.as_ref()
+    }
+
     /// Accumulators of whole rows, which stand for the output from offset `first` on.
     pub fn run(&self, acc: &[i32], first: usize, target: Target<'_>) {
         match (target, &self.fused) {

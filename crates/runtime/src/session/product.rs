@@ -177,9 +177,12 @@ impl IntegerWeight {
                     Target::F32(out) => integer::conv_with(&shape, x, zero, weights, out, |first, acc, out| {
                         after.run(acc, first, Target::F32(out));
                     }),
-                    Target::Codes(out, grid) => integer::conv_with(&shape, x, zero, weights, out, |first, acc, out| {
-                        after.run(acc, first, Target::Codes(out, grid));
-                    }),
+                    Target::Codes(out, grid) => match after.one_pass() {
+                        Some(pass) => integer::conv_to_codes(&shape, x, zero, weights, pass, out),
+                        None => integer::conv_with(&shape, x, zero, weights, out, |first, acc, out| {
+                            after.run(acc, first, Target::Codes(out, grid));
+                        }),
+                    },
                 };
             }
             Packing::Reference(codes) => {

@@ -3,39 +3,195 @@
 // Iterators over sums would take their addresses and keep them in memory.
 #![allow(clippy::needless_range_loop)]
 
-use super::{GROUP, LANES, Panel, QUAD, Word};
+use super::{GROUP, LANES, MAX_BLOCKS, Panel, QUAD, Word};
 use std::arch::x86_64::{
     __m256i, __m512i, _mm256_add_epi16, _mm256_add_epi32, _mm256_loadu_si256, _mm256_madd_epi16, _mm256_maddubs_epi16,
     _mm256_set1_epi16, _mm256_set1_epi32, _mm256_setzero_si256, _mm256_storeu_si256, _mm512_dpbusd_epi32,
-    _mm512_loadu_si512, _mm512_mask_storeu_epi32, _mm512_maskz_loadu_epi32, _mm512_set1_epi32,
+    _mm512_loadu_si512, _mm512_mask_storeu_epi32, _mm512_maskz_loadu_epi32, _mm512_set1_epi32, _mm512_shuffle_i32x4,
 };
 
 /// Registers of eight channels per block.
 pub const PARTS: usize = LANES / 8;
 
 /// Sums of a few pixels and one block.
-type Sums<const PIXELS: usize> = [[__m256i; PARTS]; PIXELS];
+type Partial<const PIXELS: usize> = [[__m256i; PARTS]; PIXELS];
 
-/// `PIXELS` pixels at a time, times `BLOCKS` blocks, with `vpdpbusd`.
+/// What becomes of sums, while they are in the first cache at the most.
+pub trait Finish: Copy {
+    /// Outputs.
+    type Out;
+
+    /// The sums of an earlier chunk, of the `wanted` lanes.
+    ///
+    /// # Safety
+    /// AVX-512 F is available, and the wanted lanes are there.
+    unsafe fn load(from: *const Self::Out, wanted: u16) -> __m512i;
+
+    /// Stores the sums of blocks of channels and of the first `pixels` pixels.
+    ///
+    /// # Safety
+    /// AVX-512 F, BW, DQ and VL are available; at `to.out` is room for the wanted channels of these pixels.
+    unsafe fn store<const PIXELS: usize, const BLOCKS: usize>(
+        self,
+        sums: [[__m512i; BLOCKS]; PIXELS],
+        pixels: usize,
+        to: Place<Self::Out>,
+    );
+
+    /// What [`store_parts`](Self::store_parts) needs of 64 channels.
+    type Ready;
+
+    /// That of the channels from number `channel` on.
+    ///
+    /// # Safety
+    /// AVX-512 F is available.
+    unsafe fn ready(self, channel: usize) -> Self::Ready;
+
+    /// Stores the sums of a pixel and 64 channels, by [parts](by_part).
+    ///
+    /// # Safety
+    /// As for [`store`](Self::store).
+    unsafe fn store_parts(self, ready: &Self::Ready, parts: [__m512i; 4], to: Place<Self::Out>);
+}
+
+/// Four registers with 64 channels in order, as parts, of which number j has the channels 16 l + 4 j … of l = 0 … 3; and back.
 ///
 /// # Safety
-/// * AVX-512 F, BW, VL and VNNI are available.
-/// * Every piece of every pixel lies within `panel.input`; `BLOCKS` blocks of `panel.weights` and `panel.start` exist, each with
-///   weights for all pieces.
-/// * `acc` holds `(pixels - 1) * panel.stride + panel.channels` elements.
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
-pub unsafe fn vnni<const PIXELS: usize, const BLOCKS: usize>(panel: &Panel<'_, u8, i8>, acc: &mut [i32]) {
-    let mask = |j: usize| ((1u32 << panel.channels.saturating_sub(j * LANES).min(LANES)) - 1) as u16;
+/// AVX-512 F is available.
+#[inline(always)]
+pub unsafe fn by_part(x: [__m512i; 4]) -> [__m512i; 4] {
+    // SAFETY: the caller promises AVX-512.
+    unsafe {
+        let (a, b) = (_mm512_shuffle_i32x4::<0x44>(x[0], x[1]), _mm512_shuffle_i32x4::<0x44>(x[2], x[3]));
+        let (c, d) = (_mm512_shuffle_i32x4::<0xee>(x[0], x[1]), _mm512_shuffle_i32x4::<0xee>(x[2], x[3]));
+        [
+            _mm512_shuffle_i32x4::<0x88>(a, b),
+            _mm512_shuffle_i32x4::<0xdd>(a, b),
+            _mm512_shuffle_i32x4::<0x88>(c, d),
+            _mm512_shuffle_i32x4::<0xdd>(c, d),
+        ]
+    }
+}
+
+/// Where the outputs of some pixels go.
+#[derive(Clone, Copy)]
+pub struct Place<O> {
+    /// The first of the first pixel.
+    pub out: *mut O,
+    /// From pixel to pixel.
+    pub stride: usize,
+    /// Number of the first channel in the layer.
+    pub channel: usize,
+    /// Number of the first output in the band.
+    pub at: usize,
+    /// Channels that are wanted.
+    pub channels: usize,
+}
+
+impl<O> Place<O> {
+    /// The place of a pixel alone.
+    #[inline(always)]
+    pub fn pixel(self, number: usize) -> Self {
+        let at = number * self.stride;
+        Place { out: self.out.wrapping_add(at), at: self.at + at, ..self }
+    }
+
+    /// The lanes that are wanted of a block.
+    #[inline(always)]
+    pub fn wanted(&self, block: usize) -> u16 {
+        wanted(self.channels, block)
+    }
+}
+
+/// The lanes of a block that are among so many channels.
+#[inline(always)]
+pub fn wanted(channels: usize, block: usize) -> u16 {
+    ((1u32 << channels.saturating_sub(block * LANES).min(LANES)) - 1) as u16
+}
+
+/// Sums that stay what they are.
+#[derive(Clone, Copy)]
+pub struct Sums;
+
+impl Finish for Sums {
+    type Out = i32;
+
+    #[inline(always)]
+    unsafe fn load(from: *const i32, wanted: u16) -> __m512i {
+        // SAFETY: only wanted lanes are read.
+        unsafe { _mm512_maskz_loadu_epi32(wanted, from) }
+    }
+
+    #[inline(always)]
+    unsafe fn store<const PIXELS: usize, const BLOCKS: usize>(
+        self,
+        sums: [[__m512i; BLOCKS]; PIXELS],
+        pixels: usize,
+        to: Place<i32>,
+    ) {
+        for m in 0..PIXELS {
+            if m == pixels {
+                break;
+            }
+            for j in 0..BLOCKS {
+                let out = to.out.wrapping_add(m * to.stride + j * LANES);
+                // SAFETY: only wanted lanes are written.
+                unsafe { _mm512_mask_storeu_epi32(out, to.wanted(j), sums[m][j]) };
+            }
+        }
+    }
+
+    type Ready = ();
+
+    #[inline(always)]
+    unsafe fn ready(self, _channel: usize) {}
+
+    #[inline(always)]
+    unsafe fn store_parts(self, _ready: &(), parts: [__m512i; 4], to: Place<i32>) {
+        // SAFETY: the caller's promises.
+        unsafe { self.store([by_part(parts)], 1, to) }
+    }
+}
+
+/// All pixels of a panel of up to four blocks, with `vpdpbusd`.
+///
+/// # Safety
+/// * AVX-512 F, BW, DQ, VL and VNNI are available.
+/// * Every piece of every pixel lies within `panel.input`; blocks of `panel.weights` and `panel.start` exist, each with weights
+///   for all pieces.
+/// * `out` holds `(pixels - 1) * panel.stride + panel.channels` elements.
+pub unsafe fn vnni_panel<F: Finish>(panel: &Panel<'_, u8, i8>, finish: F, out: &mut [F::Out]) {
+    // SAFETY: the caller's promises.
+    unsafe {
+        match panel.blocks {
+            1 => vnni::<8, 1, F>(panel, finish, out),
+            2 => vnni::<8, 2, F>(panel, finish, out),
+            3 => vnni::<8, 3, F>(panel, finish, out),
+            _ => vnni::<6, MAX_BLOCKS, F>(panel, finish, out),
+        }
+    }
+}
+
+/// `PIXELS` pixels at a time, times `BLOCKS` blocks.
+///
+/// # Safety
+/// As for [`vnni_panel`].
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+unsafe fn vnni<const PIXELS: usize, const BLOCKS: usize, F: Finish>(
+    panel: &Panel<'_, u8, i8>,
+    finish: F,
+    out: &mut [F::Out],
+) {
     for (idx, pixels) in panel.pixels.chunks(PIXELS).enumerate() {
         let inputs = panel.inputs::<PIXELS>(pixels);
-        let acc = acc.as_mut_ptr().wrapping_add(idx * PIXELS * panel.stride);
+        let first = idx * PIXELS * panel.stride;
+        let out = out.as_mut_ptr().wrapping_add(first);
         let base = |m: usize, j: usize| match panel.start {
             // SAFETY: the caller promises `BLOCKS * LANES` start values.
             Some(start) => unsafe { _mm512_loadu_si512(start.as_ptr().add(j * LANES).cast()) },
-            // SAFETY: the mask loads the wanted channels of a pixel that is there, whose accumulators the caller promises.
+            // SAFETY: the wanted channels of a pixel that is there, whose outputs the caller promises.
             None => unsafe {
-                let from = acc.wrapping_add(m.min(pixels.len() - 1) * panel.stride + j * LANES);
-                _mm512_maskz_loadu_epi32(mask(j), from)
+                F::load(out.wrapping_add(m.min(pixels.len() - 1) * panel.stride + j * LANES), wanted(panel.channels, j))
             },
         };
         let mut sums: [[__m512i; BLOCKS]; PIXELS] = std::array::from_fn(|m| std::array::from_fn(|j| base(m, j)));
@@ -56,16 +212,9 @@ pub unsafe fn vnni<const PIXELS: usize, const BLOCKS: usize>(panel: &Panel<'_, u
                 weights = weights.wrapping_add(GROUP);
             }
         }
-        for m in 0..PIXELS {
-            if m == pixels.len() {
-                break;
-            }
-            for j in 0..BLOCKS {
-                let to = acc.wrapping_add(m * panel.stride + j * LANES);
-                // SAFETY: only the lanes of wanted channels of pixels that are there are stored, which the caller promises exist.
-                unsafe { _mm512_mask_storeu_epi32(to, mask(j), sums[m][j]) };
-            }
-        }
+        let &Panel { stride, channel, channels, .. } = panel;
+        // SAFETY: for these pixels and channels, the caller promises room.
+        unsafe { finish.store(sums, pixels.len(), Place { out, stride, channel, at: panel.at + first, channels }) };
     }
 }
 
@@ -73,12 +222,12 @@ pub unsafe fn vnni<const PIXELS: usize, const BLOCKS: usize>(panel: &Panel<'_, u
 /// bits, which can hold all of the panel's pieces.
 ///
 /// # Safety
-/// As for [`vnni`] with one block, and AVX2.
+/// As for [`vnni_panel`] with one block, and AVX2.
 #[target_feature(enable = "avx2")]
 pub unsafe fn short_once<const PIXELS: usize>(panel: &Panel<'_, u8, i8>, acc: &mut [i32]) {
     for (idx, pixels) in panel.pixels.chunks(PIXELS).enumerate() {
         let inputs = panel.inputs::<PIXELS>(pixels);
-        let mut partial: Sums<PIXELS> = [[_mm256_setzero_si256(); PARTS]; PIXELS];
+        let mut partial: Partial<PIXELS> = [[_mm256_setzero_si256(); PARTS]; PIXELS];
         let mut weights = panel.weights.as_ptr();
         for &(offset, quads) in panel.pieces {
             for at in (offset..offset + quads * QUAD).step_by(QUAD) {
@@ -138,7 +287,7 @@ pub unsafe fn short_with<const PIXELS: usize, W>(
     acc: &mut [i32],
 ) {
     // With many pixels the sums live in memory, and all registers are for the partial ones.
-    let mut sums: Sums<PIXELS> = [[_mm256_setzero_si256(); PARTS]; PIXELS];
+    let mut sums: Partial<PIXELS> = [[_mm256_setzero_si256(); PARTS]; PIXELS];
     let mut partial = sums;
     let mut room = panel.short_sums;
     let inputs = panel.inputs::<PIXELS>(pixels);
@@ -188,7 +337,7 @@ pub unsafe fn short_with<const PIXELS: usize, W>(
 pub unsafe fn wide<const PIXELS: usize, W: Word>(panel: &Panel<'_, i16, W>, acc: &mut [i32]) {
     for (idx, pixels) in panel.pixels.chunks(PIXELS).enumerate() {
         let inputs = panel.inputs::<PIXELS>(pixels);
-        let mut sums: Sums<PIXELS> = [[_mm256_setzero_si256(); PARTS]; PIXELS];
+        let mut sums: Partial<PIXELS> = [[_mm256_setzero_si256(); PARTS]; PIXELS];
         let mut weights = panel.weights.as_ptr();
         for &(offset, quads) in panel.pieces {
             // A pair of inputs per round, two rounds per group of four.
@@ -225,7 +374,7 @@ pub fn widen(sums: __m256i) -> __m256i {
 unsafe fn add_to<X, W, const PIXELS: usize>(
     panel: &Panel<'_, X, W>,
     pixels: usize,
-    sums: Sums<PIXELS>,
+    sums: Partial<PIXELS>,
     acc: &mut [i32],
 ) {
     if panel.channels < LANES {
@@ -259,7 +408,7 @@ unsafe fn add_to<X, W, const PIXELS: usize>(
 unsafe fn add_some<X, W, const PIXELS: usize>(
     panel: &Panel<'_, X, W>,
     pixels: usize,
-    sums: &Sums<PIXELS>,
+    sums: &Partial<PIXELS>,
     acc: &mut [i32],
 ) {
     for (m, sums) in sums.iter().enumerate().take(pixels) {

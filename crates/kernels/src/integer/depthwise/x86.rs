@@ -1,0 +1,240 @@
+//! The loops for x86.
+
+// Plain loops over arrays of known length become registers.
+#![allow(clippy::needless_range_loop)]
+
+use super::super::dot::x86::{Finish, Place, by_part};
+use super::{LANES, QUAD, SIDE, Windows};
+use std::arch::x86_64::{
+    __m256i, __m512i, _mm_loadu_si128, _mm256_add_epi16, _mm256_add_epi32, _mm256_castsi256_si128,
+    _mm256_cvtepi16_epi32, _mm256_cvtepu8_epi16, _mm256_extracti128_si256, _mm256_loadu_si256, _mm256_madd_epi16,
+    _mm256_maddubs_epi16, _mm256_permute2x128_si256, _mm256_setzero_si256, _mm256_storeu_si256, _mm256_unpackhi_epi8,
+    _mm256_unpackhi_epi16, _mm256_unpacklo_epi8, _mm256_unpacklo_epi16, _mm512_dpbusd_epi32, _mm512_loadu_si512,
+    _mm512_setzero_si512, _mm512_unpackhi_epi8, _mm512_unpackhi_epi16, _mm512_unpacklo_epi8, _mm512_unpacklo_epi16,
+};
+
+/// Channels of a block.
+const BLOCK: usize = 4 * LANES;
+
+/// Four taps of 64 channels, interleaved: parts 0 to 3.
+#[inline(always)]
+fn interleave(x: [__m512i; QUAD]) -> [__m512i; 4] {
+    // SAFETY: whoever calls this is compiled for AVX-512 BW.
+    unsafe {
+        let (low01, high01) = (_mm512_unpacklo_epi8(x[0], x[1]), _mm512_unpackhi_epi8(x[0], x[1]));
+        let (low23, high23) = (_mm512_unpacklo_epi8(x[2], x[3]), _mm512_unpackhi_epi8(x[2], x[3]));
+        [
+            _mm512_unpacklo_epi16(low01, low23),
+            _mm512_unpackhi_epi16(low01, low23),
+            _mm512_unpacklo_epi16(high01, high23),
+            _mm512_unpackhi_epi16(high01, high23),
+        ]
+    }
+}
+
+/// All pixels and channels with `vpdpbusd`, four taps at a time.
+///
+/// # Safety
+/// * AVX-512 F, BW, DQ, VL and VNNI are available.
+/// * From every pixel and offset on, the input has a byte for every channel of every block, 64 to each.
+/// * `weights` are packed as the module says, start values are those of whole blocks, `out` has all channels of each pixel.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+pub unsafe fn quads<F: Finish>(weights: &[i8], windows: &Windows<'_>, finish: F, out: &mut [F::Out]) {
+    let &Windows { input, pixels, offsets, start, channels, .. } = windows;
+    let per_block = offsets.len().div_ceil(QUAD) * QUAD * BLOCK;
+    for (block, weights) in weights.chunks_exact(per_block).enumerate().take(channels.div_ceil(BLOCK)) {
+        let first = block * BLOCK;
+        // SAFETY: the caller promises whole blocks of start values.
+        let (start, ready) = unsafe { (start_of_parts(&start[first..]), finish.ready(first)) };
+        for (idx, &pixel) in pixels.iter().enumerate() {
+            let window = input.as_ptr().wrapping_add(pixel + first);
+            let mut sums = start;
+            let mut weight = weights.as_ptr();
+            for taps in offsets.chunks(QUAD) {
+                let load = |tap: usize| -> __m512i {
+                    // SAFETY: the caller promises 64 bytes at every offset.
+                    unsafe { _mm512_loadu_si512(window.add(taps[tap.min(taps.len() - 1)]).cast()) }
+                };
+                let parts = interleave([load(0), load(1), load(2), load(3)]);
+                for part in 0..4 {
+                    // SAFETY: the caller promises 256 weights per group of taps, through which `weight` moves.
+                    let w = unsafe { _mm512_loadu_si512(weight.add(part * BLOCK).cast()) };
+                    sums[part] = _mm512_dpbusd_epi32(sums[part], parts[part], w);
+                }
+                weight = weight.wrapping_add(QUAD * BLOCK);
+            }
+            let at = idx * channels + first;
+            let out = out.as_mut_ptr().wrapping_add(at);
+            let to = Place { out, stride: channels, channel: first, at, channels: channels - first };
+            // SAFETY: the caller promises room for this pixel.
+            unsafe { finish.store_parts(&ready, sums, to) };
+        }
+    }
+}
+
+/// The same by columns of three taps, of which each pixel has `AHEAD` that the one before it in its row had not.
+///
+/// # Safety
+/// As for [`quads`]; pixels of a row are `AHEAD` columns apart, or that is three.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+pub unsafe fn columns<const AHEAD: usize, F: Finish>(
+    weights: &[i8],
+    windows: &Windows<'_>,
+    finish: F,
+    out: &mut [F::Out],
+) {
+    let &Windows { input, pixels, row, offsets, start, channels } = windows;
+    let offsets: [usize; SIDE * SIDE] = std::array::from_fn(|tap| offsets[tap]);
+    let per_block = SIDE * QUAD * BLOCK;
+    for (block, weights) in weights.chunks_exact(per_block).enumerate().take(channels.div_ceil(BLOCK)) {
+        let first = block * BLOCK;
+        // SAFETY: the caller promises whole blocks of start values.
+        let (start, ready) = unsafe { (start_of_parts(&start[first..]), finish.ready(first)) };
+        let column = |pixel: usize, column: usize| -> [__m512i; 4] {
+            let window = input.as_ptr().wrapping_add(pixel + first);
+            // SAFETY: the caller promises 64 bytes at every offset.
+            let load = |row: usize| unsafe { _mm512_loadu_si512(window.add(offsets[row * SIDE + column]).cast()) };
+            let x = load(2);
+            interleave([load(0), load(1), x, x])
+        };
+        for (line, pixels) in pixels.chunks(row.max(1)).enumerate() {
+            // What each pixel finds of the one before.
+            let mut parts = [[_mm512_setzero_si512(); 4]; SIDE];
+            for k in AHEAD..SIDE {
+                parts[k] = column(pixels[0], k - AHEAD);
+            }
+            for (idx, &pixel) in pixels.iter().enumerate() {
+                for k in 0..SIDE {
+                    parts[k] = if k + AHEAD < SIDE { parts[k + AHEAD] } else { column(pixel, k) };
+                }
+                let mut sums = start;
+                for k in 0..SIDE {
+                    for part in 0..4 {
+                        let weight = weights.as_ptr().wrapping_add((k * QUAD + part) * BLOCK);
+                        // SAFETY: the caller promises 256 weights per column.
+                        let w = unsafe { _mm512_loadu_si512(weight.cast()) };
+                        sums[part] = _mm512_dpbusd_epi32(sums[part], parts[k][part], w);
+                    }
+                }
+                let at = (line * row + idx) * channels + first;
+                let out = out.as_mut_ptr().wrapping_add(at);
+                let to = Place { out, stride: channels, channel: first, at, channels: channels - first };
+                // SAFETY: the caller promises room for this pixel.
+                unsafe { finish.store_parts(&ready, sums, to) };
+            }
+        }
+    }
+}
+
+/// Start values of a block in the order of parts.
+///
+/// # Safety
+/// AVX-512 F is available.
+#[inline(always)]
+unsafe fn start_of_parts(start: &[i32]) -> [__m512i; 4] {
+    let start = &start[..BLOCK];
+    // SAFETY: these are 64 elements; the caller promises AVX-512.
+    unsafe {
+        let quarter = |l: usize| _mm512_loadu_si512(start.as_ptr().add(l * LANES).cast());
+        by_part([quarter(0), quarter(1), quarter(2), quarter(3)])
+    }
+}
+
+/// All pixels and channels with `vpmaddwd`.
+///
+/// # Safety
+/// * AVX2 is available.
+/// * From every pixel and offset on, the input has a byte for every channel of every block, 16 to each.
+/// * `weights` are packed as the module says, start values are those of whole blocks, `acc` has all channels of each pixel.
+#[target_feature(enable = "avx2")]
+pub unsafe fn pairs(weights: &[i16], windows: &Windows<'_>, acc: &mut [i32]) {
+    let &Windows { input, pixels, offsets, start, channels, .. } = windows;
+    let per_block = offsets.len().div_ceil(2) * 2 * LANES;
+    for (block, weights) in weights.chunks_exact(per_block).enumerate().take(channels.div_ceil(LANES)) {
+        let first = block * LANES;
+        let wanted = (channels - first).min(LANES);
+        // SAFETY: `start` has whole blocks.
+        let start = |part: usize| unsafe { _mm256_loadu_si256(start.as_ptr().add(first + 8 * part).cast()) };
+        let (start0, start1) = (start(0), start(1));
+        // Sums are kept in the order of the interleaved halves until the end.
+        let low0 = _mm256_permute2x128_si256::<0x20>(start0, start1);
+        let high0 = _mm256_permute2x128_si256::<0x31>(start0, start1);
+        for (idx, &pixel) in pixels.iter().enumerate() {
+            let window = input.as_ptr().wrapping_add(pixel + first);
+            let (mut low, mut high) = (low0, high0);
+            let mut weight = weights.as_ptr();
+            for taps in offsets.chunks(2) {
+                // SAFETY: the caller promises 16 bytes at every offset.
+                let load = |offset: usize| unsafe { _mm256_cvtepu8_epi16(_mm_loadu_si128(window.add(offset).cast())) };
+                let (x0, x1) = (load(taps[0]), load(taps[taps.len() - 1]));
+                // SAFETY: the caller promises 32 weights per pair of taps, through which `weight` moves.
+                let w = |half: usize| -> __m256i { unsafe { _mm256_loadu_si256(weight.add(half * LANES).cast()) } };
+                low = _mm256_add_epi32(low, _mm256_madd_epi16(_mm256_unpacklo_epi16(x0, x1), w(0)));
+                high = _mm256_add_epi32(high, _mm256_madd_epi16(_mm256_unpackhi_epi16(x0, x1), w(1)));
+                weight = weight.wrapping_add(2 * LANES);
+            }
+            let sums = [_mm256_permute2x128_si256::<0x20>(low, high), _mm256_permute2x128_si256::<0x31>(low, high)];
+            let to = &mut acc[idx * channels + first..][..wanted];
+            let mut lanes = [0i32; LANES];
+            let row = if wanted == LANES { to.as_mut_ptr() } else { lanes.as_mut_ptr() };
+            for (part, &sum) in sums.iter().enumerate() {
+                // SAFETY: both hold 16 elements, of which this stores 8 from `8 * part` on.
+                unsafe { _mm256_storeu_si256(row.add(8 * part).cast(), sum) };
+            }
+            if wanted < LANES {
+                to.copy_from_slice(&lanes[..wanted]);
+            }
+        }
+    }
+}
+
+/// All pixels and channels with `vpmaddubsw`, where 16 bits hold the sums.
+///
+/// # Safety
+/// As for [`pairs`], with blocks of 32 channels.
+#[target_feature(enable = "avx2")]
+pub unsafe fn short_pairs(weights: &[i8], windows: &Windows<'_>, acc: &mut [i32]) {
+    let &Windows { input, pixels, offsets, start, channels, .. } = windows;
+    const BLOCK: usize = 2 * LANES;
+    let per_block = offsets.len().div_ceil(2) * 2 * BLOCK;
+    for (block, weights) in weights.chunks_exact(per_block).enumerate().take(channels.div_ceil(BLOCK)) {
+        let first = block * BLOCK;
+        let wanted = (channels - first).min(BLOCK);
+        for (idx, &pixel) in pixels.iter().enumerate() {
+            let window = input.as_ptr().wrapping_add(pixel + first);
+            let (mut low, mut high) = (_mm256_setzero_si256(), _mm256_setzero_si256());
+            let mut weight = weights.as_ptr();
+            for taps in offsets.chunks(2) {
+                // SAFETY: the caller promises 32 bytes at every offset.
+                let load = |offset: usize| -> __m256i { unsafe { _mm256_loadu_si256(window.add(offset).cast()) } };
+                let (x0, x1) = (load(taps[0]), load(taps[taps.len() - 1]));
+                // SAFETY: the caller promises 64 weights per pair of taps, through which `weight` moves.
+                let w = |half: usize| -> __m256i { unsafe { _mm256_loadu_si256(weight.add(half * BLOCK).cast()) } };
+                low = _mm256_add_epi16(low, _mm256_maddubs_epi16(_mm256_unpacklo_epi8(x0, x1), w(0)));
+                high = _mm256_add_epi16(high, _mm256_maddubs_epi16(_mm256_unpackhi_epi8(x0, x1), w(1)));
+                weight = weight.wrapping_add(2 * BLOCK);
+            }
+            // Eight channels each.
+            let sums = [
+                _mm256_castsi256_si128(low),
+                _mm256_castsi256_si128(high),
+                _mm256_extracti128_si256::<1>(low),
+                _mm256_extracti128_si256::<1>(high),
+            ];
+            let to = &mut acc[idx * channels + first..][..wanted];
+            let mut lanes = [0i32; BLOCK];
+            let row = if wanted == BLOCK { to.as_mut_ptr() } else { lanes.as_mut_ptr() };
+            for (part, sum) in sums.into_iter().enumerate() {
+                // SAFETY: both hold 32 elements and `start` has whole blocks; these are 8 from `8 * part` on.
+                unsafe {
+                    let start = _mm256_loadu_si256(start.as_ptr().add(first + 8 * part).cast());
+                    let sum = _mm256_add_epi32(start, _mm256_cvtepi16_epi32(sum));
+                    _mm256_storeu_si256(row.add(8 * part).cast(), sum);
+                }
+            }
+            if wanted < BLOCK {
+                to.copy_from_slice(&lanes[..wanted]);
+            }
+        }
+    }
+}
