@@ -17,6 +17,7 @@ mod geometry;
 mod grid;
 mod moves;
 mod plan;
+mod pool;
 mod product;
 mod profile;
 mod report;
@@ -26,9 +27,9 @@ mod simulate;
 mod tests;
 mod windows;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use bitsmith_graph::{Data, Dim, Graph, Model, QuantModel, Shape, Tensor};
 use bitsmith_kernels::threads::team;
@@ -69,7 +70,12 @@ pub struct Session {
     narrow: Vec<rayon::ThreadPool>,
     /// Buffers of earlier runs.
     workers: Mutex<Vec<Worker>>,
+    /// Shapes of all values by number of samples, the latest last.
+    known_shapes: Mutex<VecDeque<(usize, Arc<Vec<Shape>>)>>,
 }
+
+/// Numbers of samples whose shapes are kept: a batch, its groups, the last of them, and one sample.
+const KNOWN_SHAPES: usize = 4;
 
 /// Bytes that the values of one sample may take together.
 const MEMORY_LIMIT: u64 = 8 << 30;
@@ -108,7 +114,14 @@ impl Session {
         };
         let narrow = if threads > 1 { (0..threads).map(|_| pool(1)).collect::<Result<_, _>>()? } else { vec![] };
         // Constants live in the plan; the graph is kept for names and shapes, which need theirs too.
-        Ok(Self { graph: graph.clone(), plan, wide: pool(threads)?, narrow, workers: Mutex::default() })
+        Ok(Self {
+            graph: graph.clone(),
+            plan,
+            wide: pool(threads)?,
+            narrow,
+            workers: Mutex::default(),
+            known_shapes: Mutex::default(),
+        })
     }
 
     /// Which arithmetic every node runs with, and why, in the order of the graph.
@@ -245,24 +258,24 @@ impl Session {
         if batch == 0 {
             return Err(Error::new(Kind::Input, "no samples given: at least one is expected"));
         }
-        let whole = self.graph.shapes(batch)?;
+        let whole = self.shapes(batch)?;
         let group = if self.plan.splits { self.group(batch) } else { batch };
         if group == batch {
             let mut out = Vec::new();
             let run = || {
                 self.with_worker(|worker| {
-                    exec::run(&self.plan, &self.graph, &whole, inputs, worker, |_, buffer| out.push(buffer.clone()))
+                    exec::run(&self.plan, &self.graph, &whole, inputs, worker, |_, buffer| out.push(data_of(buffer)))
                 })
             };
             self.wide.install(|| team(run))?;
             let shapes = self.graph.outputs().iter().map(|id| whole[id.index()].clone());
-            return Ok(shapes.zip(out).map(|(shape, buffer)| (shape, data_of(buffer))).collect());
+            return Ok(shapes.zip(out).collect());
         }
 
         // Groups of samples, each on one thread; every output is a list of samples, so results are put side by side.
         let ranges: Vec<_> = (0..batch).step_by(group).map(|start| start..batch.min(start + group)).collect();
-        let shapes = [self.graph.shapes(group)?, self.graph.shapes(ranges.last().map_or(group, |r| r.len()))?];
-        let results: Vec<Mutex<Vec<Buffer>>> = ranges.iter().map(|_| Mutex::default()).collect();
+        let shapes = [self.shapes(group)?, self.shapes(ranges.last().map_or(group, |r| r.len()))?];
+        let results: Vec<Mutex<Vec<Data>>> = ranges.iter().map(|_| Mutex::default()).collect();
         let next = AtomicUsize::new(0);
         let work = || -> Result<(), Error> {
             self.with_worker(|worker| {
@@ -275,7 +288,7 @@ impl Session {
                         .collect();
                     let shapes = &shapes[usize::from(range.len() != group)];
                     let mut out = Vec::new();
-                    exec::run(&self.plan, &self.graph, shapes, &part, worker, |_, buffer| out.push(buffer.clone()))?;
+                    exec::run(&self.plan, &self.graph, shapes, &part, worker, |_, buffer| out.push(data_of(buffer)))?;
                     *results[index].lock().unwrap_or_else(|e| e.into_inner()) = out;
                 }
             })
@@ -290,24 +303,39 @@ impl Session {
             });
             threads.into_iter().collect::<Result<(), _>>()?;
         }
-        let mut out: Vec<Option<Buffer>> = vec![None; self.graph.outputs().len()];
+        let mut out: Vec<Option<Data>> = vec![None; self.graph.outputs().len()];
         for result in results {
             for (slot, part) in out.iter_mut().zip(result.into_inner().unwrap_or_else(|e| e.into_inner())) {
                 match (slot, part) {
-                    (Some(Buffer::F32(all)), Buffer::F32(part)) => all.extend(part),
-                    (Some(Buffer::Ints(all)), Buffer::Ints(part)) => all.extend(part),
+                    (Some(Data::F32(all)), Data::F32(part)) => all.extend(part),
+                    (Some(Data::I64(all)), Data::I64(part)) => all.extend(part),
                     (slot, part) => *slot = Some(part),
                 }
             }
         }
         let shapes = self.graph.outputs().iter().map(|id| whole[id.index()].clone());
-        Ok(shapes.zip(out.into_iter().flatten()).map(|(shape, buffer)| (shape, data_of(buffer))).collect())
+        Ok(shapes.zip(out.into_iter().flatten()).collect())
+    }
+
+    /// Shapes of all values for so many samples; those of the last few numbers of samples are kept.
+    fn shapes(&self, batch: usize) -> Result<Arc<Vec<Shape>>, Error> {
+        let known = || self.known_shapes.lock().unwrap_or_else(|e| e.into_inner());
+        if let Some((_, shapes)) = known().iter().find(|(of, _)| *of == batch) {
+            return Ok(shapes.clone());
+        }
+        let shapes = Arc::new(self.graph.shapes(batch)?);
+        let mut known = known();
+        if known.len() == KNOWN_SHAPES {
+            known.pop_front();
+        }
+        known.push_back((batch, shapes.clone()));
+        Ok(shapes)
     }
 
     /// Samples that are run together.
     fn group(&self, batch: usize) -> usize {
         let shapes = self.plan.slots.iter().map(|form| form.value);
-        let Ok(one) = self.graph.shapes(1) else { return batch };
+        let Ok(one) = self.shapes(1) else { return batch };
         let largest = shapes.map(|id| one[id.index()].iter().product::<usize>() * 4).max().unwrap_or(1);
         let fitting = (GROUP_BYTES / largest.max(1)).max(1);
         fitting.min(batch.div_ceil(self.narrow.len().max(1)))
@@ -338,10 +366,10 @@ fn check_numbers(x: &[f32]) -> Result<(), Error> {
     }
 }
 
-fn data_of(buffer: Buffer) -> Data {
+fn data_of(buffer: &Buffer) -> Data {
     match buffer {
-        Buffer::F32(v) => Data::F32(v),
-        Buffer::Ints(v) => Data::I64(v),
-        Buffer::Codes(v) => Data::U8(v),
+        Buffer::F32(v) => Data::F32(v.to_vec()),
+        Buffer::Ints(v) => Data::I64(v.to_vec()),
+        Buffer::Codes(v) => Data::U8(v.to_vec()),
     }
 }

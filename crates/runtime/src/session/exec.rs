@@ -13,7 +13,8 @@ use super::chain::{Elements, Link, Target, from_elements, in_place};
 use super::geometry;
 use super::moves::{self, Fill};
 use super::plan::{Action, Buffer, Elem, Form, Head, Layout, Plan, Source, Step, Weight};
-use super::product::{Geometry, Pool};
+use super::pool::Pool;
+use super::product::Geometry;
 use super::profile::Measured;
 use super::windows;
 use crate::error::{Error, Kind};
@@ -308,9 +309,9 @@ impl<'a> Context<'a> {
             Action::ToInts { boolean } => {
                 let Buffer::Ints(y) = y else { return Err(mismatch()) };
                 match self.buffer(x)? {
-                    Buffer::F32(x) if *boolean => y.iter_mut().zip(x).for_each(|(y, &v)| *y = (v != 0.0).into()),
-                    Buffer::F32(x) => y.iter_mut().zip(x).for_each(|(y, &v)| *y = v as i64),
-                    Buffer::Ints(x) => y.iter_mut().zip(x).for_each(|(y, &v)| *y = (v != 0).into()),
+                    Buffer::F32(x) if *boolean => y.iter_mut().zip(&**x).for_each(|(y, &v)| *y = (v != 0.0).into()),
+                    Buffer::F32(x) => y.iter_mut().zip(&**x).for_each(|(y, &v)| *y = v as i64),
+                    Buffer::Ints(x) => y.iter_mut().zip(&**x).for_each(|(y, &v)| *y = (v != 0).into()),
                     Buffer::Codes(_) => return Err(mismatch()),
                 }
             }
@@ -411,7 +412,7 @@ impl<'a> Context<'a> {
         macro_rules! join {
             ($variant:ident, $y:expr) => {{
                 let part = |&source: &Source| match self.buffer(source)? {
-                    Buffer::$variant(v) => Ok((v.as_slice(), inner(source))),
+                    Buffer::$variant(v) => Ok((&**v, inner(source))),
                     _ => Err(mismatch()),
                 };
                 moves::concat(outer, &step.inputs.iter().map(part).collect::<Result<Vec<_>, Error>>()?, $y)

@@ -18,6 +18,7 @@ use bitsmith_graph::{Data, Graph, Op, QParams, QuantTensor, Role, Shape, Tensor,
 use super::Kernels;
 use super::chain::{Binary, Link};
 use super::grid::{ByteGrid, byte_grid};
+use super::pool::Pooled;
 use super::product::{Geometry, IntegerWeight};
 use super::report::NodeReport;
 use crate::error::Error;
@@ -70,9 +71,9 @@ impl Layout {
 /// The elements of one value in one form.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Buffer {
-    F32(Vec<f32>),
-    Codes(Vec<u8>),
-    Ints(Vec<i64>),
+    F32(Pooled<f32>),
+    Codes(Pooled<u8>),
+    Ints(Pooled<i64>),
 }
 
 impl Buffer {

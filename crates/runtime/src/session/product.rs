@@ -12,6 +12,7 @@ use bitsmith_kernels::{layout, reference};
 use super::Kernels;
 use super::chain::{AfterProduct, Elements, Link, Target};
 use super::grid::ByteGrid;
+use super::pool::Pool;
 use crate::error::{Error, Kind};
 
 /// What is multiplied with what.
@@ -198,36 +199,13 @@ impl IntegerWeight {
                 integer::conv(&shape, x, zero, high, &mut acc);
                 integer::conv(&shape, x, zero, low, &mut other);
                 // The sum fits, whatever its parts do in between.
-                acc.iter_mut().zip(&other).for_each(|(a, &b)| *a = a.wrapping_mul(2).wrapping_add(b));
+                acc.iter_mut().zip(&*other).for_each(|(a, &b)| *a = a.wrapping_mul(2).wrapping_add(b));
                 ints.give(other);
                 acc
             }
         };
         after.run(&acc, 0, target);
         ints.give(acc);
-    }
-}
-
-/// Buffers that are used again, so that a run allocates only once.
-#[derive(Debug, Default)]
-pub(super) struct Pool<T> {
-    free: Vec<Vec<T>>,
-}
-
-impl<T: Copy + Default> Pool<T> {
-    /// A buffer of this length; its content is whatever was left in it.
-    pub fn take(&mut self, len: usize) -> Vec<T> {
-        // The smallest that is large enough, or else the largest, which then grows.
-        let fits = |v: &Vec<T>| (v.capacity() < len, v.capacity().abs_diff(len));
-        let best = (0..self.free.len()).min_by_key(|&i| fits(&self.free[i]));
-        let mut buffer = best.map(|i| self.free.swap_remove(i)).unwrap_or_default();
-        buffer.resize(len, T::default());
-        buffer
-    }
-
-    /// Takes a buffer back.
-    pub fn give(&mut self, buffer: Vec<T>) {
-        self.free.push(buffer);
     }
 }
 

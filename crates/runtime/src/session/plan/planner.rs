@@ -168,11 +168,12 @@ impl Planner<'_> {
                 if layout == Layout::Last {
                     layout::transpose(shape[1], shape[2..].iter().product(), &values, &mut arranged);
                 }
-                Buffer::F32(arranged)
+                Buffer::F32(arranged.into())
             }
             _ => {
                 let ints = self.tensor(id).and_then(Tensor::to_ints);
-                Buffer::Ints(ints.ok_or_else(|| Error::new(Kind::Unsupported, "floats where integers are needed"))?)
+                let needed = || Error::new(Kind::Unsupported, "floats where integers are needed");
+                Buffer::Ints(ints.ok_or_else(needed)?.into())
             }
         };
         let layout = if elem == Elem::F32 { layout } else { Layout::Plain };
