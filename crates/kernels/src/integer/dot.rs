@@ -6,6 +6,7 @@
 //! | short (AVX2) | `vpmaddubsw`: 32 products of u8 and i8, summed by twos into 16 i16, several of which are added before they are widened | 6 pixels x 1 block |
 //! | wide (AVX2) | `vpmaddwd`: 16 products of i16, summed by twos into 8 i32 | 6 pixels x 1 block |
 //! | narrow (AVX2) | as short, weights expanded from 1–7 bits in registers ([`narrow`](super::narrow)) | 6 pixels x 1 block |
+//! | narrow (AVX-512) | as VNNI, weights expanded in the same way | 1, 2 or 4 pixels x 1–4 blocks |
 //! | portable | | 1 pixel x 1 block |
 //!
 //! All take input codes as unsigned numbers; signed codes were shifted by 128 on the way in, which the start value of the
@@ -99,6 +100,8 @@ const LONGEST: usize = 128;
 
 /// Pixels from which on weights are expanded once for all of them.
 const MANY_PIXELS: usize = 8;
+/// The same for VNNI.
+const MANY_PIXELS_FOR_VNNI: usize = 5;
 
 /// Which kernel a layer runs; chosen when its weights are packed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -175,7 +178,7 @@ impl Kernel {
 
     /// Whether [`narrow`](super::narrow) weights can be run.
     pub fn expands(self) -> bool {
-        self.has_short_sums()
+        self.has_short_sums() || self.has_vnni()
     }
 
     /// Whether it uses `vpdpbusd` of AVX-512, which whoever chose it found there.
@@ -263,17 +266,27 @@ impl Kernel {
     /// If the job's slices do not hold what it describes, or the kernel does not [expand](Self::expands).
     pub fn run_narrow(self, job: &mut Job<'_, u8, u8>, form: Narrow) {
         assert!(self.expands(), "weights of another kind were expected");
-        if job.pixels.len() >= MANY_PIXELS {
+        let many = if self.has_vnni() { MANY_PIXELS_FOR_VNNI } else { MANY_PIXELS };
+        if job.pixels.len() >= many {
             let expand = |narrow: &[u8], bytes: &mut Vec<i8>| form.expand(narrow, bytes);
-            return job.expanded(1, form.group_bytes(), expand, |job| self.run_bytes(job));
+            return job.expanded(self.blocks_at_once(), form.group_bytes(), expand, |job| self.run_bytes(job));
         }
         #[cfg(target_arch = "x86_64")]
-        // SAFETY: `Short` is only chosen where AVX2 was detected; the rest as for bytes.
-        job.for_each_panel(
-            form.group_bytes(),
-            |_| (1, SIX),
-            |panel, acc| unsafe { super::narrow::x86::run(panel, form, acc) },
-        );
+        if self.has_vnni() {
+            // SAFETY: `Vnni` is only chosen where its instructions were detected; the rest as for bytes.
+            job.for_each_panel(
+                form.group_bytes(),
+                |left| (left.min(super::narrow::BLOCKS), 1),
+                |panel, acc| unsafe { super::narrow::x86::vnni(panel, form, acc) },
+            );
+        } else {
+            // SAFETY: `Short` is only chosen where AVX2 was detected; the rest as for bytes.
+            job.for_each_panel(
+                form.group_bytes(),
+                |_| (1, SIX),
+                |panel, acc| unsafe { super::narrow::x86::run(panel, form, acc) },
+            );
+        }
         #[cfg(not(target_arch = "x86_64"))]
         let _ = (job, form);
     }

@@ -14,6 +14,10 @@
 
 use super::weights::GROUP;
 
+/// Blocks of channels that are expanded side by side for VNNI.
+#[cfg(target_arch = "x86_64")]
+pub(super) const BLOCKS: usize = 4;
+
 /// The width of weights and the lowest of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Narrow {
@@ -79,14 +83,21 @@ impl Narrow {
 
 #[cfg(target_arch = "x86_64")]
 pub(super) mod x86 {
-    use super::super::dot::x86::{PARTS, short_with};
+    use super::super::dot::x86::{PARTS, short_with, wanted};
     use super::super::dot::{Panel, Rest};
+    use super::super::weights::{LANES, QUAD};
     use super::{GROUP, Narrow};
     use std::arch::x86_64::{
         __m256i, _mm_loadu_si128, _mm256_add_epi8, _mm256_and_si256, _mm256_broadcastsi128_si256, _mm256_cmpeq_epi8,
         _mm256_loadu_si256, _mm256_or_si256, _mm256_set1_epi8, _mm256_set1_epi64x, _mm256_setr_epi8, _mm256_setr_epi32,
         _mm256_setzero_si256, _mm256_shuffle_epi8, _mm256_slli_epi16, _mm256_srli_epi16, _mm256_srlv_epi32,
         _mm256_storeu_si256,
+    };
+    use std::arch::x86_64::{
+        __m512i, _mm512_add_epi8, _mm512_add_epi32, _mm512_and_si512, _mm512_broadcast_i32x4, _mm512_broadcast_i64x4,
+        _mm512_dpbusd_epi32, _mm512_loadu_si512, _mm512_mask_storeu_epi32, _mm512_maskz_loadu_epi32,
+        _mm512_maskz_mov_epi8, _mm512_or_si512, _mm512_set1_epi8, _mm512_set1_epi32, _mm512_setr_epi64,
+        _mm512_setzero_si512, _mm512_slli_epi16, _mm512_srlv_epi64,
     };
 
     /// A panel of at most six pixels.
@@ -129,6 +140,115 @@ pub(super) mod x86 {
         };
         // SAFETY: the caller's promises are those that `short_with` asks for.
         unsafe { short_with::<PIXELS, _>(panel, panel.pixels, next, acc) }
+    }
+
+    /// A panel of up to four pixels and [`BLOCKS`] blocks, with `vpdpbusd`.
+    ///
+    /// # Safety
+    /// As for [`vnni_panel`](super::super::dot::x86::vnni_panel), with blocks of weights in the given form.
+    pub unsafe fn vnni(panel: &Panel<'_, u8, u8>, form: Narrow, acc: &mut [i32]) {
+        macro_rules! pixels {
+            ($blocks:literal, $bits:literal) => {
+                match panel.pixels.len() {
+                    0 | 1 => vnni_pixels::<1, $blocks, $bits>(panel, form.lowest, acc),
+                    2 => vnni_pixels::<2, $blocks, $bits>(panel, form.lowest, acc),
+                    _ => vnni_pixels::<4, $blocks, $bits>(panel, form.lowest, acc),
+                }
+            };
+        }
+        macro_rules! bits {
+            ($($bits:literal)*) => {
+                match (form.bits, panel.blocks) {
+                    // SAFETY: the caller's promises are those of `vnni_pixels`.
+                    $(($bits, 1) => unsafe { pixels!(1, $bits) },
+                    ($bits, 2) => unsafe { pixels!(2, $bits) },
+                    ($bits, 3) => unsafe { pixels!(3, $bits) },
+                    ($bits, _) => unsafe { pixels!(4, $bits) },)*
+                    (bits, _) => unreachable!("weights of {bits} bits are not narrow"),
+                }
+            };
+        }
+        bits!(1 2 3 4 5 6 7)
+    }
+
+    /// # Safety
+    /// As for [`vnni`]; `BITS` are those of the weights, `BLOCKS` those of the panel, which has at most `PIXELS` pixels.
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+    unsafe fn vnni_pixels<const PIXELS: usize, const BLOCKS: usize, const BITS: u8>(
+        panel: &Panel<'_, u8, u8>,
+        lowest: i8,
+        acc: &mut [i32],
+    ) {
+        let lowest = _mm512_set1_epi8(lowest);
+        let inputs = panel.inputs::<PIXELS>(panel.pixels);
+        let mut sums = [[_mm512_setzero_si512(); BLOCKS]; PIXELS];
+        let mut weights = panel.weights.as_ptr();
+        for &(offset, quads) in panel.pieces {
+            for at in (offset..offset + quads * QUAD).step_by(QUAD) {
+                let mut w = [lowest; BLOCKS];
+                for j in 0..BLOCKS {
+                    // SAFETY: the caller promises blocks of weights for all pieces.
+                    w[j] = unsafe { _mm512_add_epi8(expand_512::<BITS>(weights.add(j * panel.block_len)), lowest) };
+                }
+                for m in 0..PIXELS {
+                    // SAFETY: the caller promises that the piece, of which these are 4 bytes, lies within the input.
+                    let x = _mm512_set1_epi32(unsafe { inputs[m].add(at).cast::<i32>().read_unaligned() });
+                    for j in 0..BLOCKS {
+                        sums[m][j] = _mm512_dpbusd_epi32(sums[m][j], x, w[j]);
+                    }
+                }
+                weights = weights.wrapping_add(usize::from(BITS) * 8);
+            }
+        }
+        for m in 0..PIXELS {
+            if m == panel.pixels.len() {
+                break;
+            }
+            for j in 0..BLOCKS {
+                let to = acc.as_mut_ptr().wrapping_add(m * panel.stride + j * LANES);
+                let wanted = wanted(panel.channels, j);
+                // SAFETY: only wanted lanes of pixels that are there are touched; the caller promises these, and start values.
+                unsafe {
+                    let base = match panel.start {
+                        Some(start) => _mm512_loadu_si512(start.as_ptr().add(j * LANES).cast()),
+                        None => _mm512_maskz_loadu_epi32(wanted, to),
+                    };
+                    _mm512_mask_storeu_epi32(to, wanted, _mm512_add_epi32(base, sums[m][j]));
+                }
+            }
+        }
+    }
+
+    /// The codes of 64 weights.
+    ///
+    /// # Safety
+    /// `from` holds `BITS * 8` bytes.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw")]
+    unsafe fn expand_512<const BITS: u8>(from: *const u8) -> __m512i {
+        let mut out = _mm512_setzero_si512();
+        let mut from = from;
+        if BITS & 4 != 0 {
+            // SAFETY: the first 32 of the promised bytes.
+            let v = _mm512_broadcast_i64x4(unsafe { _mm256_loadu_si256(from.cast()) });
+            let fields = _mm512_srlv_epi64(v, _mm512_setr_epi64(0, 0, 0, 0, 4, 4, 4, 4));
+            out = _mm512_and_si512(fields, _mm512_set1_epi8(15));
+            from = from.wrapping_add(32);
+        }
+        if BITS & 2 != 0 {
+            // SAFETY: 16 of the promised bytes, after those of four bits if there are any.
+            let v = _mm512_broadcast_i32x4(unsafe { _mm_loadu_si128(from.cast()) });
+            let fields = _mm512_srlv_epi64(v, _mm512_setr_epi64(0, 0, 2, 2, 4, 4, 6, 6));
+            let fields = _mm512_and_si512(fields, _mm512_set1_epi8(3));
+            out = if BITS & 4 != 0 { _mm512_or_si512(out, _mm512_slli_epi16::<4>(fields)) } else { fields };
+            from = from.wrapping_add(16);
+        }
+        if BITS & 1 != 0 {
+            // SAFETY: the last 8 of the promised bytes.
+            let set = unsafe { from.cast::<u64>().read_unaligned() };
+            out = _mm512_or_si512(out, _mm512_maskz_mov_epi8(set, _mm512_set1_epi8(1 << (BITS - 1))));
+        }
+        out
     }
 
     /// Weights of whole groups as bytes.
