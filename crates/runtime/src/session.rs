@@ -68,6 +68,7 @@ pub struct Session {
     /// One pool over all threads for a few samples, one per thread for many.
     wide: rayon::ThreadPool,
     narrow: Vec<rayon::ThreadPool>,
+    weight_bytes: usize,
     /// Buffers of earlier runs.
     workers: Mutex<Vec<Worker>>,
     /// Shapes of all values by number of samples, the latest last.
@@ -79,6 +80,9 @@ const KNOWN_SHAPES: usize = 4;
 
 /// Bytes that the values of one sample may take together.
 const MEMORY_LIMIT: u64 = 8 << 30;
+
+/// How many times as many bytes of weights as of values are so many that they should be read once.
+const MUCH_MORE: usize = 8;
 
 /// Bytes of the largest value of a group of samples: values should stay in the second-level cache.
 const GROUP_BYTES: usize = 1 << 20;
@@ -116,6 +120,7 @@ impl Session {
         // Constants live in the plan; the graph is kept for names and shapes, which need theirs too.
         Ok(Self {
             graph: graph.clone(),
+            weight_bytes: plan.weight_bytes(),
             plan,
             wide: pool(threads)?,
             narrow,
@@ -332,11 +337,15 @@ impl Session {
         Ok(shapes)
     }
 
-    /// Samples that are run together.
+    /// Samples that are run together. Groups run side by side, so each reads all weights: all samples are one group where weights are much
+    /// more than their values.
     fn group(&self, batch: usize) -> usize {
-        let shapes = self.plan.slots.iter().map(|form| form.value);
         let Ok(one) = self.shapes(1) else { return batch };
-        let largest = shapes.map(|id| one[id.index()].iter().product::<usize>() * 4).max().unwrap_or(1);
+        let sizes = || self.plan.slots.iter().map(|form| one[form.value.index()].iter().product::<usize>());
+        if sizes().sum::<usize>().saturating_mul(batch) < self.weight_bytes / MUCH_MORE {
+            return batch;
+        }
+        let largest = sizes().max().unwrap_or(0) * 4;
         let fitting = (GROUP_BYTES / largest.max(1)).max(1);
         fitting.min(batch.div_ceil(self.narrow.len().max(1)))
     }

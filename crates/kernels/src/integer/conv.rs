@@ -20,6 +20,7 @@ use super::weights::{ConvWeights, Kind, LANES, Layout, Packed};
 use super::winograd::{Output, Planes};
 use super::{Operand, Prepared, depthwise};
 use crate::conv::ConvShape;
+use crate::multiversion::multiversion;
 use crate::threads;
 use std::cell::Cell;
 use std::ops::Range;
@@ -84,7 +85,9 @@ pub fn conv_to_codes<A: Operand>(
     if weights.finishes_in_registers() && requantize.in_registers(0, out.len()).is_some() {
         let len = out.len();
         let plan = Plan::new(shape, x, len, zero_point, weights);
-        if plan.input != Input::Gather && !plan.shares_channels() {
+        // Shared channels have to be put side by side, which takes longer than reading some weights twice.
+        let shares = plan.shares_channels() && weights.bytes() > MANY_WEIGHTS_IN_REGISTERS;
+        if plan.input != Input::Gather && !shares {
             return plan.for_each_band(out, |band, scratch, out| {
                 plan.lay_out(band, scratch);
                 let windows = plan.windows(band, scratch);
@@ -157,6 +160,9 @@ const MANY_ROWS: usize = 8;
 
 /// Bytes of weights above which threads share channels rather than rows, up to so many pixels.
 const MANY_WEIGHTS: usize = 128 * 1024;
+/// The same where sums become codes in registers.
+#[cfg(target_arch = "x86_64")]
+const MANY_WEIGHTS_IN_REGISTERS: usize = 512 * 1024;
 const MOST_SHARED_PIXELS: usize = 256;
 
 /// Everything that is the same for all bands.
@@ -236,7 +242,9 @@ impl<'a, A: Operand> Plan<'a, A> {
         };
         let out_row = shape.out_w() * shape.c_out;
         let threads = rayon::current_num_threads();
-        let fair_share = if threads > 1 { (shape.batch * shape.out_h()).div_ceil(2 * threads) } else { usize::MAX };
+        // Depthwise layers do little more than laying out rows, of which neighbouring bands share some.
+        let bands = if layout.kind == Kind::Depthwise { threads } else { 2 * threads };
+        let fair_share = if threads > 1 { (shape.batch * shape.out_h()).div_ceil(bands) } else { usize::MAX };
         let band_rows = (BAND_BYTES / (shape.stride[0] * row_len).max(1))
             .min(BAND_BYTES / (out_row * size_of::<i32>()).max(1))
             .clamp(1, shape.out_h().min(fair_share).max(1));
@@ -472,7 +480,7 @@ impl<'a, A: Operand> Plan<'a, A> {
     }
 
     /// Lays out the input rows of a band, padded, as unsigned codes.
-    fn fill_strip<E: Copy + From<u8>>(&self, band: &Band, strip: &mut Vec<E>) {
+    fn fill_strip<E: Element>(&self, band: &Band, strip: &mut Vec<E>) {
         let s = &self.shape;
         let rows = match &self.weights.data {
             Packed::Winograd(w) => band.rows.len().next_multiple_of(w.size().outputs()) + 2,
@@ -495,7 +503,7 @@ impl<'a, A: Operand> Plan<'a, A> {
     }
 
     /// Lays out the window of output `[image, row, column]`, taps in order.
-    fn gather<E: Copy + From<u8>>(&self, [image, oh, ow]: [usize; 3], window: &mut Vec<E>) {
+    fn gather<E: Element>(&self, [image, oh, ow]: [usize; 3], window: &mut Vec<E>) {
         let s = &self.shape;
         let [kernel_h, kernel_w] = s.kernel;
         window.clear();
@@ -512,13 +520,40 @@ impl<'a, A: Operand> Plan<'a, A> {
     }
 
     /// Codes to unsigned numbers.
-    fn copy<E: Copy + From<u8>>(&self, source: &[A], to: &mut [E]) {
+    fn copy<E: Element>(&self, source: &[A], to: &mut [E]) {
         let byte = |code: A| code.byte() ^ A::FLIP;
         debug_assert!(
             source.iter().all(|&code| byte(code) <= self.weights.largest),
             "an input is larger than the weights were packed for"
         );
-        to.iter_mut().zip(source).for_each(|(to, &code)| *to = E::from(byte(code)));
+        match A::unsigned(source) {
+            Some(bytes) => E::copy(bytes, to),
+            None => to.iter_mut().zip(source).for_each(|(to, &code)| *to = E::from(byte(code))),
+        }
+    }
+}
+
+/// What inputs are laid out as.
+trait Element: Copy + From<u8> {
+    /// As many of them as bytes.
+    fn copy(bytes: &[u8], to: &mut [Self]);
+}
+
+impl Element for u8 {
+    fn copy(bytes: &[u8], to: &mut [Self]) {
+        to.copy_from_slice(bytes);
+    }
+}
+
+impl Element for i16 {
+    fn copy(bytes: &[u8], to: &mut [Self]) {
+        widen(bytes, to);
+    }
+}
+
+multiversion! {
+    fn widen(bytes: &[u8], to: &mut [i16]) {
+        to.iter_mut().zip(bytes).for_each(|(to, &byte)| *to = byte.into());
     }
 }
 

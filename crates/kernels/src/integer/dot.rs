@@ -18,6 +18,9 @@
 //! Both AVX2 kernels do a multiplication and an addition per register of weights and pixel. Zen 3 does two of each per cycle: 64
 //! multiply-accumulates for short sums and 32 for wide ones.
 
+use std::cell::Cell;
+
+use super::conv::room;
 use super::narrow::Narrow;
 use super::weights::{GROUP, LANES, QUAD};
 use crate::isa::{Isa, Level};
@@ -102,6 +105,12 @@ const LONGEST: usize = 128;
 const MANY_PIXELS: usize = 8;
 /// The same for VNNI.
 const MANY_PIXELS_FOR_VNNI: usize = 5;
+
+thread_local! {
+    /// Expanded weights.
+    static BYTES: Cell<Vec<i8>> = const { Cell::new(vec![]) };
+    static WORDS: Cell<Vec<i16>> = const { Cell::new(vec![]) };
+}
 
 /// Which kernel a layer runs; chosen when its weights are packed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -268,8 +277,10 @@ impl Kernel {
         assert!(self.expands(), "weights of another kind were expected");
         let many = if self.has_vnni() { MANY_PIXELS_FOR_VNNI } else { MANY_PIXELS };
         if job.pixels.len() >= many {
-            let expand = |narrow: &[u8], bytes: &mut Vec<i8>| form.expand(narrow, bytes);
-            return job.expanded(self.blocks_at_once(), form.group_bytes(), expand, |job| self.run_bytes(job));
+            let mut panel = BYTES.take();
+            let expand = |narrow: &[u8], bytes: &mut [i8]| form.expand(narrow, bytes);
+            job.expanded(self.blocks_at_once(), form.group_bytes(), &mut panel, expand, |job| self.run_bytes(job));
+            return BYTES.set(panel);
         }
         #[cfg(target_arch = "x86_64")]
         if self.has_vnni() {
@@ -298,7 +309,9 @@ impl Kernel {
     pub fn run_words<W: Word>(self, job: &mut Job<'_, i16, W>) {
         assert!(self.is_wide(), "bytes were expected");
         if size_of::<W>() == 1 && job.pixels.len() >= MANY_PIXELS {
-            return job.expanded(1, GROUP, W::widen, |job: &mut Job<'_, i16, i16>| self.run_words(job));
+            let mut panel = WORDS.take();
+            job.expanded(1, GROUP, &mut panel, W::widen, |job: &mut Job<'_, i16, i16>| self.run_words(job));
+            return WORDS.set(panel);
         }
         #[cfg(target_arch = "x86_64")]
         // SAFETY: `Wide` is only chosen where AVX2 was detected; the rest as for bytes.
@@ -321,8 +334,8 @@ impl Kernel {
 
 /// A weight that the wide kernel multiplies with words.
 pub(super) trait Word: Copy {
-    /// Weights as words, in the place of what `to` held.
-    fn widen(from: &[Self], to: &mut Vec<i16>);
+    /// As many weights as words.
+    fn widen(from: &[Self], to: &mut [i16]);
 
     /// 16 consecutive weights as words.
     ///
@@ -333,9 +346,8 @@ pub(super) trait Word: Copy {
 }
 
 impl Word for i16 {
-    fn widen(from: &[Self], to: &mut Vec<i16>) {
-        to.clear();
-        to.extend_from_slice(from);
+    fn widen(from: &[Self], to: &mut [i16]) {
+        to.copy_from_slice(from);
     }
 
     #[cfg(target_arch = "x86_64")]
@@ -347,8 +359,7 @@ impl Word for i16 {
 }
 
 impl Word for i8 {
-    fn widen(from: &[Self], to: &mut Vec<i16>) {
-        to.resize(from.len(), 0);
+    fn widen(from: &[Self], to: &mut [i16]) {
         widen_bytes(from, to);
     }
 
@@ -430,28 +441,29 @@ impl<X, W> Panel<'_, X, W> {
 impl<X, W> Job<'_, X, W> {
     /// Expands the weights of `at_once` blocks and a chunk at a time, `group_len` elements per group of four inputs, for all pixels, and
     /// runs each as a job of its own. With several blocks, there is one chunk.
-    fn expanded<E>(
+    fn expanded<E: Copy + Default>(
         &mut self,
         at_once: usize,
         group_len: usize,
-        expand: impl Fn(&[W], &mut Vec<E>),
+        panel: &mut Vec<E>,
+        expand: impl Fn(&[W], &mut [E]),
         run: impl Fn(&mut Job<'_, X, E>),
     ) {
         assert!(at_once == 1 || self.chunks.len() == 1, "blocks of a chunk do not lie side by side");
         let blocks = self.channels.div_ceil(LANES);
         let block_len = self.weights.len() / blocks.max(1);
-        let mut panel = Vec::new();
         for block in (0..blocks).step_by(at_once) {
             let count = at_once.min(blocks - block);
             for chunk in self.chunks {
                 let from = block * block_len + chunk.first * group_len;
-                panel.clear();
-                expand(&self.weights[from..][..(count - 1) * block_len + chunk.quads() * group_len], &mut panel);
+                let weights = &self.weights[from..][..(count - 1) * block_len + chunk.quads() * group_len];
+                let panel = room(panel, weights.len() / group_len * GROUP, E::default());
+                expand(weights, panel);
                 run(&mut Job {
                     input: self.input,
                     pixels: self.pixels,
                     chunks: &[Chunk { first: 0, ..chunk.clone() }],
-                    weights: &panel,
+                    weights: panel,
                     start: &self.start[block * LANES..(block + count) * LANES],
                     short_sums: self.short_sums,
                     channels: (self.channels - block * LANES).min(count * LANES),

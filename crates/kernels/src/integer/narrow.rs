@@ -39,18 +39,20 @@ impl Narrow {
         usize::from(self.bits) * GROUP / 8
     }
 
-    /// Packed weights of whole groups, expanded to bytes at the end of `to`.
+    /// Packed weights of whole groups, expanded to bytes.
     ///
     /// # Panics
-    /// If this processor has no AVX2.
-    pub fn expand(self, from: &[u8], to: &mut Vec<i8>) {
+    /// If there are not 64 of them per group, or this processor has no AVX2.
+    pub fn expand(self, from: &[u8], to: &mut [i8]) {
+        assert!(to.len() >= from.len() / self.group_bytes() * GROUP, "expanded weights have no room");
         assert!(crate::isa::Isa::new(crate::isa::Level::Avx2).is_some(), "narrow weights are for AVX2");
-        let begin = to.len();
-        to.resize(begin + from.len() / self.group_bytes() * GROUP, 0);
         #[cfg(target_arch = "x86_64")]
-        // SAFETY: AVX2 was found just now; `to` has room for as many groups as `from` holds.
+        // SAFETY: AVX2 was found just now, and the level proves AVX-512; `to` has room for as many groups as `from` holds.
         unsafe {
-            x86::expand_all(self, from, &mut to[begin..])
+            match crate::isa::Isa::current().level() {
+                crate::isa::Level::Avx512 => x86::expand_all_512(self, from, to),
+                _ => x86::expand_all(self, from, to),
+            }
         };
     }
 
@@ -97,7 +99,7 @@ pub(super) mod x86 {
         __m512i, _mm512_add_epi8, _mm512_add_epi32, _mm512_and_si512, _mm512_broadcast_i32x4, _mm512_broadcast_i64x4,
         _mm512_dpbusd_epi32, _mm512_loadu_si512, _mm512_mask_storeu_epi32, _mm512_maskz_loadu_epi32,
         _mm512_maskz_mov_epi8, _mm512_or_si512, _mm512_set1_epi8, _mm512_set1_epi32, _mm512_setr_epi64,
-        _mm512_setzero_si512, _mm512_slli_epi16, _mm512_srlv_epi64,
+        _mm512_setzero_si512, _mm512_slli_epi16, _mm512_srlv_epi64, _mm512_storeu_si512,
     };
 
     /// A panel of at most six pixels.
@@ -217,6 +219,34 @@ pub(super) mod x86 {
                 }
             }
         }
+    }
+
+    /// [`expand_all`] for AVX-512 F and BW.
+    ///
+    /// # Safety
+    /// As for [`expand_all`], with these.
+    pub unsafe fn expand_all_512(form: Narrow, from: &[u8], to: &mut [i8]) {
+        #[target_feature(enable = "avx512f,avx512bw")]
+        unsafe fn all<const BITS: u8>(lowest: i8, from: &[u8], to: &mut [i8]) {
+            let lowest = _mm512_set1_epi8(lowest);
+            for (from, to) in from.chunks_exact(usize::from(BITS) * 8).zip(to.chunks_exact_mut(GROUP)) {
+                // SAFETY: `from` is a group, and `to` has 64 elements.
+                unsafe {
+                    let w = _mm512_add_epi8(expand_512::<BITS>(from.as_ptr()), lowest);
+                    _mm512_storeu_si512(to.as_mut_ptr().cast(), w);
+                }
+            }
+        }
+        macro_rules! bits {
+            ($($bits:literal)*) => {
+                match form.bits {
+                    // SAFETY: the caller promises AVX-512.
+                    $($bits => unsafe { all::<$bits>(form.lowest, from, to) },)*
+                    bits => unreachable!("weights of {bits} bits are not narrow"),
+                }
+            };
+        }
+        bits!(1 2 3 4 5 6 7)
     }
 
     /// The codes of 64 weights.

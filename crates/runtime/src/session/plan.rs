@@ -184,6 +184,19 @@ pub(super) enum Weight {
     Integer(Box<IntegerWeight>),
 }
 
+impl Plan {
+    /// Bytes of the weights that products of integers read.
+    pub fn weight_bytes(&self) -> usize {
+        let weight = |step: &Step| match &step.action {
+            Action::Chain { head: Head::Conv(_, Weight::Integer(w)) | Head::Linear(_, Weight::Integer(w)), .. } => {
+                w.bytes()
+            }
+            _ => 0,
+        };
+        self.steps.iter().map(weight).sum()
+    }
+}
+
 /// One step of a plan.
 #[derive(Debug)]
 pub(super) struct Step {

@@ -135,8 +135,13 @@ unsafe fn start_of_parts(start: &[i32]) -> [__m512i; 4] {
     let start = &start[..BLOCK];
     // SAFETY: these are 64 elements; the caller promises AVX-512.
     unsafe {
-        let quarter = |l: usize| _mm512_loadu_si512(start.as_ptr().add(l * LANES).cast());
-        by_part([quarter(0), quarter(1), quarter(2), quarter(3)])
+        let start = start.as_ptr();
+        by_part([
+            _mm512_loadu_si512(start.cast()),
+            _mm512_loadu_si512(start.add(LANES).cast()),
+            _mm512_loadu_si512(start.add(2 * LANES).cast()),
+            _mm512_loadu_si512(start.add(3 * LANES).cast()),
+        ])
     }
 }
 

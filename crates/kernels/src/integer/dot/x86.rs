@@ -7,7 +7,8 @@ use super::{GROUP, LANES, MAX_BLOCKS, Panel, QUAD, Word};
 use std::arch::x86_64::{
     __m256i, __m512i, _mm256_add_epi16, _mm256_add_epi32, _mm256_loadu_si256, _mm256_madd_epi16, _mm256_maddubs_epi16,
     _mm256_set1_epi16, _mm256_set1_epi32, _mm256_setzero_si256, _mm256_storeu_si256, _mm512_dpbusd_epi32,
-    _mm512_loadu_si512, _mm512_mask_storeu_epi32, _mm512_maskz_loadu_epi32, _mm512_set1_epi32, _mm512_shuffle_i32x4,
+    _mm512_loadu_si512, _mm512_mask_storeu_epi32, _mm512_maskz_loadu_epi32, _mm512_set1_epi32, _mm512_setzero_si512,
+    _mm512_shuffle_i32x4,
 };
 
 /// Registers of eight channels per block.
@@ -186,15 +187,20 @@ unsafe fn vnni<const PIXELS: usize, const BLOCKS: usize, F: Finish>(
         let inputs = panel.inputs::<PIXELS>(pixels);
         let first = idx * PIXELS * panel.stride;
         let out = out.as_mut_ptr().wrapping_add(first);
-        let base = |m: usize, j: usize| match panel.start {
-            // SAFETY: the caller promises `BLOCKS * LANES` start values.
-            Some(start) => unsafe { _mm512_loadu_si512(start.as_ptr().add(j * LANES).cast()) },
-            // SAFETY: the wanted channels of a pixel that is there, whose outputs the caller promises.
-            None => unsafe {
-                F::load(out.wrapping_add(m.min(pixels.len() - 1) * panel.stride + j * LANES), wanted(panel.channels, j))
-            },
-        };
-        let mut sums: [[__m512i; BLOCKS]; PIXELS] = std::array::from_fn(|m| std::array::from_fn(|j| base(m, j)));
+        let mut sums = [[_mm512_setzero_si512(); BLOCKS]; PIXELS];
+        for m in 0..PIXELS {
+            for j in 0..BLOCKS {
+                sums[m][j] = match panel.start {
+                    // SAFETY: the caller promises `BLOCKS * LANES` start values.
+                    Some(start) => unsafe { _mm512_loadu_si512(start.as_ptr().add(j * LANES).cast()) },
+                    // SAFETY: the wanted channels of a pixel that is there, whose outputs the caller promises.
+                    None => unsafe {
+                        let pixel = m.min(pixels.len() - 1);
+                        F::load(out.wrapping_add(pixel * panel.stride + j * LANES), wanted(panel.channels, j))
+                    },
+                };
+            }
+        }
         let mut weights = panel.weights.as_ptr();
         for &(offset, quads) in panel.pieces {
             for at in (offset..offset + quads * QUAD).step_by(QUAD) {

@@ -248,20 +248,8 @@ impl<const RESIDUAL: u8> Finish for ToCodes<'_, RESIDUAL> {
 
     #[inline(always)]
     unsafe fn ready(self, channel: usize) -> Self::Ready {
-        let parts = |values: &[f32]| {
-            // SAFETY: the caller promises AVX-512.
-            unsafe {
-                let [a, b, c, d] = quarters(&values[channel..]);
-                let [a, b, c, d] = by_part([
-                    _mm512_castps_si512(a),
-                    _mm512_castps_si512(b),
-                    _mm512_castps_si512(c),
-                    _mm512_castps_si512(d),
-                ]);
-                [_mm512_castsi512_ps(a), _mm512_castsi512_ps(b), _mm512_castsi512_ps(c), _mm512_castsi512_ps(d)]
-            }
-        };
-        [parts(self.factors), parts(self.addends)]
+        // SAFETY: the caller promises AVX-512.
+        unsafe { [parts(&self.factors[channel..]), parts(&self.addends[channel..])] }
     }
 
     #[inline(always)]
@@ -277,6 +265,21 @@ impl<const RESIDUAL: u8> Finish for ToCodes<'_, RESIDUAL> {
                 None => self.each_of_unsure(&[by_part(parts)], to),
             }
         }
+    }
+}
+
+/// The numbers of 64 channels, by parts.
+///
+/// # Safety
+/// AVX-512 F is available.
+#[inline(always)]
+unsafe fn parts(values: &[f32]) -> [__m512; 4] {
+    // SAFETY: the caller promises AVX-512.
+    unsafe {
+        let [a, b, c, d] = quarters(values);
+        let [a, b, c, d] =
+            by_part([_mm512_castps_si512(a), _mm512_castps_si512(b), _mm512_castps_si512(c), _mm512_castps_si512(d)]);
+        [_mm512_castsi512_ps(a), _mm512_castsi512_ps(b), _mm512_castsi512_ps(c), _mm512_castsi512_ps(d)]
     }
 }
 
