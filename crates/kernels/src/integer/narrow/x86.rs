@@ -1,0 +1,275 @@
+//! Panels of narrow weights for x86.
+
+// Plain loops over arrays of known length become registers.
+#![allow(clippy::needless_range_loop)]
+
+use super::{GROUP, Narrow};
+use crate::integer::dot::x86::{PARTS, short_with, wanted};
+use crate::integer::dot::{Panel, Rest};
+use crate::integer::weights::{LANES, QUAD};
+use std::arch::x86_64::{
+    __m256i, __m512i, _mm_loadu_si128, _mm256_add_epi8, _mm256_and_si256, _mm256_broadcastsi128_si256,
+    _mm256_cmpeq_epi8, _mm256_loadu_si256, _mm256_or_si256, _mm256_set1_epi8, _mm256_set1_epi64x, _mm256_setr_epi8,
+    _mm256_setr_epi32, _mm256_setzero_si256, _mm256_shuffle_epi8, _mm256_slli_epi16, _mm256_srli_epi16,
+    _mm256_srlv_epi32, _mm256_storeu_si256, _mm512_add_epi8, _mm512_add_epi32, _mm512_and_si512,
+    _mm512_broadcast_i32x4, _mm512_broadcast_i64x4, _mm512_dpbusd_epi32, _mm512_loadu_si512, _mm512_mask_storeu_epi32,
+    _mm512_maskz_loadu_epi32, _mm512_maskz_mov_epi8, _mm512_or_si512, _mm512_set1_epi8, _mm512_set1_epi32,
+    _mm512_setr_epi64, _mm512_setzero_si512, _mm512_slli_epi16, _mm512_srlv_epi64, _mm512_storeu_si512,
+};
+
+/// A panel of at most six pixels.
+///
+/// # Safety
+/// As for [`short`](crate::integer::dot::x86::short), with a block of weights in the given form.
+pub unsafe fn run(panel: &Panel<'_, u8, u8>, form: Narrow, acc: &mut [i32]) {
+    macro_rules! bits {
+        ($($bits:literal)*) => {
+            match form.bits {
+                // SAFETY: the caller's promises are those of `pixels`.
+                $($bits => unsafe {
+                    match panel.rest() {
+                        Rest::One => pixels::<1, $bits>(panel, form.lowest, acc),
+                        Rest::Two => pixels::<2, $bits>(panel, form.lowest, acc),
+                        Rest::Four => pixels::<4, $bits>(panel, form.lowest, acc),
+                        Rest::Many => pixels::<6, $bits>(panel, form.lowest, acc),
+                    }
+                },)*
+                bits => unreachable!("weights of {bits} bits are not narrow"),
+            }
+        };
+    }
+    bits!(1 2 3 4 5 6 7)
+}
+
+/// Up to `PIXELS` pixels times one block, as the short kernel does it.
+///
+/// # Safety
+/// As for [`run`]; `BITS` are those of the weights.
+#[target_feature(enable = "avx2")]
+unsafe fn pixels<const PIXELS: usize, const BITS: u8>(panel: &Panel<'_, u8, u8>, lowest: i8, acc: &mut [i32]) {
+    let lowest = _mm256_set1_epi8(lowest);
+    let mut weights = panel.weights.as_ptr();
+    // SAFETY: the caller promises a block of weights for all pieces.
+    let next = || unsafe {
+        let codes = expand::<BITS>(weights);
+        weights = weights.add(usize::from(BITS) * 8);
+        [_mm256_add_epi8(codes[0], lowest), _mm256_add_epi8(codes[1], lowest)]
+    };
+    // SAFETY: the caller's promises are those that `short_with` asks for.
+    unsafe { short_with::<PIXELS, _>(panel, panel.pixels, next, acc) }
+}
+
+/// A panel of up to four pixels and [`BLOCKS`] blocks, with `vpdpbusd`.
+///
+/// # Safety
+/// As for [`vnni_panel`](crate::integer::dot::x86::vnni_panel), with blocks of weights in the given form.
+pub unsafe fn vnni(panel: &Panel<'_, u8, u8>, form: Narrow, acc: &mut [i32]) {
+    macro_rules! pixels {
+        ($blocks:literal, $bits:literal) => {
+            match panel.pixels.len() {
+                0 | 1 => vnni_pixels::<1, $blocks, $bits>(panel, form.lowest, acc),
+                2 => vnni_pixels::<2, $blocks, $bits>(panel, form.lowest, acc),
+                _ => vnni_pixels::<4, $blocks, $bits>(panel, form.lowest, acc),
+            }
+        };
+    }
+    macro_rules! bits {
+        ($($bits:literal)*) => {
+            // SAFETY: the caller's promises are those of `vnni_pixels`.
+            unsafe {
+                match (form.bits, panel.blocks) {
+                    $(($bits, 1) => pixels!(1, $bits),
+                    ($bits, 2) => pixels!(2, $bits),
+                    ($bits, 3) => pixels!(3, $bits),
+                    ($bits, _) => pixels!(4, $bits),)*
+                    (bits, _) => unreachable!("weights of {bits} bits are not narrow"),
+                }
+            }
+        };
+    }
+    bits!(1 2 3 4 5 6 7)
+}
+
+/// # Safety
+/// As for [`vnni`]; `BITS` are those of the weights, `BLOCKS` those of the panel, which has at most `PIXELS` pixels.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+unsafe fn vnni_pixels<const PIXELS: usize, const BLOCKS: usize, const BITS: u8>(
+    panel: &Panel<'_, u8, u8>,
+    lowest: i8,
+    acc: &mut [i32],
+) {
+    let lowest = _mm512_set1_epi8(lowest);
+    let inputs = panel.inputs::<PIXELS>(panel.pixels);
+    let mut sums = [[_mm512_setzero_si512(); BLOCKS]; PIXELS];
+    let mut weights = panel.weights.as_ptr();
+    for &(offset, quads) in panel.pieces {
+        for at in (offset..offset + quads * QUAD).step_by(QUAD) {
+            let mut w = [lowest; BLOCKS];
+            for j in 0..BLOCKS {
+                // SAFETY: the caller promises blocks of weights for all pieces.
+                w[j] = unsafe { _mm512_add_epi8(expand_512::<BITS>(weights.add(j * panel.block_len)), lowest) };
+            }
+            for m in 0..PIXELS {
+                // SAFETY: the caller promises that the piece, of which these are 4 bytes, lies within the input.
+                let x = _mm512_set1_epi32(unsafe { inputs[m].add(at).cast::<i32>().read_unaligned() });
+                for j in 0..BLOCKS {
+                    sums[m][j] = _mm512_dpbusd_epi32(sums[m][j], x, w[j]);
+                }
+            }
+            weights = weights.wrapping_add(usize::from(BITS) * 8);
+        }
+    }
+    for m in 0..PIXELS {
+        if m == panel.pixels.len() {
+            break;
+        }
+        for j in 0..BLOCKS {
+            let to = acc.as_mut_ptr().wrapping_add(m * panel.stride + j * LANES);
+            let wanted = wanted(panel.channels, j);
+            // SAFETY: only wanted lanes of pixels that are there are touched; the caller promises these, and start values.
+            unsafe {
+                let base = match panel.start {
+                    Some(start) => _mm512_loadu_si512(start.as_ptr().add(j * LANES).cast()),
+                    None => _mm512_maskz_loadu_epi32(wanted, to),
+                };
+                _mm512_mask_storeu_epi32(to, wanted, _mm512_add_epi32(base, sums[m][j]));
+            }
+        }
+    }
+}
+
+/// [`expand_all`] for AVX-512 F and BW.
+///
+/// # Safety
+/// As for [`expand_all`], with these.
+pub unsafe fn expand_all_512(form: Narrow, from: &[u8], to: &mut [i8]) {
+    #[target_feature(enable = "avx512f,avx512bw")]
+    unsafe fn all<const BITS: u8>(lowest: i8, from: &[u8], to: &mut [i8]) {
+        let lowest = _mm512_set1_epi8(lowest);
+        for (from, to) in from.chunks_exact(usize::from(BITS) * 8).zip(to.chunks_exact_mut(GROUP)) {
+            // SAFETY: `from` is a group, and `to` has 64 elements.
+            unsafe {
+                let w = _mm512_add_epi8(expand_512::<BITS>(from.as_ptr()), lowest);
+                _mm512_storeu_si512(to.as_mut_ptr().cast(), w);
+            }
+        }
+    }
+    macro_rules! bits {
+        ($($bits:literal)*) => {
+            match form.bits {
+                // SAFETY: the caller promises AVX-512.
+                $($bits => unsafe { all::<$bits>(form.lowest, from, to) },)*
+                bits => unreachable!("weights of {bits} bits are not narrow"),
+            }
+        };
+    }
+    bits!(1 2 3 4 5 6 7)
+}
+
+/// The codes of 64 weights.
+///
+/// # Safety
+/// `from` holds `BITS * 8` bytes.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+unsafe fn expand_512<const BITS: u8>(from: *const u8) -> __m512i {
+    let mut out = _mm512_setzero_si512();
+    let mut from = from;
+    if BITS & 4 != 0 {
+        // SAFETY: the first 32 of the promised bytes.
+        let v = _mm512_broadcast_i64x4(unsafe { _mm256_loadu_si256(from.cast()) });
+        let fields = _mm512_srlv_epi64(v, _mm512_setr_epi64(0, 0, 0, 0, 4, 4, 4, 4));
+        out = _mm512_and_si512(fields, _mm512_set1_epi8(15));
+        from = from.wrapping_add(32);
+    }
+    if BITS & 2 != 0 {
+        // SAFETY: 16 of the promised bytes, after those of four bits if there are any.
+        let v = _mm512_broadcast_i32x4(unsafe { _mm_loadu_si128(from.cast()) });
+        let fields = _mm512_srlv_epi64(v, _mm512_setr_epi64(0, 0, 2, 2, 4, 4, 6, 6));
+        let fields = _mm512_and_si512(fields, _mm512_set1_epi8(3));
+        out = if BITS & 4 != 0 { _mm512_or_si512(out, _mm512_slli_epi16::<4>(fields)) } else { fields };
+        from = from.wrapping_add(16);
+    }
+    if BITS & 1 != 0 {
+        // SAFETY: the last 8 of the promised bytes.
+        let set = unsafe { from.cast::<u64>().read_unaligned() };
+        out = _mm512_or_si512(out, _mm512_maskz_mov_epi8(set, _mm512_set1_epi8(1 << (BITS - 1))));
+    }
+    out
+}
+
+/// Weights of whole groups as bytes.
+///
+/// # Safety
+/// AVX2 is available; `from` holds whole groups of the form, `to` 64 elements for each.
+pub unsafe fn expand_all(form: Narrow, from: &[u8], to: &mut [i8]) {
+    #[target_feature(enable = "avx2")]
+    unsafe fn all<const BITS: u8>(lowest: i8, from: &[u8], to: &mut [i8]) {
+        let lowest = _mm256_set1_epi8(lowest);
+        for (from, to) in from.chunks_exact(usize::from(BITS) * 8).zip(to.chunks_exact_mut(GROUP)) {
+            // SAFETY: `from` is a group.
+            let codes = unsafe { expand::<BITS>(from.as_ptr()) };
+            for (part, codes) in codes.into_iter().enumerate() {
+                // SAFETY: `to` has 64 elements, of which this stores 32 from `32 * part` on.
+                unsafe { _mm256_storeu_si256(to.as_mut_ptr().add(32 * part).cast(), _mm256_add_epi8(codes, lowest)) };
+            }
+        }
+    }
+    macro_rules! bits {
+        ($($bits:literal)*) => {
+            match form.bits {
+                // SAFETY: the caller promises AVX2.
+                $($bits => unsafe { all::<$bits>(form.lowest, from, to) },)*
+                bits => unreachable!("weights of {bits} bits are not narrow"),
+            }
+        };
+    }
+    bits!(1 2 3 4 5 6 7)
+}
+
+/// The codes of 64 weights.
+///
+/// # Safety
+/// `from` holds `BITS * 8` bytes.
+#[inline]
+#[target_feature(enable = "avx2")]
+unsafe fn expand<const BITS: u8>(from: *const u8) -> [__m256i; PARTS] {
+    let mut out = [_mm256_setzero_si256(); PARTS];
+    let mut from = from;
+    if BITS & 4 != 0 {
+        // SAFETY: the first 32 of the promised bytes.
+        let v = unsafe { _mm256_loadu_si256(from.cast()) };
+        let mask = _mm256_set1_epi8(15);
+        out = [_mm256_and_si256(v, mask), _mm256_and_si256(_mm256_srli_epi16::<4>(v), mask)];
+        from = from.wrapping_add(32);
+    }
+    if BITS & 2 != 0 {
+        // SAFETY: 16 of the promised bytes, after those of four bits if there are any.
+        let v = _mm256_broadcastsi128_si256(unsafe { _mm_loadu_si128(from.cast()) });
+        let mask = _mm256_set1_epi8(3);
+        // A half of a register, 16 weights, per field.
+        let low = _mm256_and_si256(_mm256_srlv_epi32(v, _mm256_setr_epi32(0, 0, 0, 0, 2, 2, 2, 2)), mask);
+        let high = _mm256_and_si256(_mm256_srlv_epi32(v, _mm256_setr_epi32(4, 4, 4, 4, 6, 6, 6, 6)), mask);
+        let fields =
+            if BITS & 4 != 0 { [_mm256_slli_epi16::<4>(low), _mm256_slli_epi16::<4>(high)] } else { [low, high] };
+        out = [_mm256_or_si256(out[0], fields[0]), _mm256_or_si256(out[1], fields[1])];
+        from = from.wrapping_add(16);
+    }
+    if BITS & 1 != 0 {
+        // SAFETY: the last 8 of the promised bytes.
+        let v = _mm256_set1_epi64x(unsafe { from.cast::<i64>().read_unaligned() });
+        let bit = _mm256_set1_epi64x(0x8040_2010_0804_0201_u64 as i64);
+        let place = _mm256_set1_epi8(1 << (BITS - 1));
+        // Byte j of a half looks at bit j % 8 of byte j / 8; the second half at the next two bytes.
+        let byte = _mm256_setr_epi8(
+            0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 2, 2, 2, 2, 2, 2, 2, 2, 3, 3, 3, 3, 3, 3, 3, 3,
+        );
+        for (part, out) in out.iter_mut().enumerate() {
+            let byte = _mm256_add_epi8(byte, _mm256_set1_epi8(4 * part as i8));
+            let own = _mm256_and_si256(_mm256_shuffle_epi8(v, byte), bit);
+            let set = _mm256_and_si256(_mm256_cmpeq_epi8(own, bit), place);
+            *out = _mm256_or_si256(*out, set);
+        }
+    }
+    out
+}
