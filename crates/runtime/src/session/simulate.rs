@@ -13,11 +13,16 @@ type Values = BTreeMap<ValueId, Tensor>;
 
 /// All values of a model for these inputs.
 pub(super) fn simulate(model: &Model, inputs: &[Tensor], with_sites: bool) -> Values {
+    simulate_nudged(model, inputs, with_sites, 0.0)
+}
+
+/// [`simulate`] with so many steps of a site's grid added to its values before they are rounded.
+pub(super) fn simulate_nudged(model: &Model, inputs: &[Tensor], with_sites: bool, nudge: f32) -> Values {
     let graph = &model.graph;
     let mut values: Values = graph.value_ids().filter_map(|id| Some((id, graph.constant(id)?.clone()))).collect();
     let store = |values: &mut Values, id: ValueId, tensor: Tensor| {
         let params = model.sites.get(&id).filter(|_| with_sites).and_then(|s| s.params.as_ref());
-        values.insert(id, params.map_or(tensor.clone(), |p| rounded(&tensor, p)));
+        values.insert(id, params.map_or(tensor.clone(), |p| rounded(&tensor, p, nudge)));
     };
     for (input, tensor) in graph.inputs().iter().zip(inputs) {
         store(&mut values, input.value, tensor.clone());
@@ -49,8 +54,9 @@ pub(super) fn calibrate(model: &mut Model, inputs: &[Tensor]) {
     }
 }
 
-fn rounded(tensor: &Tensor, params: &QParams) -> Tensor {
-    let data = tensor.as_f32().unwrap().iter().map(|&v| params.decode(params.encode(v, 0), 0)).collect();
+fn rounded(tensor: &Tensor, params: &QParams, nudge: f32) -> Tensor {
+    let nudge = nudge * params.scale[0];
+    let data = tensor.as_f32().unwrap().iter().map(|&v| params.decode(params.encode(v + nudge, 0), 0)).collect();
     Tensor::f32(tensor.shape(), data).unwrap()
 }
 
