@@ -54,17 +54,7 @@ pub fn conv_with<A: Operand, O: Send>(
     out: &mut [O],
     finish: impl Fn(usize, &[i32], &mut [O]) + Sync,
 ) {
-    let plan = Plan::new(shape, x, out.len(), zero_point, weights);
-    if plan.shares_channels() {
-        return plan.channel_by_channel(out, finish);
-    }
-    plan.for_each_band(out, |band, scratch, out| {
-        let mut acc = std::mem::take(&mut scratch.acc);
-        let sums = room(&mut acc, out.len(), 0);
-        plan.accumulate(band, scratch, sums);
-        finish(plan.first(band), sums, out);
-        scratch.acc = acc;
-    });
+    Plan::new(shape, x, out.len(), zero_point, weights).accumulate_all(out, finish);
 }
 
 /// [`conv_with`] whose accumulators become codes: bit-equal to [`Prepared::run`] on them, and where the processor allows, done
@@ -81,26 +71,17 @@ pub fn conv_to_codes<A: Operand>(
     out: &mut [u8],
 ) {
     assert_eq!(requantize.channels(), shape.c_out, "factors of another number of channels");
+    let plan = Plan::new(shape, x, out.len(), zero_point, weights);
     #[cfg(target_arch = "x86_64")]
-    if weights.finishes_in_registers() && requantize.in_registers(0, out.len()).is_some() {
-        let len = out.len();
-        let plan = Plan::new(shape, x, len, zero_point, weights);
-        // Shared channels have to be put side by side, which takes longer than reading some weights twice.
-        let shares = plan.shares_channels() && weights.bytes() > MANY_WEIGHTS_IN_REGISTERS;
-        if plan.input != Input::Gather && !shares {
-            return plan.for_each_band(out, |band, scratch, out| {
-                plan.lay_out(band, scratch);
-                let windows = plan.windows(band, scratch);
-                match requantize.in_registers(plan.first(band), len) {
-                    Some(InRegisters::Alone(finish)) => plan.finish(&windows, finish, out),
-                    Some(InRegisters::AndCodes(finish)) => plan.finish(&windows, finish, out),
-                    Some(InRegisters::AndFloats(finish)) => plan.finish(&windows, finish, out),
-                    None => unreachable!("it was there before"),
-                }
-            });
+    if plan.finishes_in_registers() {
+        match requantize.in_registers(out.len()) {
+            Some(InRegisters::Alone(finish)) => return plan.finish_all(out, finish),
+            Some(InRegisters::AndCodes(finish)) => return plan.finish_all(out, finish),
+            Some(InRegisters::AndFloats(finish)) => return plan.finish_all(out, finish),
+            None => {}
         }
     }
-    conv_with(shape, x, zero_point, weights, out, |first, acc, out| requantize.run(acc, first, out));
+    plan.accumulate_all(out, |first, acc, out| requantize.run(acc, first, out));
 }
 
 thread_local! {
@@ -271,6 +252,20 @@ impl<'a, A: Operand> Plan<'a, A> {
         }
     }
 
+    /// All accumulators, and what `finish` makes of them.
+    fn accumulate_all<O: Send>(&self, out: &mut [O], finish: impl Fn(usize, &[i32], &mut [O]) + Sync) {
+        if self.shares_channels() {
+            return self.channel_by_channel(out, finish);
+        }
+        self.for_each_band(out, |band, scratch, out| {
+            let mut acc = std::mem::take(&mut scratch.acc);
+            let sums = room(&mut acc, out.len(), 0);
+            self.accumulate(band, scratch, sums);
+            finish(self.first(band), sums, out);
+            scratch.acc = acc;
+        });
+    }
+
     /// Calls `run(band, scratch, its part of out)` for all bands, in parallel.
     fn for_each_band<O: Send>(&self, out: &mut [O], run: impl Fn(&Band, &mut Scratch, &mut [O]) + Sync) {
         let (out_h, row) = (self.shape.out_h(), self.shape.out_w() * self.shape.c_out);
@@ -430,18 +425,32 @@ impl<'a, A: Operand> Plan<'a, A> {
         }
     }
 
-    /// All channels of a band's windows, each sum finished in its register, where weights [allow it](ConvWeights::finishes_in_registers).
+    /// Whether [`finish_all`](Self::finish_all) can do this, and should. Shared channels have to be put side by side, which takes longer
+    /// than reading some weights twice.
     #[cfg(target_arch = "x86_64")]
-    fn finish<F: Finish>(&self, windows: &Windows<'_>, finish: F, out: &mut [F::Out]) {
-        let (Packed::Bytes(data), Codes::Bytes(input)) = (&self.weights.data, windows.input) else {
-            unreachable!("weights and inputs are bytes");
-        };
-        let (kernel, pixels, channels) = (self.weights.kernel, windows.pixels, self.shape.c_out);
-        if self.layout.kind == Kind::Depthwise {
-            return depthwise::finish(kernel, data, &self.depthwise(input, pixels), finish, out);
-        }
-        let blocks = 0..self.layout.blocks();
-        self.for_each_group(data, input, pixels, blocks, out, channels, |job| kernel.finish_bytes(job, finish));
+    fn finishes_in_registers(&self) -> bool {
+        let shares = self.shares_channels() && self.weights.bytes() > MANY_WEIGHTS_IN_REGISTERS;
+        self.weights.finishes_in_registers() && self.input != Input::Gather && !shares
+    }
+
+    /// All outputs, each sum finished in its register.
+    #[cfg(target_arch = "x86_64")]
+    fn finish_all<F: Finish<Out: Send> + Sync>(&self, out: &mut [F::Out], finish: F) {
+        let (kernel, blocks, channels) = (self.weights.kernel, 0..self.layout.blocks(), self.shape.c_out);
+        self.for_each_band(out, |band, scratch, out| {
+            self.lay_out(band, scratch);
+            let Windows { input, pixels, .. } = self.windows(band, scratch);
+            let (Packed::Bytes(data), Codes::Bytes(input)) = (&self.weights.data, input) else {
+                unreachable!("weights and inputs are bytes");
+            };
+            let finish = finish.of_band(self.first(band));
+            if self.layout.kind == Kind::Depthwise {
+                return depthwise::finish(kernel, data, &self.depthwise(input, pixels), finish, out);
+            }
+            self.for_each_group(data, input, pixels, blocks.clone(), out, channels, |job| {
+                kernel.finish_bytes(job, finish);
+            });
+        });
     }
 
     /// Windows of a layer whose channels are alone.

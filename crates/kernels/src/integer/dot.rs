@@ -224,18 +224,12 @@ impl Kernel {
         assert!(!self.is_wide(), "words were expected");
         match self {
             #[cfg(target_arch = "x86_64")]
-            Kernel::Vnni => job.for_each_panel(
-                GROUP,
-                |left| (left.min(MAX_BLOCKS), 1),
-                // SAFETY: `Vnni` is only chosen where its instructions were detected. `for_each_panel` sees to it that every piece of
-                // every pixel lies within the input, and that weights, start values and accumulators exist.
-                |panel, acc| unsafe { x86::vnni_panel(panel, x86::Sums, acc) },
-            ),
+            Kernel::Vnni => self.with_vnni(job, x86::Sums),
             #[cfg(target_arch = "x86_64")]
             Kernel::Short => job.for_each_panel(
                 GROUP,
                 |_| (1, SIX),
-                // SAFETY: `Short` is only chosen where AVX2 was detected; the rest as above.
+                // SAFETY: `Short` is only chosen where AVX2 was detected; the rest as in `with_vnni`.
                 |panel, acc| unsafe {
                     match (panel.rest(), panel.needs_widening()) {
                         (Rest::Many, false) => x86::short_once::<6>(panel, acc),
@@ -260,11 +254,18 @@ impl Kernel {
     /// [VNNI](Self::has_vnni).
     #[cfg(target_arch = "x86_64")]
     pub fn finish_bytes<F: x86::Finish>(self, job: &mut Job<'_, u8, i8, F::Out>, finish: F) {
-        assert!(self.has_vnni() && job.chunks.len() == 1, "sums are not in registers");
-        // SAFETY: as in `run_bytes`.
+        assert!(job.chunks.len() == 1, "sums are not in registers");
+        self.with_vnni(job, finish);
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    fn with_vnni<F: x86::Finish>(self, job: &mut Job<'_, u8, i8, F::Out>, finish: F) {
+        assert!(self.has_vnni(), "a kernel of another processor");
         job.for_each_panel(
             GROUP,
             |left| (left.min(MAX_BLOCKS), 1),
+            // SAFETY: `Vnni` is only chosen where its instructions were detected. `for_each_panel` sees to it that every piece of
+            // every pixel lies within the input, and that weights, start values and outputs exist.
             |panel, out| unsafe { x86::vnni_panel(panel, finish, out) },
         );
     }

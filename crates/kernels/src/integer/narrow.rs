@@ -47,12 +47,9 @@ impl Narrow {
         assert!(to.len() >= from.len() / self.group_bytes() * GROUP, "expanded weights have no room");
         assert!(crate::isa::Isa::new(crate::isa::Level::Avx2).is_some(), "narrow weights are for AVX2");
         #[cfg(target_arch = "x86_64")]
-        // SAFETY: AVX2 was found just now, and the level proves AVX-512; `to` has room for as many groups as `from` holds.
+        // SAFETY: AVX2 was found just now; `to` has room for as many groups as `from` holds.
         unsafe {
-            match crate::isa::Isa::current().level() {
-                crate::isa::Level::Avx512 => x86::expand_all_512(self, from, to),
-                _ => x86::expand_all(self, from, to),
-            }
+            x86::expand_all(self, from, to)
         };
     }
 

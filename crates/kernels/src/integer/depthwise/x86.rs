@@ -3,7 +3,7 @@
 // Plain loops over arrays of known length become registers.
 #![allow(clippy::needless_range_loop)]
 
-use super::super::dot::x86::{Finish, Place, by_part};
+use super::super::dot::x86::{Finish, Place, by_part, quarters};
 use super::{LANES, QUAD, SIDE, Windows};
 use std::arch::x86_64::{
     __m256i, __m512i, _mm_loadu_si128, _mm256_add_epi16, _mm256_add_epi32, _mm256_castsi256_si128,
@@ -132,17 +132,8 @@ pub unsafe fn columns<const AHEAD: usize, F: Finish>(
 /// AVX-512 F is available.
 #[inline(always)]
 unsafe fn start_of_parts(start: &[i32]) -> [__m512i; 4] {
-    let start = &start[..BLOCK];
     // SAFETY: these are 64 elements; the caller promises AVX-512.
-    unsafe {
-        let start = start.as_ptr();
-        by_part([
-            _mm512_loadu_si512(start.cast()),
-            _mm512_loadu_si512(start.add(LANES).cast()),
-            _mm512_loadu_si512(start.add(2 * LANES).cast()),
-            _mm512_loadu_si512(start.add(3 * LANES).cast()),
-        ])
-    }
+    unsafe { by_part(quarters(start[..BLOCK].as_ptr())) }
 }
 
 /// All pixels and channels with `vpmaddwd`.

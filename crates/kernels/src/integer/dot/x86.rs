@@ -28,6 +28,9 @@ pub trait Finish: Copy {
     /// AVX-512 F is available, and the wanted lanes are there.
     unsafe fn load(from: *const Self::Out, wanted: u16) -> __m512i;
 
+    /// The same for a band whose first output is number `first` among all.
+    fn of_band(self, first: usize) -> Self;
+
     /// Stores the sums of blocks of channels and of the first `pixels` pixels.
     ///
     /// # Safety
@@ -53,6 +56,24 @@ pub trait Finish: Copy {
     /// # Safety
     /// As for [`store`](Self::store).
     unsafe fn store_parts(self, ready: &Self::Ready, parts: [__m512i; 4], to: Place<Self::Out>);
+}
+
+/// The numbers of 64 channels, in order.
+///
+/// # Safety
+/// AVX-512 F is available, and `from` holds 64 numbers of 32 bits.
+#[inline(always)]
+pub unsafe fn quarters<T>(from: *const T) -> [__m512i; 4] {
+    const { assert!(size_of::<T>() == 4) };
+    // SAFETY: the caller's promises.
+    unsafe {
+        [
+            _mm512_loadu_si512(from.cast()),
+            _mm512_loadu_si512(from.add(LANES).cast()),
+            _mm512_loadu_si512(from.add(2 * LANES).cast()),
+            _mm512_loadu_si512(from.add(3 * LANES).cast()),
+        ]
+    }
 }
 
 /// Four registers with 64 channels in order, as parts, of which number j has the channels 16 l + 4 j … of l = 0 … 3; and back.
@@ -104,9 +125,18 @@ impl<O> Place<O> {
     }
 }
 
+impl<X, W> Panel<'_, X, W> {
+    /// Where the outputs of its pixels go from number `first` of its outputs on, which is at `out`.
+    #[inline(always)]
+    pub fn place<O>(&self, first: usize, out: *mut O) -> Place<O> {
+        let &Panel { stride, channel, channels, .. } = self;
+        Place { out, stride, channel, at: self.at + first, channels }
+    }
+}
+
 /// The lanes of a block that are among so many channels.
 #[inline(always)]
-pub fn wanted(channels: usize, block: usize) -> u16 {
+fn wanted(channels: usize, block: usize) -> u16 {
     ((1u32 << channels.saturating_sub(block * LANES).min(LANES)) - 1) as u16
 }
 
@@ -121,6 +151,10 @@ impl Finish for Sums {
     unsafe fn load(from: *const i32, wanted: u16) -> __m512i {
         // SAFETY: only wanted lanes are read.
         unsafe { _mm512_maskz_loadu_epi32(wanted, from) }
+    }
+
+    fn of_band(self, _first: usize) -> Self {
+        self
     }
 
     #[inline(always)]
@@ -187,20 +221,8 @@ unsafe fn vnni<const PIXELS: usize, const BLOCKS: usize, F: Finish>(
         let inputs = panel.inputs::<PIXELS>(pixels);
         let first = idx * PIXELS * panel.stride;
         let out = out.as_mut_ptr().wrapping_add(first);
-        let mut sums = [[_mm512_setzero_si512(); BLOCKS]; PIXELS];
-        for m in 0..PIXELS {
-            for j in 0..BLOCKS {
-                sums[m][j] = match panel.start {
-                    // SAFETY: the caller promises `BLOCKS * LANES` start values.
-                    Some(start) => unsafe { _mm512_loadu_si512(start.as_ptr().add(j * LANES).cast()) },
-                    // SAFETY: the wanted channels of a pixel that is there, whose outputs the caller promises.
-                    None => unsafe {
-                        let pixel = m.min(pixels.len() - 1);
-                        F::load(out.wrapping_add(pixel * panel.stride + j * LANES), wanted(panel.channels, j))
-                    },
-                };
-            }
-        }
+        // SAFETY: the caller's promises; `out` begins with these pixels.
+        let mut sums = unsafe { begin::<PIXELS, BLOCKS, F, _>(panel, pixels.len(), out) };
         let mut weights = panel.weights.as_ptr();
         for &(offset, quads) in panel.pieces {
             for at in (offset..offset + quads * QUAD).step_by(QUAD) {
@@ -218,9 +240,36 @@ unsafe fn vnni<const PIXELS: usize, const BLOCKS: usize, F: Finish>(
                 weights = weights.wrapping_add(GROUP);
             }
         }
-        let &Panel { stride, channel, channels, .. } = panel;
         // SAFETY: for these pixels and channels, the caller promises room.
-        unsafe { finish.store(sums, pixels.len(), Place { out, stride, channel, at: panel.at + first, channels }) };
+        unsafe { finish.store(sums, pixels.len(), panel.place(first, out)) };
+    }
+}
+
+/// What sums of `pixels` pixels begin with, whose outputs begin at `out`. Of fewer than `PIXELS`, the last one's several times.
+///
+/// # Safety
+/// AVX-512 F is available; start values of `BLOCKS` blocks are there, or the wanted outputs.
+#[inline(always)]
+pub unsafe fn begin<const PIXELS: usize, const BLOCKS: usize, F: Finish, W>(
+    panel: &Panel<'_, u8, W>,
+    pixels: usize,
+    out: *const F::Out,
+) -> [[__m512i; BLOCKS]; PIXELS] {
+    // SAFETY: the caller's promises.
+    unsafe {
+        let mut sums = [[_mm512_setzero_si512(); BLOCKS]; PIXELS];
+        for m in 0..PIXELS {
+            for j in 0..BLOCKS {
+                sums[m][j] = match panel.start {
+                    Some(start) => _mm512_loadu_si512(start.as_ptr().add(j * LANES).cast()),
+                    None => {
+                        let at = m.min(pixels - 1) * panel.stride + j * LANES;
+                        F::load(out.wrapping_add(at), wanted(panel.channels, j))
+                    }
+                };
+            }
+        }
+        sums
     }
 }
 

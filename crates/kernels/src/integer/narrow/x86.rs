@@ -4,41 +4,50 @@
 #![allow(clippy::needless_range_loop)]
 
 use super::{GROUP, Narrow};
-use crate::integer::dot::x86::{PARTS, short_with, wanted};
+use crate::integer::dot::x86::{Finish, PARTS, Sums, begin, short_with};
 use crate::integer::dot::{Panel, Rest};
-use crate::integer::weights::{LANES, QUAD};
+use crate::integer::weights::QUAD;
+use crate::isa::{Isa, Level};
 use std::arch::x86_64::{
     __m256i, __m512i, _mm_loadu_si128, _mm256_add_epi8, _mm256_and_si256, _mm256_broadcastsi128_si256,
     _mm256_cmpeq_epi8, _mm256_loadu_si256, _mm256_or_si256, _mm256_set1_epi8, _mm256_set1_epi64x, _mm256_setr_epi8,
     _mm256_setr_epi32, _mm256_setzero_si256, _mm256_shuffle_epi8, _mm256_slli_epi16, _mm256_srli_epi16,
-    _mm256_srlv_epi32, _mm256_storeu_si256, _mm512_add_epi8, _mm512_add_epi32, _mm512_and_si512,
-    _mm512_broadcast_i32x4, _mm512_broadcast_i64x4, _mm512_dpbusd_epi32, _mm512_loadu_si512, _mm512_mask_storeu_epi32,
-    _mm512_maskz_loadu_epi32, _mm512_maskz_mov_epi8, _mm512_or_si512, _mm512_set1_epi8, _mm512_set1_epi32,
-    _mm512_setr_epi64, _mm512_setzero_si512, _mm512_slli_epi16, _mm512_srlv_epi64, _mm512_storeu_si512,
+    _mm256_srlv_epi32, _mm256_storeu_si256, _mm512_add_epi8, _mm512_and_si512, _mm512_broadcast_i32x4,
+    _mm512_broadcast_i64x4, _mm512_dpbusd_epi32, _mm512_maskz_mov_epi8, _mm512_or_si512, _mm512_set1_epi8,
+    _mm512_set1_epi32, _mm512_setr_epi64, _mm512_setzero_si512, _mm512_slli_epi16, _mm512_srlv_epi64,
+    _mm512_storeu_si512,
 };
+
+/// Runs `$run` with `$BITS` as those of a form.
+macro_rules! with_bits {
+    ($form:expr, $BITS:ident => $run:expr) => {
+        with_bits!(1 2 3 4 5 6 7, $form, $BITS => $run)
+    };
+    ($($bits:literal)*, $form:expr, $BITS:ident => $run:expr) => {
+        match $form.bits {
+            $($bits => {
+                const $BITS: u8 = $bits;
+                $run
+            })*
+            bits => unreachable!("weights of {bits} bits are not narrow"),
+        }
+    };
+}
 
 /// A panel of at most six pixels.
 ///
 /// # Safety
 /// As for [`short`](crate::integer::dot::x86::short), with a block of weights in the given form.
 pub unsafe fn run(panel: &Panel<'_, u8, u8>, form: Narrow, acc: &mut [i32]) {
-    macro_rules! bits {
-        ($($bits:literal)*) => {
-            match form.bits {
-                // SAFETY: the caller's promises are those of `pixels`.
-                $($bits => unsafe {
-                    match panel.rest() {
-                        Rest::One => pixels::<1, $bits>(panel, form.lowest, acc),
-                        Rest::Two => pixels::<2, $bits>(panel, form.lowest, acc),
-                        Rest::Four => pixels::<4, $bits>(panel, form.lowest, acc),
-                        Rest::Many => pixels::<6, $bits>(panel, form.lowest, acc),
-                    }
-                },)*
-                bits => unreachable!("weights of {bits} bits are not narrow"),
-            }
-        };
-    }
-    bits!(1 2 3 4 5 6 7)
+    // SAFETY: the caller's promises are those of `pixels`.
+    with_bits!(form, BITS => unsafe {
+        match panel.rest() {
+            Rest::One => pixels::<1, BITS>(panel, form.lowest, acc),
+            Rest::Two => pixels::<2, BITS>(panel, form.lowest, acc),
+            Rest::Four => pixels::<4, BITS>(panel, form.lowest, acc),
+            Rest::Many => pixels::<6, BITS>(panel, form.lowest, acc),
+        }
+    })
 }
 
 /// Up to `PIXELS` pixels times one block, as the short kernel does it.
@@ -65,29 +74,23 @@ unsafe fn pixels<const PIXELS: usize, const BITS: u8>(panel: &Panel<'_, u8, u8>,
 /// As for [`vnni_panel`](crate::integer::dot::x86::vnni_panel), with blocks of weights in the given form.
 pub unsafe fn vnni(panel: &Panel<'_, u8, u8>, form: Narrow, acc: &mut [i32]) {
     macro_rules! pixels {
-        ($blocks:literal, $bits:literal) => {
+        ($blocks:literal, $BITS:ident) => {
             match panel.pixels.len() {
-                0 | 1 => vnni_pixels::<1, $blocks, $bits>(panel, form.lowest, acc),
-                2 => vnni_pixels::<2, $blocks, $bits>(panel, form.lowest, acc),
-                _ => vnni_pixels::<4, $blocks, $bits>(panel, form.lowest, acc),
+                0 | 1 => vnni_pixels::<1, $blocks, $BITS>(panel, form.lowest, acc),
+                2 => vnni_pixels::<2, $blocks, $BITS>(panel, form.lowest, acc),
+                _ => vnni_pixels::<4, $blocks, $BITS>(panel, form.lowest, acc),
             }
         };
     }
-    macro_rules! bits {
-        ($($bits:literal)*) => {
-            // SAFETY: the caller's promises are those of `vnni_pixels`.
-            unsafe {
-                match (form.bits, panel.blocks) {
-                    $(($bits, 1) => pixels!(1, $bits),
-                    ($bits, 2) => pixels!(2, $bits),
-                    ($bits, 3) => pixels!(3, $bits),
-                    ($bits, _) => pixels!(4, $bits),)*
-                    (bits, _) => unreachable!("weights of {bits} bits are not narrow"),
-                }
-            }
-        };
-    }
-    bits!(1 2 3 4 5 6 7)
+    // SAFETY: the caller's promises are those of `vnni_pixels`.
+    with_bits!(form, BITS => unsafe {
+        match panel.blocks {
+            1 => pixels!(1, BITS),
+            2 => pixels!(2, BITS),
+            3 => pixels!(3, BITS),
+            _ => pixels!(4, BITS),
+        }
+    })
 }
 
 /// # Safety
@@ -100,7 +103,8 @@ unsafe fn vnni_pixels<const PIXELS: usize, const BLOCKS: usize, const BITS: u8>(
 ) {
     let lowest = _mm512_set1_epi8(lowest);
     let inputs = panel.inputs::<PIXELS>(panel.pixels);
-    let mut sums = [[_mm512_setzero_si512(); BLOCKS]; PIXELS];
+    // SAFETY: the caller promises start values, or outputs of these pixels.
+    let mut sums = unsafe { begin::<PIXELS, BLOCKS, Sums, _>(panel, panel.pixels.len(), acc.as_ptr()) };
     let mut weights = panel.weights.as_ptr();
     for &(offset, quads) in panel.pieces {
         for at in (offset..offset + quads * QUAD).step_by(QUAD) {
@@ -119,51 +123,8 @@ unsafe fn vnni_pixels<const PIXELS: usize, const BLOCKS: usize, const BITS: u8>(
             weights = weights.wrapping_add(usize::from(BITS) * 8);
         }
     }
-    for m in 0..PIXELS {
-        if m == panel.pixels.len() {
-            break;
-        }
-        for j in 0..BLOCKS {
-            let to = acc.as_mut_ptr().wrapping_add(m * panel.stride + j * LANES);
-            let wanted = wanted(panel.channels, j);
-            // SAFETY: only wanted lanes of pixels that are there are touched; the caller promises these, and start values.
-            unsafe {
-                let base = match panel.start {
-                    Some(start) => _mm512_loadu_si512(start.as_ptr().add(j * LANES).cast()),
-                    None => _mm512_maskz_loadu_epi32(wanted, to),
-                };
-                _mm512_mask_storeu_epi32(to, wanted, _mm512_add_epi32(base, sums[m][j]));
-            }
-        }
-    }
-}
-
-/// [`expand_all`] for AVX-512 F and BW.
-///
-/// # Safety
-/// As for [`expand_all`], with these.
-pub unsafe fn expand_all_512(form: Narrow, from: &[u8], to: &mut [i8]) {
-    #[target_feature(enable = "avx512f,avx512bw")]
-    unsafe fn all<const BITS: u8>(lowest: i8, from: &[u8], to: &mut [i8]) {
-        let lowest = _mm512_set1_epi8(lowest);
-        for (from, to) in from.chunks_exact(usize::from(BITS) * 8).zip(to.chunks_exact_mut(GROUP)) {
-            // SAFETY: `from` is a group, and `to` has 64 elements.
-            unsafe {
-                let w = _mm512_add_epi8(expand_512::<BITS>(from.as_ptr()), lowest);
-                _mm512_storeu_si512(to.as_mut_ptr().cast(), w);
-            }
-        }
-    }
-    macro_rules! bits {
-        ($($bits:literal)*) => {
-            match form.bits {
-                // SAFETY: the caller promises AVX-512.
-                $($bits => unsafe { all::<$bits>(form.lowest, from, to) },)*
-                bits => unreachable!("weights of {bits} bits are not narrow"),
-            }
-        };
-    }
-    bits!(1 2 3 4 5 6 7)
+    // SAFETY: the caller promises outputs of these pixels.
+    unsafe { Sums.store(sums, panel.pixels.len(), panel.place(0, acc.as_mut_ptr())) };
 }
 
 /// The codes of 64 weights.
@@ -215,16 +176,24 @@ pub unsafe fn expand_all(form: Narrow, from: &[u8], to: &mut [i8]) {
             }
         }
     }
-    macro_rules! bits {
-        ($($bits:literal)*) => {
-            match form.bits {
-                // SAFETY: the caller promises AVX2.
-                $($bits => unsafe { all::<$bits>(form.lowest, from, to) },)*
-                bits => unreachable!("weights of {bits} bits are not narrow"),
+    #[target_feature(enable = "avx512f,avx512bw")]
+    unsafe fn all_512<const BITS: u8>(lowest: i8, from: &[u8], to: &mut [i8]) {
+        let lowest = _mm512_set1_epi8(lowest);
+        for (from, to) in from.chunks_exact(usize::from(BITS) * 8).zip(to.chunks_exact_mut(GROUP)) {
+            // SAFETY: `from` is a group, and `to` has 64 elements.
+            unsafe {
+                let w = _mm512_add_epi8(expand_512::<BITS>(from.as_ptr()), lowest);
+                _mm512_storeu_si512(to.as_mut_ptr().cast(), w);
             }
-        };
+        }
     }
-    bits!(1 2 3 4 5 6 7)
+    // SAFETY: the level proves AVX-512, the caller promises AVX2.
+    with_bits!(form, BITS => unsafe {
+        match Isa::current().level() {
+            Level::Avx512 => all_512::<BITS>(form.lowest, from, to),
+            _ => all::<BITS>(form.lowest, from, to),
+        }
+    })
 }
 
 /// The codes of 64 weights.

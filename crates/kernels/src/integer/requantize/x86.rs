@@ -4,15 +4,15 @@
 #![allow(clippy::needless_range_loop)]
 
 use super::{MOST_ADDED, Prepared, Requantize, Residual};
-use crate::integer::dot::x86::{Finish, Place, by_part};
+use crate::integer::dot::x86::{Finish, Place, by_part, quarters};
 use crate::integer::weights::LANES;
 use std::arch::x86_64::{
     __m128i, __m512, __m512i, _CMP_GT_OQ, _CMP_NLE_UQ, _mm_loadu_si128, _mm_mask_storeu_epi8, _mm_maskz_loadu_epi8,
-    _mm_storeu_si128, _mm512_abs_ps, _mm512_add_ps, _mm512_castps_si512, _mm512_castsi512_ps, _mm512_cmp_ps_mask,
-    _mm512_cvtepi32_epi8, _mm512_cvtepi32_ps, _mm512_cvtepu8_epi32, _mm512_cvtps_epi32, _mm512_fmadd_ps,
-    _mm512_loadu_ps, _mm512_maskz_loadu_ps, _mm512_max_ps, _mm512_min_ps, _mm512_mul_ps, _mm512_packus_epi16,
-    _mm512_packus_epi32, _mm512_permutexvar_epi32, _mm512_range_ps, _mm512_reduce_ps, _mm512_set1_ps,
-    _mm512_setr_epi32, _mm512_setzero_ps, _mm512_setzero_si512, _mm512_storeu_si512,
+    _mm_storeu_si128, _mm512_abs_ps, _mm512_add_ps, _mm512_castsi512_ps, _mm512_cmp_ps_mask, _mm512_cvtepi32_epi8,
+    _mm512_cvtepi32_ps, _mm512_cvtepu8_epi32, _mm512_cvtps_epi32, _mm512_fmadd_ps, _mm512_loadu_ps,
+    _mm512_maskz_loadu_ps, _mm512_max_ps, _mm512_min_ps, _mm512_mul_ps, _mm512_packus_epi16, _mm512_packus_epi32,
+    _mm512_permutexvar_epi32, _mm512_range_ps, _mm512_reduce_ps, _mm512_set1_ps, _mm512_setr_epi32, _mm512_setzero_ps,
+    _mm512_setzero_si512, _mm512_storeu_si512,
 };
 
 /// Of a rounding instruction: to nearest, without exceptions.
@@ -46,11 +46,11 @@ pub enum InRegisters<'a> {
 }
 
 impl Prepared<'_> {
-    /// What finishes sums in registers, if this can be done, for outputs that begin with number `first` of all `len`.
+    /// What finishes sums in registers, if this can be done, for `len` outputs.
     ///
     /// # Panics
     /// If there are not as many residuals as outputs.
-    pub fn in_registers(&self, first: usize, len: usize) -> Option<InRegisters<'_>> {
+    pub fn in_registers(&self, len: usize) -> Option<InRegisters<'_>> {
         let residual = self.chain.residual;
         let residuals = match residual {
             Residual::None => len,
@@ -59,18 +59,13 @@ impl Prepared<'_> {
         };
         assert_eq!(residuals, len, "one residual per output");
         Some(match residual {
-            Residual::None => InRegisters::Alone(self.to_codes(&[], &[], first)?),
-            Residual::Codes(codes, _) => InRegisters::AndCodes(self.to_codes(codes, &[], first)?),
-            Residual::Floats(floats) => InRegisters::AndFloats(self.to_codes(&[], floats, first)?),
+            Residual::None => InRegisters::Alone(self.to_codes(&[], &[])?),
+            Residual::Codes(codes, _) => InRegisters::AndCodes(self.to_codes(codes, &[])?),
+            Residual::Floats(floats) => InRegisters::AndFloats(self.to_codes(&[], floats)?),
         })
     }
 
-    fn to_codes<'a, const RESIDUAL: u8>(
-        &'a self,
-        codes: &'a [u8],
-        floats: &'a [f32],
-        first: usize,
-    ) -> Option<ToCodes<'a, RESIDUAL>> {
+    fn to_codes<'a, const RESIDUAL: u8>(&'a self, codes: &'a [u8], floats: &'a [f32]) -> Option<ToCodes<'a, RESIDUAL>> {
         let folded = self.folded.as_ref()?;
         Some(ToCodes {
             chain: &self.chain,
@@ -78,7 +73,7 @@ impl Prepared<'_> {
             addends: &folded.addends,
             codes,
             floats,
-            first,
+            first: 0,
             residual: folded.residual,
             low: folded.low,
             high: folded.high,
@@ -177,6 +172,13 @@ impl<const RESIDUAL: u8> ToCodes<'_, RESIDUAL> {
         unsafe { self.each(sums, to) }
     }
 
+    /// A and B of 64 channels from number `channel` on.
+    #[inline(always)]
+    fn of_channels(&self, channel: usize) -> (*const f32, *const f32) {
+        let of = channel..channel + 4 * LANES;
+        (self.factors[of.clone()].as_ptr(), self.addends[of].as_ptr())
+    }
+
     #[inline(always)]
     unsafe fn plus_codes(self, t: __m512, codes: __m128i) -> __m512 {
         // SAFETY: the caller promises AVX-512.
@@ -217,6 +219,10 @@ impl<const RESIDUAL: u8> Finish for ToCodes<'_, RESIDUAL> {
         unsafe { _mm512_setzero_si512() }
     }
 
+    fn of_band(self, first: usize) -> Self {
+        Self { first, ..self }
+    }
+
     #[inline(always)]
     unsafe fn store<const PIXELS: usize, const BLOCKS: usize>(
         self,
@@ -233,7 +239,8 @@ impl<const RESIDUAL: u8> Finish for ToCodes<'_, RESIDUAL> {
             if BLOCKS != 4 || to.channels < BLOCKS * LANES {
                 return self.each(sums, to);
             }
-            let ready = [quarters(&self.factors[to.channel..]), quarters(&self.addends[to.channel..])];
+            let (a, b) = self.of_channels(to.channel);
+            let ready = [floats(quarters(a)), floats(quarters(b))];
             // Four codes of each quarter side by side, brought into order.
             let order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
             for (m, sums) in sums.iter().enumerate() {
@@ -249,7 +256,10 @@ impl<const RESIDUAL: u8> Finish for ToCodes<'_, RESIDUAL> {
     #[inline(always)]
     unsafe fn ready(self, channel: usize) -> Self::Ready {
         // SAFETY: the caller promises AVX-512.
-        unsafe { [parts(&self.factors[channel..]), parts(&self.addends[channel..])] }
+        unsafe {
+            let (a, b) = self.of_channels(channel);
+            [floats(by_part(quarters(a))), floats(by_part(quarters(b)))]
+        }
     }
 
     #[inline(always)]
@@ -268,37 +278,14 @@ impl<const RESIDUAL: u8> Finish for ToCodes<'_, RESIDUAL> {
     }
 }
 
-/// The numbers of 64 channels, by parts.
+/// Numbers whose bits these are.
 ///
 /// # Safety
 /// AVX-512 F is available.
 #[inline(always)]
-unsafe fn parts(values: &[f32]) -> [__m512; 4] {
+unsafe fn floats([a, b, c, d]: [__m512i; 4]) -> [__m512; 4] {
     // SAFETY: the caller promises AVX-512.
-    unsafe {
-        let [a, b, c, d] = quarters(values);
-        let [a, b, c, d] =
-            by_part([_mm512_castps_si512(a), _mm512_castps_si512(b), _mm512_castps_si512(c), _mm512_castps_si512(d)]);
-        [_mm512_castsi512_ps(a), _mm512_castsi512_ps(b), _mm512_castsi512_ps(c), _mm512_castsi512_ps(d)]
-    }
-}
-
-/// The numbers of 64 channels.
-///
-/// # Safety
-/// AVX-512 F is available.
-#[inline(always)]
-unsafe fn quarters(values: &[f32]) -> [__m512; 4] {
-    let values = values[..4 * LANES].as_ptr();
-    // SAFETY: these are 64 elements; the caller promises AVX-512.
-    unsafe {
-        [
-            _mm512_loadu_ps(values),
-            _mm512_loadu_ps(values.add(LANES)),
-            _mm512_loadu_ps(values.add(2 * LANES)),
-            _mm512_loadu_ps(values.add(3 * LANES)),
-        ]
-    }
+    unsafe { [_mm512_castsi512_ps(a), _mm512_castsi512_ps(b), _mm512_castsi512_ps(c), _mm512_castsi512_ps(d)] }
 }
 
 /// The chain itself for some lanes.
