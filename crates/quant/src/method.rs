@@ -148,6 +148,8 @@ pub trait Method: Sized + Send {
     const NAME: &'static str;
     /// One line for help.
     const SUMMARY: &'static str;
+    /// Strength of the bin regulariser on weights of fixed width, where the run gives none (`train.bins`).
+    const BINS: f64 = 0.0;
     /// Its options.
     type Options: Options;
     /// How it rounds weights.

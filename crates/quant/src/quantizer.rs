@@ -20,6 +20,11 @@ pub trait Quantizer: Send {
     }
     /// Shows every parameter, always in the same order.
     fn visit(&mut self, f: &mut dyn FnMut(&mut Param));
+    /// Adds the gradient of the bin regulariser ([`crate::blocks::bins`]) times `strength` to that of the latent float weights, and returns
+    /// its value; 0 where there are none, or where their width is still searched.
+    fn bin_penalty(&mut self, _strength: f64) -> f64 {
+        0.0
+    }
     /// Bits per weight as the method's paper counts them.
     fn bits(&self) -> f32;
     /// Bits per weight that a file stores, sign included, were training to end now.

@@ -285,6 +285,10 @@ impl<M: Method> Run<'_, M> {
         let correct = passes.correct;
         self.state.slots = slots;
         let mut value = value? + self.method.penalty(&mut self.state.slots);
+        let bins = self.options.bins_of::<M>();
+        if bins > 0.0 {
+            value += self.state.slots.iter_mut().map(|slot| slot.quantizer.bin_penalty(bins)).sum::<f64>();
+        }
         if let Some(activations) = &mut self.state.activations {
             value += activations.penalty(&self.state.slots);
         }

@@ -138,7 +138,7 @@ fn a_grid_is_compared_and_goes_on_where_it_stopped() {
     let temporary = tempfile::tempdir().unwrap();
     let folder = temporary.path();
     small_recipe(folder);
-    let grid = "compare small.toml --methods sdq,lsq --targets 3 --seeds 1,2 --set train.epochs=3 --set method.bins=0.5 --out grid";
+    let grid = "compare small.toml --methods sdq,lsq --targets 3 --seeds 1,2 --set train.epochs=3 --set method.tau=0.5 --out grid";
     let listed = ok(folder, &format!("{grid} --list")).stdout;
     assert_eq!(listed.lines().count(), 4, "{listed}");
     assert!(!folder.join("grid").exists());
@@ -169,10 +169,10 @@ fn a_grid_is_compared_and_goes_on_where_it_stopped() {
     );
     // An option goes to the methods that have it.
     let recipe = |run: &str| std::fs::read_to_string(folder.join("grid").join(run).join("recipe.toml")).unwrap();
-    assert!(recipe("sdq-3-seed1").contains("bins = 0.5") && !recipe("lsq-3-seed1").contains("bins"));
-    let wrong = bitsmith(folder, "compare small.toml --methods sdq,lsq --set method.bin=0");
+    assert!(recipe("sdq-3-seed1").contains("tau = 0.5") && !recipe("lsq-3-seed1").contains("tau"));
+    let wrong = bitsmith(folder, "compare small.toml --methods sdq,lsq --set method.taw=2");
     assert!(wrong.code == 2 && wrong.stderr.contains("no method of lsq, sdq has this option"), "{}", wrong.stderr);
-    assert!(wrong.stderr.contains("did you mean `bins`"), "{}", wrong.stderr);
+    assert!(wrong.stderr.contains("did you mean `tau`"), "{}", wrong.stderr);
 
     let wrong = bitsmith(folder, "compare small.toml --methods sqd");
     assert!(wrong.code == 2 && wrong.stderr.contains("did you mean `sdq`"), "{}", wrong.stderr);

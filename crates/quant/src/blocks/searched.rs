@@ -73,14 +73,6 @@ impl<S: Search> Searched<S> {
         }
     }
 
-    /// What trains once the width is fixed.
-    pub fn fixed(&mut self) -> Option<&mut LsqWeight> {
-        match &mut self.stage {
-            Stage::Fixed(fixed) => Some(fixed),
-            Stage::Search(_) => None,
-        }
-    }
-
     /// Present planes.
     pub fn planes(&self) -> usize {
         match &self.stage {
@@ -244,6 +236,13 @@ impl<S: Search> Quantizer for Searched<S> {
         match &mut self.stage {
             Stage::Search(search) => search.visit(f),
             Stage::Fixed(fixed) => fixed.visit(f),
+        }
+    }
+
+    fn bin_penalty(&mut self, strength: f64) -> f64 {
+        match &mut self.stage {
+            Stage::Search(search) => search.bin_penalty(strength),
+            Stage::Fixed(fixed) => fixed.bin_penalty(strength),
         }
     }
 

@@ -77,7 +77,6 @@ impl Preset for AdaQatPreset {
             sharing: o.sharing,
             lambda: o.lambda,
             error_weight: 0.0,
-            bins: 0.0,
             gate_rate: o.gate_rate,
             freeze_after: if o.sharing == Sharing::Net { o.freeze_after } else { 0 },
             fit: o.sharing == Sharing::Layer,

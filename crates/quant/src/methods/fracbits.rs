@@ -80,7 +80,6 @@ impl Preset for FracBitsPreset {
             sharing: o.sharing,
             lambda: o.lambda,
             error_weight: 0.0,
-            bins: 0.0,
             gate_rate: o.gate_rate,
             freeze_after: 0,
             fit: true,

@@ -58,8 +58,6 @@ pub struct FractionalOptions {
     pub lambda: f64,
     /// λ_Q, strength of the rounding error.
     pub error_weight: f64,
-    /// λ_E, strength of the bin regulariser.
-    pub bins: f64,
     /// Learning rate of shares, relative to that of float weights.
     pub gate_rate: f64,
     /// Changes of direction between two widths after which a shared width stays at the wider one; 0: never.
@@ -76,6 +74,8 @@ pub trait Preset: std::fmt::Debug + Send + 'static {
     const NAME: &'static str;
     /// One line.
     const SUMMARY: &'static str;
+    /// λ_E, strength of the bin regulariser while finetuning.
+    const BINS: f64 = 0.0;
     /// Its options.
     type Options: Options;
     /// What they mean.
@@ -158,6 +158,7 @@ impl<P: Preset> Fractional<P> {
 impl<P: Preset> Method for Fractional<P> {
     const NAME: &'static str = P::NAME;
     const SUMMARY: &'static str = P::SUMMARY;
+    const BINS: f64 = P::BINS;
     type Options = P::Options;
     type Weight = FractionalWeight;
 
@@ -182,10 +183,8 @@ impl<P: Preset> Method for Fractional<P> {
                 return bad(format!("{name} = {value}: must be a positive number"));
             }
         }
-        for (name, value) in [("error_weight", options.error_weight), ("bins", options.bins)] {
-            if !(value >= 0.0 && value.is_finite()) {
-                return bad(format!("{name} = {value}: must not be negative"));
-            }
+        if !(options.error_weight >= 0.0 && options.error_weight.is_finite()) {
+            return bad(format!("error_weight = {}: must not be negative", options.error_weight));
         }
         if let Chain::Down { threshold, initial } = options.chain
             && !(threshold > 0.0 && threshold < initial && initial < 1.0)
@@ -251,10 +250,7 @@ impl<P: Preset> Method for Fractional<P> {
     fn penalty(&mut self, slots: &mut [Slot<FractionalWeight>]) -> f64 {
         let o = self.options.clone();
         if Self::searching(slots).next().is_none() {
-            if o.bins == 0.0 {
-                return 0.0;
-            }
-            return slots.iter_mut().filter_map(|s| s.quantizer.fixed()).map(|q| q.bin_penalty(o.bins)).sum();
+            return 0.0;
         }
         let excess = (self.mean_bits(slots) - self.budget.target).clamp(-1.0, 1.0);
         let budget = self.budget;

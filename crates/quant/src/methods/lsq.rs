@@ -116,12 +116,6 @@ impl LsqWeight {
     pub fn planes(&self) -> usize {
         usize::from(self.bits.saturating_sub(1))
     }
-
-    /// Adds the gradient of the bin regulariser to the latent weights', times `strength`, and returns its value.
-    pub fn bin_penalty(&mut self, strength: f64) -> f64 {
-        let Param { value, grad, .. } = &mut self.latent;
-        bin_penalty(value, &self.steps.value, self.q_max, &self.rows, strength, grad)
-    }
 }
 
 impl Quantizer for LsqWeight {
@@ -156,6 +150,11 @@ impl Quantizer for LsqWeight {
     fn visit(&mut self, f: &mut dyn FnMut(&mut Param)) {
         f(&mut self.latent);
         f(&mut self.steps);
+    }
+
+    fn bin_penalty(&mut self, strength: f64) -> f64 {
+        let Param { value, grad, .. } = &mut self.latent;
+        bin_penalty(value, &self.steps.value, self.q_max, &self.rows, strength, grad)
     }
 
     fn bits(&self) -> f32 {

@@ -11,7 +11,7 @@
 //! | τ | `tau` | 1 |
 //! | λ_Q | `error_weight`: rounding error of both widths, by their probabilities | 0.1 |
 //! | μ | `lambda`: pressure towards the target, 0 at the target | 0.05 |
-//! | λ_E | `bins` | 0.1, the paper's best |
+//! | λ_E | `train.bins` | 0.1, the paper's best |
 //!
 //! No code was released. Known: adjacent widths, one draw per layer, Gumbel-softmax over the two, decay along the chain, the
 //! regulariser's purpose and λ_E. Ours: straight-through draws, the form of the error term, pressure by a budget, thresholds, and
@@ -53,8 +53,6 @@ options! {
         pub lambda: f64 = 0.05,
         /// Strength of the rounding error of both widths, which holds against it.
         pub error_weight: f64 = 0.1,
-        /// Strength of the bin regulariser in the second phase.
-        pub bins: f64 = 0.1,
         /// "layer": each layer has its own width; "net": all have one.
         pub sharing: Sharing = Sharing::Layer,
         /// Learning rate of probabilities, relative to that of float weights.
@@ -72,6 +70,7 @@ impl Preset for SdqPreset {
     const NAME: &'static str = "sdq";
     const SUMMARY: &'static str =
         "learns bits by drawing one of two neighbouring widths, down a chain; then a bin regulariser";
+    const BINS: f64 = 0.1;
     type Options = SdqOptions;
 
     fn options(o: &SdqOptions) -> FractionalOptions {
@@ -93,7 +92,6 @@ impl Preset for SdqPreset {
             sharing: o.sharing,
             lambda: o.lambda,
             error_weight: o.error_weight,
-            bins: o.bins,
             gate_rate: o.gate_rate,
             freeze_after: 0,
             fit: true,

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::activations::ActivationWidths;
 use super::sharpness::SharpnessOptions;
 use crate::error::Error;
+use crate::method::Method;
 use crate::options::options;
 
 /// The rule that turns a gradient into an update.
@@ -71,6 +72,8 @@ options! {
         pub distill: f32 = 0.0,
         /// Temperature of that imitation.
         pub distill_temperature: f32 = 2.0,
+        /// Strength of the regulariser that draws weights to the values they are rounded to, once widths are fixed; below 0: the method's own (`sdq`: 0.1; others: none). Of no effect on `dorefa` and on soft bits of `csq`.
+        pub bins: f64 = -1.0,
         /// Learning rate of activation steps, relative to that of float weights.
         pub activation_rate: f32 = 1.0,
         /// What moves those steps: "lsq" (rounding errors too) or "pact" (what is clipped alone).
@@ -116,6 +119,9 @@ impl TrainOptions {
         if !(0.0..1.0).contains(&self.momentum) {
             return bad(format!("momentum = {}: must be at least 0 and below 1", self.momentum));
         }
+        if !self.bins.is_finite() {
+            return bad(format!("bins = {}: must be a number; 0 switches the regulariser off", self.bins));
+        }
         if self.weight_decay.is_nan() || self.weight_decay < 0.0 {
             return bad(format!("weight_decay = {}: must not be negative", self.weight_decay));
         }
@@ -128,6 +134,10 @@ impl TrainOptions {
             return bad(format!("bias_bits = {}: 2 to 8, or 32 for float", self.bias_bits));
         }
         Ok(())
+    }
+
+    pub(super) fn bins_of<M: Method>(&self) -> f64 {
+        if self.bins < 0.0 { M::BINS } else { self.bins }
     }
 
     pub(super) fn algorithm(&self) -> Algorithm {

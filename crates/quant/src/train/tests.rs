@@ -267,6 +267,28 @@ fn a_scheme_of_csq_can_be_trained_by_lsq() {
 }
 
 #[test]
+fn bins_draw_the_weights_of_every_method_that_fixes_widths() {
+    let (train, _) = digits(200);
+    let start = network();
+    let ends = |name: &str, own: &Value, bins: f64| {
+        let options = TrainOptions { bins, ..short(2) };
+        let method = crate::methods::find(name).unwrap();
+        fingerprint(&run_with((method, own), start.clone(), &options, &train, None, None, &GO).unwrap().model)
+    };
+    for name in ["lsq", "sdq", "fracbits", "adaqat", "bsq", "csq"] {
+        let own = match name {
+            "csq" => json!({"target_bits": 2.5, "finetune": "weights"}),
+            _ => options_for(crate::methods::find(name).unwrap()),
+        };
+        let without = ends(name, &own, 0.0);
+        assert_ne!(ends(name, &own, 1.0), without, "{name}");
+        // What a method prescribes holds where the run says nothing.
+        let prescribed = if name == "sdq" { 0.1 } else { 0.0 };
+        assert_eq!(ends(name, &own, -1.0), ends(name, &own, prescribed), "{name}");
+    }
+}
+
+#[test]
 fn a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_good_checkpoint() {
     let (train, _) = digits(200);
     let good = InMemory::take(&train, 6).unwrap();

@@ -469,6 +469,10 @@ impl Quantizer for CsqWeight {
         f(&mut self.scale);
     }
 
+    fn bin_penalty(&mut self, strength: f64) -> f64 {
+        self.loose.as_mut().map_or(0.0, |loose| loose.bin_penalty(strength))
+    }
+
     fn bits(&self) -> f32 {
         if self.loose.is_some() {
             return self.planes() as f32;
