@@ -160,19 +160,29 @@ fn clip(x: f32, low: f32, high: f32) -> f32 {
     if x > high { high } else { x }
 }
 
+/// erf(x) / x in powers of x², for |x| < 1.
+const ERF_NEAR: [f32; 7] =
+    [7.853_861_4e-5, -8.010_194e-4, 5.188_328e-3, -2.685_381e-2, 0.112_835_854, -0.376_126_26, FRAC_2_SQRT_PI];
+/// 1 - erf(x) = exp(-x²) · t · (these in powers of t), t = 1 / (1 + ERF_T x).
+const ERF_FAR: [f32; 5] = [1.061_405_4, -1.453_152, 1.421_413_7, -0.284_496_74, 0.254_829_6];
+const ERF_T: f32 = 0.327_591_1;
+/// tanh(x) = x + x³ · (these in powers of x²), for |x| < TANH_NEAR.
+const TANH: [f32; 5] = [-5.704_988_7e-3, 2.063_909e-2, -5.373_971_6e-2, 1.333_144_2e-1, -3.333_328e-1];
+const TANH_NEAR: f32 = 0.625;
+
 /// The error function, to 4e-7 absolute: Cephes' odd polynomial near zero, Abramowitz and Stegun 7.1.26 elsewhere
 /// (1.5e-7 in exact arithmetic).
 #[inline(always)]
 pub fn erf(x: f32) -> f32 {
     let (a, z) = (x.abs(), x * x);
-    let mut odd = 7.853_861_4e-5_f32;
-    for coefficient in [-8.010_194e-4, 5.188_328e-3, -2.685_381e-2, 0.112_835_854, -0.376_126_26, FRAC_2_SQRT_PI] {
-        odd = odd.mul_add(z, coefficient);
+    let mut odd = ERF_NEAR[0];
+    for coefficient in &ERF_NEAR[1..] {
+        odd = odd.mul_add(z, *coefficient);
     }
-    let t = 1.0 / a.mul_add(0.327_591_1, 1.0);
-    let mut tail = 1.061_405_4_f32;
-    for coefficient in [-1.453_152, 1.421_413_7, -0.284_496_74, 0.254_829_6] {
-        tail = tail.mul_add(t, coefficient);
+    let t = 1.0 / a.mul_add(ERF_T, 1.0);
+    let mut tail = ERF_FAR[0];
+    for coefficient in &ERF_FAR[1..] {
+        tail = tail.mul_add(t, *coefficient);
     }
     let far = (1.0 - tail * t * exp_clamped(-z)).copysign(x);
     if a < 1.0 { odd * x } else { far }
@@ -182,13 +192,13 @@ pub fn erf(x: f32) -> f32 {
 #[inline(always)]
 pub fn tanh(x: f32) -> f32 {
     let z = x * x;
-    let mut polynomial = -5.704_988_7e-3_f32;
-    for coefficient in [2.063_909e-2, -5.373_971_6e-2, 1.333_144_2e-1, -3.333_328e-1] {
-        polynomial = polynomial.mul_add(z, coefficient);
+    let mut polynomial = TANH[0];
+    for coefficient in &TANH[1..] {
+        polynomial = polynomial.mul_add(z, *coefficient);
     }
     let near = (polynomial * z).mul_add(x, x);
     let far = (1.0 - 2.0 / (1.0 + exp_clamped(2.0 * x.abs()))).copysign(x);
-    if x.abs() < 0.625 { near } else { far }
+    if x.abs() < TANH_NEAR { near } else { far }
 }
 
 /// `y = act(x)`.
@@ -220,6 +230,33 @@ pub fn backward(act: Activation, saved: &[f32], dy: &[f32], dx: &mut [f32]) {
     });
 }
 
+/// Vectors that a curve takes at once: its steps wait for one another, those of others fill the gaps.
+const SIDE_BY_SIDE: usize = 4;
+
+/// # Safety
+/// The CPU has the instruction set; as many vectors lie there.
+#[inline(always)]
+unsafe fn load<V: Vector>(from: *const f32) -> [V; SIDE_BY_SIDE] {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let mut x = [V::zero(); SIDE_BY_SIDE];
+        for (i, x) in x.iter_mut().enumerate() {
+            *x = V::load(from.add(i * V::LANES));
+        }
+        x
+    }
+}
+
+/// # Safety
+/// As of [`load`].
+#[inline(always)]
+unsafe fn store<V: Vector>(y: [V; SIDE_BY_SIDE], to: *mut f32) {
+    for (i, y) in y.into_iter().enumerate() {
+        // SAFETY: the caller's promise.
+        unsafe { y.store(to.add(i * V::LANES)) }
+    }
+}
+
 struct Forward<'a> {
     act: Activation,
     x: &'a [f32],
@@ -232,7 +269,14 @@ impl Kernel for Forward<'_> {
     #[inline(always)]
     unsafe fn run<V: Vector>(self) {
         with_curve!(self.act, curve => {
-            for (x, y) in self.x.chunks(V::LANES).zip(self.y.chunks_mut(V::LANES)) {
+            let whole = self.y.len() - self.y.len() % (SIDE_BY_SIDE * V::LANES);
+            let (x, x_rest) = self.x.split_at(whole);
+            let (y, y_rest) = self.y.split_at_mut(whole);
+            for (x, y) in x.chunks_exact(SIDE_BY_SIDE * V::LANES).zip(y.chunks_exact_mut(SIDE_BY_SIDE * V::LANES)) {
+                // SAFETY: the caller promises the instruction set; both chunks have four vectors.
+                unsafe { store(curve.apply_all(load::<V>(x.as_ptr())), y.as_mut_ptr()) }
+            }
+            for (x, y) in x_rest.chunks(V::LANES).zip(y_rest.chunks_mut(V::LANES)) {
                 // SAFETY: the caller promises the instruction set; both chunks have `y.len() <= LANES` elements.
                 unsafe { curve.apply(V::load_up_to(x.as_ptr(), y.len())).store_up_to(y.as_mut_ptr(), y.len()) }
             }
@@ -251,7 +295,13 @@ impl Kernel for InPlace<'_> {
     #[inline(always)]
     unsafe fn run<V: Vector>(self) {
         with_curve!(self.act, curve => {
-            for y in self.y.chunks_mut(V::LANES) {
+            let whole = self.y.len() - self.y.len() % (SIDE_BY_SIDE * V::LANES);
+            let (y, rest) = self.y.split_at_mut(whole);
+            for y in y.chunks_exact_mut(SIDE_BY_SIDE * V::LANES) {
+                // SAFETY: the caller promises the instruction set; the chunk has four vectors.
+                unsafe { store(curve.apply_all(load::<V>(y.as_ptr())), y.as_mut_ptr()) }
+            }
+            for y in rest.chunks_mut(V::LANES) {
                 // SAFETY: the caller promises the instruction set; the chunk has `y.len() <= LANES` elements.
                 unsafe { curve.apply(V::load_up_to(y.as_ptr(), y.len())).store_up_to(y.as_mut_ptr(), y.len()) }
             }

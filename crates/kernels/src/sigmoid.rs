@@ -14,6 +14,7 @@
 //! gives NaN.
 
 use crate::multiversion::multiversion;
+use crate::simd::Vector;
 
 /// Arguments are clamped to ± this.
 const LIMIT: f32 = 43.0;
@@ -22,6 +23,9 @@ const ROUND_MAGIC: f32 = 12_582_912.0;
 /// ln 2 = LN2_HIGH + LN2_LOW; the first has few significant bits, so that `x - n * LN2_HIGH` is exact.
 const LN2_HIGH: f32 = 0.693_359_4;
 const LN2_LOW: f32 = -2.121_944_4e-4;
+
+/// exp(r) = 1 + r + r² · (these, highest power first), for |r| ≤ ln 2 / 2.
+const EXP: [f32; 6] = [1.987_569_1e-4, 1.398_2e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5];
 
 /// σ(x) = 1 / (1 + exp(−x)).
 #[inline(always)]
@@ -67,16 +71,50 @@ pub fn exp_clamped(x: f32) -> f32 {
     let shifted = x.mul_add(std::f32::consts::LOG2_E, ROUND_MAGIC);
     let n = shifted - ROUND_MAGIC;
     let r = n.mul_add(-LN2_LOW, n.mul_add(-LN2_HIGH, x));
-    let mut poly = 1.987_569_1e-4f32;
-    poly = poly.mul_add(r, 1.398_2e-3);
-    poly = poly.mul_add(r, 8.333_452e-3);
-    poly = poly.mul_add(r, 4.166_579_6e-2);
-    poly = poly.mul_add(r, 1.666_666_5e-1);
-    poly = poly.mul_add(r, 0.5);
+    let mut poly = EXP[0];
+    for coefficient in &EXP[1..] {
+        poly = poly.mul_add(r, *coefficient);
+    }
     let exp_r = poly.mul_add(r * r, r) + 1.0;
     // The low mantissa bits of `shifted` hold n; |n| ≤ 63, so the exponent field stays valid.
     let exponent = (shifted.to_bits().wrapping_sub(ROUND_MAGIC.to_bits())).wrapping_add(127);
     exp_r * f32::from_bits(exponent << 23)
+}
+
+/// [`exp_clamped`] of some vectors, side by side: one alone would wait for itself.
+///
+/// # Safety
+/// The CPU has the instruction set of `V`.
+#[inline(always)]
+pub(crate) unsafe fn exp_clamped_of<V: Vector, const N: usize>(mut x: [V; N]) -> [V; N] {
+    // SAFETY: register arithmetic; the caller promises the instruction set.
+    unsafe {
+        let (low, high) = (V::splat(-LIMIT), V::splat(LIMIT));
+        for x in &mut x {
+            let clamped = x.select_less(low, low, *x);
+            *x = high.select_less(clamped, high, clamped);
+        }
+        let magic = V::splat(ROUND_MAGIC);
+        let (mut shifted, mut r) = (x, x);
+        for i in 0..N {
+            shifted[i] = x[i].fused(V::splat(std::f32::consts::LOG2_E), magic);
+        }
+        for i in 0..N {
+            let n = shifted[i].sub(magic);
+            r[i] = n.fused(V::splat(-LN2_LOW), n.fused(V::splat(-LN2_HIGH), x[i]));
+        }
+        let mut poly = [V::splat(EXP[0]); N];
+        for coefficient in &EXP[1..] {
+            for i in 0..N {
+                poly[i] = poly[i].fused(r[i], V::splat(*coefficient));
+            }
+        }
+        for i in 0..N {
+            let exp_r = poly[i].fused(r[i].mul(r[i]), r[i]).add(V::splat(1.0));
+            x[i] = exp_r.mul(shifted[i].power_of_two(ROUND_MAGIC));
+        }
+        x
+    }
 }
 
 multiversion! {

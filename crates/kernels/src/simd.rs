@@ -48,6 +48,18 @@ pub(crate) trait Vector: Copy {
     unsafe fn mul(self, b: Self) -> Self;
     /// `self * b + c`, fused where the hardware can.
     unsafe fn mul_add(self, b: Self, c: Self) -> Self;
+    /// `self * b + c` with one rounding, whatever the hardware can.
+    #[inline(always)]
+    unsafe fn fused(self, b: Self, c: Self) -> Self {
+        // SAFETY: as the caller promises; all but portable code fuse.
+        unsafe { self.mul_add(b, c) }
+    }
+    /// `self / b`
+    unsafe fn div(self, b: Self) -> Self;
+    /// The magnitudes of `self` with the signs of `sign`.
+    unsafe fn copy_sign(self, sign: Self) -> Self;
+    /// Two to the power of `n`, an integer of -126 to 127, where `self` is `magic + n` and `magic` so large that its last bit is 1.
+    unsafe fn power_of_two(self, magic: f32) -> Self;
     /// Lane by lane `yes` where `self < bound`, else `no`; NaN gives `no`.
     unsafe fn select_less(self, bound: Self, yes: Self, no: Self) -> Self;
 }
@@ -138,6 +150,27 @@ impl Vector for Portable {
     #[inline(always)]
     unsafe fn sub(self, b: Self) -> Self {
         Portable(std::array::from_fn(|i| self.0[i] - b.0[i]))
+    }
+
+    #[inline(always)]
+    unsafe fn fused(self, b: Self, c: Self) -> Self {
+        Portable(std::array::from_fn(|i| self.0[i].mul_add(b.0[i], c.0[i])))
+    }
+
+    #[inline(always)]
+    unsafe fn div(self, b: Self) -> Self {
+        Portable(std::array::from_fn(|i| self.0[i] / b.0[i]))
+    }
+
+    #[inline(always)]
+    unsafe fn copy_sign(self, sign: Self) -> Self {
+        Portable(std::array::from_fn(|i| self.0[i].copysign(sign.0[i])))
+    }
+
+    #[inline(always)]
+    unsafe fn power_of_two(self, magic: f32) -> Self {
+        let exponent = |x: f32| x.to_bits().wrapping_sub(magic.to_bits()).wrapping_add(127) << 23;
+        Portable(std::array::from_fn(|i| f32::from_bits(exponent(self.0[i]))))
     }
 
     #[inline(always)]
@@ -248,6 +281,30 @@ mod x86 {
         }
 
         #[inline(always)]
+        unsafe fn div(self, b: Self) -> Self {
+            // SAFETY: see above.
+            unsafe { _mm256_div_ps(self, b) }
+        }
+
+        #[inline(always)]
+        unsafe fn copy_sign(self, sign: Self) -> Self {
+            // SAFETY: see above.
+            unsafe {
+                let bit = _mm256_set1_ps(-0.0);
+                _mm256_or_ps(_mm256_andnot_ps(bit, self), _mm256_and_ps(bit, sign))
+            }
+        }
+
+        #[inline(always)]
+        unsafe fn power_of_two(self, magic: f32) -> Self {
+            // SAFETY: see above.
+            unsafe {
+                let bias = _mm256_set1_epi32(127_i32.wrapping_sub(magic.to_bits() as i32));
+                _mm256_castsi256_ps(_mm256_slli_epi32::<23>(_mm256_add_epi32(_mm256_castps_si256(self), bias)))
+            }
+        }
+
+        #[inline(always)]
         unsafe fn select_less(self, bound: Self, yes: Self, no: Self) -> Self {
             // SAFETY: see above.
             unsafe { _mm256_blendv_ps(no, yes, _mm256_cmp_ps::<_CMP_LT_OQ>(self, bound)) }
@@ -316,6 +373,30 @@ mod x86 {
         unsafe fn mul(self, b: Self) -> Self {
             // SAFETY: see above.
             unsafe { _mm512_mul_ps(self, b) }
+        }
+
+        #[inline(always)]
+        unsafe fn div(self, b: Self) -> Self {
+            // SAFETY: see above.
+            unsafe { _mm512_div_ps(self, b) }
+        }
+
+        #[inline(always)]
+        unsafe fn copy_sign(self, sign: Self) -> Self {
+            // SAFETY: see above.
+            unsafe {
+                let bit = _mm512_set1_ps(-0.0);
+                _mm512_or_ps(_mm512_andnot_ps(bit, self), _mm512_and_ps(bit, sign))
+            }
+        }
+
+        #[inline(always)]
+        unsafe fn power_of_two(self, magic: f32) -> Self {
+            // SAFETY: see above.
+            unsafe {
+                let bias = _mm512_set1_epi32(127_i32.wrapping_sub(magic.to_bits() as i32));
+                _mm512_castsi512_ps(_mm512_slli_epi32::<23>(_mm512_add_epi32(_mm512_castps_si512(self), bias)))
+            }
         }
 
         #[inline(always)]

@@ -2,7 +2,10 @@
 //!
 //! All agree bit for bit with [`Activation::apply`] and, up to the sign of a zero, with `dy * Activation::slope`.
 
-use super::Activation;
+use std::f32::consts::FRAC_1_SQRT_2;
+
+use super::{Activation, ERF_FAR, ERF_NEAR, ERF_T};
+use crate::sigmoid::exp_clamped_of;
 use crate::simd::Vector;
 
 /// A function with its gradient, over vectors.
@@ -12,6 +15,15 @@ use crate::simd::Vector;
 pub(crate) trait Curve: Copy {
     /// The function.
     unsafe fn apply<V: Vector>(self, x: V) -> V;
+    /// The function of some vectors, side by side.
+    #[inline(always)]
+    unsafe fn apply_all<V: Vector, const N: usize>(self, mut x: [V; N]) -> [V; N] {
+        for x in &mut x {
+            // SAFETY: the caller's promise.
+            *x = unsafe { self.apply(*x) };
+        }
+        x
+    }
     /// `dy` times the slope, from the input or output as [`Activation::saved`] says.
     unsafe fn gradient<V: Vector>(self, dy: V, saved: V) -> V;
 }
@@ -37,6 +49,10 @@ macro_rules! with_curve {
                 let $curve = curve::Clip(min, max);
                 $body
             }
+            Activation::GeluErf => {
+                let $curve = curve::GeluErf;
+                $body
+            }
             act => {
                 let $curve = curve::Any(act);
                 $body
@@ -58,6 +74,9 @@ pub(crate) struct LeakyRelu(pub f32);
 
 #[derive(Clone, Copy)]
 pub(crate) struct Clip(pub f32, pub f32);
+
+#[derive(Clone, Copy)]
+pub(crate) struct GeluErf;
 
 #[derive(Clone, Copy)]
 pub(crate) struct Any(pub Activation);
@@ -125,6 +144,73 @@ impl Curve for Clip {
     }
 }
 
+impl Curve for GeluErf {
+    #[inline(always)]
+    unsafe fn apply<V: Vector>(self, x: V) -> V {
+        // SAFETY: see above.
+        unsafe { self.apply_all([x])[0] }
+    }
+
+    #[inline(always)]
+    unsafe fn apply_all<V: Vector, const N: usize>(self, x: [V; N]) -> [V; N] {
+        // SAFETY: see above.
+        unsafe {
+            let mut scaled = x;
+            for x in &mut scaled {
+                *x = x.mul(V::splat(FRAC_1_SQRT_2));
+            }
+            let mut y = erf(scaled);
+            for i in 0..N {
+                y[i] = V::splat(0.5).mul(x[i]).mul(V::splat(1.0).add(y[i]));
+            }
+            y
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn gradient<V: Vector>(self, dy: V, x: V) -> V {
+        // SAFETY: see above.
+        unsafe { Any(Activation::GeluErf).gradient(dy, x) }
+    }
+}
+
+/// [`super::erf`] of each.
+///
+/// # Safety
+/// The CPU has the instruction set of `V`.
+#[inline(always)]
+unsafe fn erf<V: Vector, const N: usize>(x: [V; N]) -> [V; N] {
+    // SAFETY: register arithmetic; the caller promises the instruction set.
+    unsafe {
+        let one = V::splat(1.0);
+        let (mut a, mut z, mut t, mut negative) = (x, x, x, x);
+        for i in 0..N {
+            a[i] = x[i].copy_sign(one);
+            z[i] = x[i].mul(x[i]);
+            t[i] = one.div(a[i].fused(V::splat(ERF_T), one));
+            negative[i] = z[i].mul(V::splat(-1.0));
+        }
+        let mut tail = [V::splat(ERF_FAR[0]); N];
+        for coefficient in &ERF_FAR[1..] {
+            for i in 0..N {
+                tail[i] = tail[i].fused(t[i], V::splat(*coefficient));
+            }
+        }
+        let exp = exp_clamped_of(negative);
+        let mut odd = [V::splat(ERF_NEAR[0]); N];
+        for coefficient in &ERF_NEAR[1..] {
+            for i in 0..N {
+                odd[i] = odd[i].fused(z[i], V::splat(*coefficient));
+            }
+        }
+        for i in 0..N {
+            let far = one.sub(tail[i].mul(t[i]).mul(exp[i])).copy_sign(x[i]);
+            t[i] = a[i].select_less(one, odd[i].mul(x[i]), far);
+        }
+        t
+    }
+}
+
 impl Curve for Any {
     #[inline(always)]
     unsafe fn apply<V: Vector>(self, x: V) -> V {
@@ -136,7 +222,6 @@ impl Curve for Any {
         match self.0 {
             Activation::Sigmoid => used.iter_mut().for_each(|x| *x = Activation::Sigmoid.apply(*x)),
             Activation::Tanh => used.iter_mut().for_each(|x| *x = Activation::Tanh.apply(*x)),
-            Activation::GeluErf => used.iter_mut().for_each(|x| *x = Activation::GeluErf.apply(*x)),
             Activation::GeluTanh => used.iter_mut().for_each(|x| *x = Activation::GeluTanh.apply(*x)),
             Activation::HardSwish => used.iter_mut().for_each(|x| *x = Activation::HardSwish.apply(*x)),
             act => used.iter_mut().for_each(|x| *x = act.apply(*x)),
