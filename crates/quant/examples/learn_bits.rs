@@ -72,6 +72,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             resume: false,
             cancel: &cancel,
             device: Device::Cpu,
+            costs: None,
         };
         model = (methods::find("float")?.train)(model, &json!({}), &options, &mut ctx)?.model;
     }
@@ -93,6 +94,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         resume: true,
         cancel: &cancel,
         device: Device::Cpu,
+        costs: None,
     };
     let method = methods::find(&text("method", "csq"))?;
     let outcome = (method.train)(model, &recipe["options"], &options, &mut ctx)?;

@@ -52,6 +52,8 @@ pub struct WeightLayer {
     pub part: Part,
     /// Multiply-accumulates for one sample.
     pub macs: u64,
+    /// What it costs at 0 to 8 stored bits, where the run's budget is such a cost.
+    pub costs: Option<[f64; 9]>,
 }
 
 impl WeightLayer {
@@ -80,7 +82,9 @@ impl WeightLayer {
             shape[0] = to - from;
             let name = format!("{}[{from}..{to}]", self.name);
             let macs = self.macs * (to - from) as u64 / channels as u64;
-            Self { name, shape, first: self.first + from * row, macs, ..self.clone() }
+            // A part of a layer is taken to cost its part of what the layer costs.
+            let costs = self.costs.map(|costs| costs.map(|cost| cost * (to - from) as f64 / channels as f64));
+            Self { name, shape, first: self.first + from * row, macs, costs, ..self.clone() }
         };
         (0..groups).map(part).collect()
     }
@@ -243,12 +247,14 @@ mod tests {
             channel_axis,
             part,
             macs: 1000,
+            costs: Some([100.0; 9]),
         };
         let parts = layer(Part::Middle, 0).split(4);
         let ranges: Vec<_> = parts.iter().map(WeightLayer::range).collect();
         assert_eq!(ranges, [0..12, 12..30, 30..42, 42..60]);
         assert_eq!(parts[1].name, "w[2..5]");
         assert_eq!(parts.iter().map(|p| p.macs).sum::<u64>(), 1000);
+        assert_eq!(parts.iter().map(|p| p.costs.unwrap()[4]).sum::<f64>(), 100.0);
         assert_eq!(layer(Part::Middle, 0).split(100).len(), 10);
         for whole in [layer(Part::First, 0), layer(Part::Last, 0), layer(Part::Middle, 1)] {
             assert_eq!(whole.clone().split(4), [whole]);

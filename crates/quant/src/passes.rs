@@ -1,6 +1,7 @@
 //! Passes: model in, model out. Calibration and quantization without training are passes; training itself
 //! ([`crate::train`]) is one with a method inside.
 
+pub mod allocate;
 pub mod calibrate;
 pub mod layers;
 pub mod ptq;

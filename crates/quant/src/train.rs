@@ -22,6 +22,7 @@ use std::time::Instant;
 use bitsmith_engine::{Device, Distill, Loss, Schedule, StepOptions};
 use bitsmith_graph::Model;
 
+use crate::blocks::cost::Costs;
 use crate::error::{Error, Kind};
 use crate::method::{Method, Passes, Phase, Progress, Slot};
 use crate::options::Options;
@@ -54,6 +55,8 @@ pub struct Context<'a> {
     pub cancel: &'a AtomicBool,
     /// Where the network runs; quantizers and optimiser stay on the CPU. A run may go on elsewhere than it began.
     pub device: Device,
+    /// What layers cost at each width, for methods whose `weighting` is "cost".
+    pub costs: Option<&'a Costs>,
 }
 
 /// What a run ends with.
@@ -83,7 +86,7 @@ pub fn train<M: Method>(
     let recipe = checkpoint::recipe_of::<M>(&method_options, options);
     let mut method = M::new(method_options)?;
     let phases = method.phases(options.epochs);
-    let mut state = State::new(model, &mut method, options, ctx.device)?;
+    let mut state = State::new(model, &mut method, options, (ctx.device, ctx.costs))?;
     state.search_activations(method.gating(), options, ctx.train)?;
     let mut position = Position::default();
     match ctx.store.filter(|_| ctx.resume).map(|store| store.last()).transpose()?.flatten() {

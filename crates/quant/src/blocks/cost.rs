@@ -1,5 +1,10 @@
 //! What bits cost: cost models turn widths into the number that a budget limits or a report shows.
 
+use std::collections::BTreeMap;
+
+/// What each layer costs at 0 to 8 stored bits, by the name of its weight, in one unit for all. Layers that are not in it cost nothing.
+pub type Costs = BTreeMap<String, [f64; 9]>;
+
 /// A layer as a cost model sees it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LayerShape {

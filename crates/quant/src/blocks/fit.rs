@@ -2,7 +2,7 @@
 //! left over is spent where it saves the most. Any method that searches widths ends its search here, so a target is kept
 //! whatever the search left behind. Weights come as planes, activations as bits ([`crate::train::activations`]).
 
-use super::budget::{Budget, Count};
+use super::budget::{Budget, Price};
 use super::grid::fake_quantize;
 use super::range::Range;
 use crate::error::Error;
@@ -43,22 +43,35 @@ pub(crate) fn preview(quantizer: &mut impl Fit, target: &[f32], k: usize, range:
 pub struct Item {
     /// What to call it in the log.
     pub name: String,
-    /// What it weighs in the budget.
-    pub size: usize,
+    /// What it costs at each width.
+    pub price: Price,
     /// Its width now.
     pub width: usize,
     /// Fewest.
     pub floor: usize,
     /// Most.
     pub most: usize,
-    /// Loss increase of one less, and the round in which it was measured.
+    /// Loss increase of the next width that costs less, and the round in which it was measured.
     closing: Option<(f64, usize)>,
 }
 
 impl Item {
     /// An item that may have any width from `floor` to `most`.
-    pub fn new(name: String, size: usize, width: usize, floor: usize, most: usize) -> Self {
-        Self { name, size, width, floor, most, closing: None }
+    pub fn new(name: String, price: Price, width: usize, floor: usize, most: usize) -> Self {
+        Self { name, price, width, floor, most, closing: None }
+    }
+
+    fn narrower(&self) -> Option<usize> {
+        self.price.narrower(self.width, self.floor)
+    }
+
+    fn wider(&self) -> Option<usize> {
+        self.price.wider(self.width, self.most)
+    }
+
+    /// What another width saves, or costs where this is below 0.
+    fn saved_at(&self, width: usize) -> f64 {
+        self.price.at(self.width) - self.price.at(width)
     }
 }
 
@@ -85,7 +98,7 @@ pub fn fit_budget<Q: Fit>(
 ) -> Result<Vec<String>, Error> {
     let item = |(slot, &planes): (&Slot<Q>, &usize)| {
         let (floor, most) = if slot.quantizer.is_given() { (planes, planes) } else { (slot.quantizer.floor(), most) };
-        Item::new(slot.layer.name.clone(), budget.size(&slot.layer), planes, floor, most)
+        Item::new(slot.layer.name.clone(), budget.price(&slot.layer), planes, floor, most)
     };
     let mut items: Vec<Item> = slots.iter().zip(planes.iter()).map(item).collect();
     if is_settled(&items, budget) {
@@ -129,7 +142,7 @@ impl<Q: Fit> Trials for Planes<'_, '_, Q> {
 
 /// Whether the budget holds and leaves nothing to spend.
 pub fn is_settled(items: &[Item], budget: &Budget) -> bool {
-    budget.holds(&sizes(items)) && !(0..items.len()).any(|i| fits(items, i, budget))
+    budget.holds(&sizes(items)) && !(0..items.len()).any(|i| wider_within(items, i, budget).is_some())
 }
 
 /// Changes widths until the budget holds, then opens what still fits if that lowers the loss. The items must have been set to
@@ -143,61 +156,58 @@ pub fn fit<T: Trials>(items: &mut [Item], budget: &Budget, trials: &mut T) -> Re
     let mut round = 0;
     while !budget.holds(&sizes(items)) {
         // Bits saved beyond what is asked for are worth nothing: a large layer must not vanish for a small excess.
-        let excess = excess_bits(items, budget);
-        let price = |item: &Item| {
+        let excess = excess(items, budget);
+        let price = |(item, narrow): (&Item, usize)| {
             let increase = item.closing.map_or(f64::NEG_INFINITY, |(increase, _)| increase);
-            increase / saved(item, budget).min(excess)
+            increase / item.saved_at(narrow).min(excess)
         };
         let cheapest = (0..items.len())
-            .filter(|&i| items[i].width > items[i].floor)
-            .min_by(|&a, &b| price(&items[a]).total_cmp(&price(&items[b])));
-        let Some(i) = cheapest else {
+            .filter_map(|i| items[i].narrower().map(|narrow| (i, narrow)))
+            .min_by(|&(a, to_a), &(b, to_b)| price((&items[a], to_a)).total_cmp(&price((&items[b], to_b))));
+        let Some((i, narrow)) = cheapest else {
             return Err(Error::option(format!(
-                "a target of {} mean bits cannot be reached: everything is at its floor with {:.3}; lower the floors or raise the target",
-                budget.target,
-                budget.mean(&sizes(items))
+                "a target of {} cannot be reached: everything is at its floor with {}; lower the floors or raise the target",
+                budget.wanted(),
+                budget.show(budget.mean(&sizes(items)))
             )));
         };
         if items[i].closing.is_none_or(|(_, measured)| measured != round) {
-            let loss = try_width(items, i, items[i].width - 1, trials)?;
+            let loss = try_width(items, i, narrow, trials)?;
             items[i].closing = Some((loss - base, round));
             continue;
         }
-        items[i].width -= 1;
+        let before = std::mem::replace(&mut items[i].width, narrow);
         round += 1;
         let increase = items[i].closing.take().map_or(0.0, |(increase, _)| increase);
         base += increase;
-        trials.set(i, items[i].width)?;
+        trials.set(i, narrow)?;
         log.push(format!(
-            "closed {} {} of `{}`: loss {increase:+.4}, mean now {:.3} bits",
-            T::UNIT,
-            items[i].width + 1,
+            "closed {} of `{}`: loss {increase:+.4}, now {}",
+            range::<T>(narrow, before),
             items[i].name,
-            budget.mean(&sizes(items)),
+            budget.show(budget.mean(&sizes(items))),
         ));
     }
     loop {
-        let mut best: Option<(f64, usize, f64)> = None;
+        let mut best: Option<(f64, usize, usize, f64)> = None;
         for i in 0..items.len() {
-            if !fits(items, i, budget) {
-                continue;
-            }
-            let loss = try_width(items, i, items[i].width + 1, trials)?;
-            let rate = (base - loss) / added(&items[i], budget);
-            if loss < base && best.is_none_or(|(most, _, _)| rate > most) {
-                best = Some((rate, i, loss));
+            let Some(wide) = wider_within(items, i, budget) else { continue };
+            let loss = try_width(items, i, wide, trials)?;
+            // What costs nothing comes first.
+            let rate = (base - loss) / (-items[i].saved_at(wide)).max(f64::MIN_POSITIVE);
+            if loss < base && best.is_none_or(|(most, ..)| rate > most) {
+                best = Some((rate, i, wide, loss));
             }
         }
-        let Some((_, i, loss)) = best else { return Ok(log) };
-        items[i].width += 1;
-        trials.set(i, items[i].width)?;
+        let Some((_, i, wide, loss)) = best else { return Ok(log) };
+        let before = std::mem::replace(&mut items[i].width, wide);
+        trials.set(i, wide)?;
         log.push(format!(
-            "opened {} {} of `{}`: loss {:+.4}, mean now {:.3} bits",
-            T::UNIT,
-            items[i].width,
+            "opened {} of `{}`: loss {:+.4}, now {}",
+            range::<T>(before, wide),
             items[i].name,
             loss - base,
-            budget.mean(&sizes(items)),
+            budget.show(budget.mean(&sizes(items))),
         ));
         base = loss;
     }
@@ -212,31 +222,28 @@ fn try_width<T: Trials>(items: &[Item], i: usize, width: usize, trials: &mut T) 
     loss.map(|loss| if loss.is_finite() { loss } else { f64::MAX })
 }
 
-fn sizes(items: &[Item]) -> Vec<(usize, usize)> {
-    items.iter().map(|item| (item.size, item.width)).collect()
+/// The widths above `narrow` up to `wide`, for the log.
+fn range<T: Trials>(narrow: usize, wide: usize) -> String {
+    match wide - narrow {
+        1 => format!("{} {wide}", T::UNIT),
+        _ => format!("{}s {} to {wide}", T::UNIT, narrow + 1),
+    }
 }
 
-fn bits(item: &Item, width: usize, count: Count) -> f64 {
-    item.size as f64 * count.bits(width)
+fn sizes(items: &[Item]) -> Vec<(Price, usize)> {
+    items.iter().map(|item| (item.price, item.width)).collect()
 }
 
-/// Bits above the budget, by size.
-fn excess_bits(items: &[Item], budget: &Budget) -> f64 {
-    let total: usize = items.iter().map(|item| item.size).sum();
-    ((budget.mean(&sizes(items)) - budget.target) * total as f64).max(1.0)
+/// What items cost above the budget, or a hair.
+fn excess(items: &[Item], budget: &Budget) -> f64 {
+    let total: f64 = items.iter().map(|item| item.price.size()).sum();
+    ((budget.mean(&sizes(items)) - budget.target) * total).max(total * 1e-9)
 }
 
-/// Bits that one less saves. Closing the last stored plane saves the sign as well.
-fn saved(item: &Item, budget: &Budget) -> f64 {
-    (bits(item, item.width, budget.count) - bits(item, item.width - 1, budget.count)).max(1.0)
-}
-
-fn added(item: &Item, budget: &Budget) -> f64 {
-    (bits(item, item.width + 1, budget.count) - bits(item, item.width, budget.count)).max(1.0)
-}
-
-fn fits(items: &[Item], i: usize, budget: &Budget) -> bool {
+/// The next width of item `i`, if the budget holds with it.
+fn wider_within(items: &[Item], i: usize, budget: &Budget) -> Option<usize> {
+    let wide = items[i].wider()?;
     let mut sizes = sizes(items);
-    sizes[i].1 += 1;
-    items[i].width < items[i].most && budget.holds(&sizes)
+    sizes[i].1 = wide;
+    budget.holds(&sizes).then_some(wide)
 }

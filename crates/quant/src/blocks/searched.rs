@@ -5,7 +5,7 @@ use bitsmith_graph::{Granularity, QParams};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use super::budget::{Budget, Count};
+use super::budget::{Budget, Count, Price};
 use super::fit::{Fit, fit_budget};
 use super::range::Range;
 use crate::error::{Error, Kind};
@@ -118,9 +118,9 @@ impl<S: Search> Searched<S> {
     }
 }
 
-/// (size, planes) of every layer.
-fn sizes<S: Search>(slots: &[Slot<Searched<S>>], budget: &Budget) -> Vec<(usize, usize)> {
-    slots.iter().map(|s| (budget.size(&s.layer), s.quantizer.planes())).collect()
+/// (price, planes) of every layer.
+fn sizes<S: Search>(slots: &[Slot<Searched<S>>], budget: &Budget) -> Vec<(Price, usize)> {
+    slots.iter().map(|s| (budget.price(&s.layer), s.quantizer.planes())).collect()
 }
 
 /// Mean bits of all layers.
@@ -152,7 +152,7 @@ pub fn fix_all<S: Search>(
     fit: bool,
     trial: &mut Trial<'_, Searched<S>>,
 ) -> Result<Vec<String>, Error> {
-    let mut log = vec![format!("search ended at {:.3} mean bits: {}", mean_bits(slots, budget), list(slots))];
+    let mut log = vec![format!("search ended at {}: {}", budget.show(mean_bits(slots, budget)), list(slots))];
     let mut planes: Vec<usize> = slots.iter().map(|s| s.quantizer.planes()).collect();
     let targets: Vec<Vec<f32>> =
         slots.iter_mut().map(|s| s.quantizer.search().map_or_else(Vec::new, Search::target)).collect();
@@ -163,10 +163,8 @@ pub fn fix_all<S: Search>(
         slot.quantizer.fix(target, planes);
     }
     let mean = mean_bits(slots, budget);
-    log.push(format!("widths fixed at {mean:.3} mean bits: {}", list(slots)));
-    if !budget.holds(&sizes(slots, budget)) {
-        log.push(format!("the target of {} mean bits is missed by {:.3}", budget.target, mean - budget.target));
-    }
+    log.push(format!("widths fixed at {}: {}", budget.show(mean), list(slots)));
+    log.extend(budget.missed(mean));
     Ok(log)
 }
 

@@ -59,16 +59,24 @@ impl Widths {
     /// Refuses a target that the floors of these layers alone exceed.
     pub fn check_reachable<'a>(&self, layers: impl Iterator<Item = &'a WeightLayer>) -> Result<(), Error> {
         let budget = self.budget();
-        let least: Vec<(usize, usize)> = layers.map(|layer| (budget.size(layer), self.floor(layer).0)).collect();
+        let mut least = vec![];
+        for layer in layers {
+            if self.weighting == Weighting::Cost && layer.costs.is_none() {
+                return Err(Error::option(
+                    "weighting = \"cost\", but nobody said what layers cost: give a budget instead, latency=2ms for example",
+                ));
+            }
+            least.push((budget.price(layer), self.floor(layer).0));
+        }
         if budget.holds(&least) {
             return Ok(());
         }
         Err(Error::option(format!(
-            "a target of {} mean bits cannot be reached: edge_bits = {} and floor_bits = {} alone make {:.3}; lower edge_bits or floor_bits",
-            budget.target,
+            "a target of {} cannot be reached: edge_bits = {} and floor_bits = {} alone make {}; lower edge_bits or floor_bits",
+            budget.wanted(),
             self.edge_bits,
             self.floor_bits,
-            budget.mean(&least)
+            budget.show(budget.mean(&least))
         )))
     }
 }

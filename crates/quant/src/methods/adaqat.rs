@@ -26,7 +26,7 @@ options! {
     pub struct AdaQatOptions {
         /// Mean stored bits per weight to approach, by size over all layers; the log says by how much it is missed.
         pub target_bits: f64 = 3.0,
-        /// How layers weigh in the mean: "size" (bytes) or "macs" (bit operations).
+        /// How layers weigh in the mean: "size" (bytes), "macs" (bit operations) or "cost" (what a run's budget says).
         pub weighting: Weighting = Weighting::Size,
         /// Bits at which the network starts, 2 to 8.
         pub start_bits: f64 = 8.0,

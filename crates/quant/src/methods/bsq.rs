@@ -46,7 +46,7 @@ options! {
     pub struct BsqOptions {
         /// Mean stored bits per weight to reach, by size over all layers.
         pub target_bits: f64 = 3.0,
-        /// How layers weigh in the mean: "size" (bytes) or "macs" (bit operations).
+        /// How layers weigh in the mean: "size" (bytes), "macs" (bit operations) or "cost" (what a run's budget says).
         pub weighting: Weighting = Weighting::Size,
         /// Magnitude planes per weight at the start, 1 to 7.
         pub planes: usize = 7,
@@ -172,8 +172,8 @@ impl Method for Bsq {
             return Ok(vec![]);
         }
         let changed = Self::adjust(slots);
-        let mean = mean_bits(slots, &self.budget);
-        Ok(vec![format!("re-quantized: {changed} layers changed, {mean:.3} mean bits: {}", list(slots))])
+        let mean = self.budget.show(mean_bits(slots, &self.budget));
+        Ok(vec![format!("re-quantized: {changed} layers changed, {mean}: {}", list(slots))])
     }
 
     fn end_phase(
@@ -190,7 +190,7 @@ impl Method for Bsq {
     }
 
     fn finish(&mut self, slots: &mut [Slot<BsqWeight>]) -> Result<Vec<String>, Error> {
-        Ok(vec![format!("{:.3} mean bits: {}", mean_bits(slots, &self.budget), list(slots))])
+        Ok(vec![format!("{}: {}", self.budget.show(mean_bits(slots, &self.budget)), list(slots))])
     }
 
     fn state(&self, slots: &[Slot<BsqWeight>]) -> serde_json::Value {

@@ -45,7 +45,7 @@ use serde::{Deserialize, Serialize};
 pub use options::{CsqOptions, Finetune, Parity, Polish, Pressure, RefitFrom};
 pub use weight::{CsqWeight, Stage, Start};
 
-use crate::blocks::budget::{Budget, Count};
+use crate::blocks::budget::{Budget, Count, Price};
 use crate::blocks::fit::fit_budget;
 use crate::blocks::gate::hurry;
 use crate::blocks::range::Range;
@@ -72,9 +72,14 @@ impl Csq {
         self.options.parity == Parity::PublishedCode
     }
 
-    /// (size, planes on) of every layer.
-    fn sizes(&self, slots: &[Slot<CsqWeight>]) -> Vec<(usize, usize)> {
-        slots.iter().map(|s| (self.budget.size(&s.layer), s.quantizer.planes_on())).collect()
+    /// (price, planes on) of every layer.
+    fn sizes(&self, slots: &[Slot<CsqWeight>]) -> Vec<(Price, usize)> {
+        slots.iter().map(|s| (self.budget.price(&s.layer), s.quantizer.planes_on())).collect()
+    }
+
+    /// Where the mean is, for people.
+    fn now(&self, slots: &[Slot<CsqWeight>]) -> String {
+        self.budget.show(self.budget.mean(&self.sizes(slots)))
     }
 
     /// Sets temperatures, and learning rates to match them.
@@ -237,12 +242,12 @@ impl Method for Csq {
             return 0.0;
         }
         let excess = self.budget.excess(&self.sizes(slots), self.options.planes);
-        let total: usize = slots.iter().map(|s| self.budget.size(&s.layer)).sum();
-        let mean = total as f64 / slots.len().max(1) as f64;
+        let total: f64 = slots.iter().map(|s| self.budget.price(&s.layer).size()).sum();
+        let mean = (total / slots.len().max(1) as f64).max(f64::MIN_POSITIVE);
         let mut value = 0.0;
         for slot in slots.iter_mut().filter(|s| !s.quantizer.gates_fixed) {
             let q = &mut slot.quantizer;
-            let share = self.budget.size(&slot.layer) as f64 / mean;
+            let share = self.budget.price(&slot.layer).per_bit(self.budget.count) / mean;
             let pressed: Vec<usize> = match self.options.pressure {
                 Pressure::All => (0..q.planes()).collect(),
                 // Planes below the lowest open one are pressed on, so that they do not stay half open.
@@ -283,8 +288,8 @@ impl Method for Csq {
         let total: usize = slots.iter().map(|s| s.quantizer.len()).sum();
         let beta = slots.first().map_or(0.0, |s| s.quantizer.temperature);
         Ok(vec![format!(
-            "temperature {beta:.2}, {:.3} mean bits, {:.1} % of bits undecided",
-            self.budget.mean(&self.sizes(slots)),
+            "temperature {beta:.2}, {}, {:.1} % of bits undecided",
+            self.now(slots),
             100.0 * undecided / total.max(1) as f64
         )])
     }
@@ -356,7 +361,7 @@ impl Csq {
         trial: &mut Trial<'_, CsqWeight>,
     ) -> Result<Vec<String>, Error> {
         let o = self.options.clone();
-        let mut log = vec![format!("search ended at {:.3} mean bits", self.budget.mean(&self.sizes(slots)))];
+        let mut log = vec![format!("search ended at {}", self.now(slots))];
         if o.keep_positions {
             log.extend(self.close_in_place(slots, trial)?);
             slots.iter_mut().for_each(|s| s.quantizer.freeze_in_place(o.finetune_start as f32));
@@ -378,7 +383,7 @@ impl Csq {
             }
         }
         self.stage = if o.finetune == Finetune::Weights { Stage::Hard } else { Stage::Frozen };
-        log.push(format!("scheme frozen at {:.3} mean bits: {}", self.budget.mean(&self.sizes(slots)), list(slots)));
+        log.push(format!("scheme frozen at {}: {}", self.now(slots), list(slots)));
         Ok(log)
     }
 
@@ -403,22 +408,17 @@ impl Csq {
                 let before = std::mem::replace(&mut slots[i].quantizer.masks.value[b], -1.0);
                 let loss = trial(slots);
                 slots[i].quantizer.masks.value[b] = before;
-                let price = loss? / self.budget.size(&slots[i].layer) as f64;
+                let price = loss? / self.budget.price(&slots[i].layer).size();
                 if best.is_none_or(|(least, _, _)| price < least) {
                     best = Some((price, i, b));
                 }
             }
             let Some((_, i, b)) = best else {
                 self.show_all(slots, false);
-                return Err(Error::option(format!("a target of {} mean bits cannot be reached", self.budget.target)));
+                return Err(Error::option(format!("a target of {} cannot be reached", self.budget.wanted())));
             };
             slots[i].quantizer.masks.value[b] = -1.0;
-            log.push(format!(
-                "closed plane {} of `{}`, mean now {:.3} bits",
-                b + 1,
-                slots[i].layer.name,
-                self.budget.mean(&self.sizes(slots))
-            ));
+            log.push(format!("closed plane {} of `{}`, now {}", b + 1, slots[i].layer.name, self.now(slots)));
         }
         self.show_all(slots, false);
         Ok(log)

@@ -24,7 +24,7 @@ options! {
     pub struct FracBitsOptions {
         /// Mean stored bits per weight to reach, by size over all layers.
         pub target_bits: f64 = 3.0,
-        /// How layers weigh in the mean: "size" (bytes) or "macs" (bit operations).
+        /// How layers weigh in the mean: "size" (bytes), "macs" (bit operations) or "cost" (what a run's budget says).
         pub weighting: Weighting = Weighting::Size,
         /// Bits at which every layer starts, 2 to 8, fractions allowed; 0 means the target and a half.
         pub start_bits: f64 = 0.0,

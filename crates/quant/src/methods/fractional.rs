@@ -107,16 +107,16 @@ impl<P: Preset> Fractional<P> {
     fn mean_bits(&self, slots: &mut [Slot<FractionalWeight>]) -> f64 {
         let rounds_up = self.options.estimator == Estimator::Difference;
         let layer = |slot: &mut Slot<FractionalWeight>| {
-            let size = self.budget.size(&slot.layer);
+            let price = self.budget.price(&slot.layer);
             let planes = slot.quantizer.planes();
-            let bits = slot.quantizer.search().map_or(self.budget.count.bits(planes), |pair| {
+            let cost = slot.quantizer.search().map_or(price.at(planes), |pair| {
                 let (narrow, wide) = pair.gate.pair();
                 let share = if rounds_up { 1.0 } else { f64::from(pair.gate.share()) };
-                (1.0 - share) * self.budget.count.bits(narrow) + share * self.budget.count.bits(wide)
+                (1.0 - share) * price.at(narrow) + share * price.at(wide)
             });
-            (size, bits)
+            (price.size(), cost)
         };
-        crate::blocks::cost::mean_bits(slots.iter_mut().map(layer))
+        self.budget.mean_of(slots.iter_mut().map(layer))
     }
 
     fn searching(slots: &mut [Slot<FractionalWeight>]) -> impl Iterator<Item = &mut PairWeight> {
@@ -254,17 +254,17 @@ impl<P: Preset> Method for Fractional<P> {
         }
         let excess = (self.mean_bits(slots) - self.budget.target).clamp(-1.0, 1.0);
         let budget = self.budget;
-        let total: usize = slots.iter().map(|s| budget.size(&s.layer)).sum();
-        let mean = total as f64 / slots.len().max(1) as f64;
+        let total: f64 = slots.iter().map(|s| budget.price(&s.layer).size()).sum();
+        let mean = (total / slots.len().max(1) as f64).max(f64::MIN_POSITIVE);
         let mut value = 0.0;
         for slot in slots.iter_mut() {
-            let size = budget.size(&slot.layer) as f64 / mean;
+            let size = budget.price(&slot.layer).per_bit(budget.count) / mean;
             let Some(pair) = slot.quantizer.search() else { continue };
             let (narrow, wide) = pair.gate.pair();
             if narrow == wide {
                 continue;
             }
-            let gap = self.budget.count.bits(wide) - self.budget.count.bits(narrow);
+            let gap = budget.count.bits(wide) - budget.count.bits(narrow);
             let pull = o.lambda * excess * size * gap + o.error_weight * pair.error_gap();
             pair.gate.push(pull);
             value += pull * f64::from(pair.gate.share());
@@ -298,7 +298,7 @@ impl<P: Preset> Method for Fractional<P> {
         }
         let widths: Vec<String> = Self::searching(slots).map(|p| format!("{:.1}", p.gate.width() + 1.0)).collect();
         let settled = if self.is_settled() { "; the width has settled" } else { "" };
-        Ok(vec![format!("{:.3} mean bits, widths {}{settled}", self.mean_bits(slots), widths.join(" "))])
+        Ok(vec![format!("{}, widths {}{settled}", self.budget.show(self.mean_bits(slots)), widths.join(" "))])
     }
 
     fn end_phase(
@@ -322,7 +322,7 @@ impl<P: Preset> Method for Fractional<P> {
     }
 
     fn finish(&mut self, slots: &mut [Slot<FractionalWeight>]) -> Result<Vec<String>, Error> {
-        Ok(vec![format!("{:.3} mean bits: {}", searched::mean_bits(slots, &self.budget), list(slots))])
+        Ok(vec![format!("{}: {}", self.budget.show(searched::mean_bits(slots, &self.budget)), list(slots))])
     }
 
     fn state(&self, slots: &[Slot<FractionalWeight>]) -> serde_json::Value {

@@ -29,7 +29,7 @@ options! {
     pub struct SdqOptions {
         /// Mean stored bits per weight to reach, by size over all layers.
         pub target_bits: f64 = 3.0,
-        /// How layers weigh in the mean: "size" (bytes) or "macs" (bit operations).
+        /// How layers weigh in the mean: "size" (bytes), "macs" (bit operations) or "cost" (what a run's budget says).
         pub weighting: Weighting = Weighting::Size,
         /// Bits at which every layer starts.
         pub start_bits: u8 = 8,

@@ -27,6 +27,7 @@ pub fn weight_layers(model: &Model) -> Result<Vec<WeightLayer>, Error> {
             channel_axis: layer.channel_axis,
             part,
             macs: layer.macs,
+            costs: None,
         });
     }
     Ok(out)

@@ -7,7 +7,7 @@ use super::layers::weight_layers;
 use super::{Pass, PassContext};
 use crate::blocks::range::Range;
 use crate::error::Error;
-use crate::method::Part;
+use crate::method::{Part, WeightLayer};
 use crate::methods::lsq::{LsqWeight, check_bits};
 use crate::options::options;
 use crate::quantizer::{Quantizer, Rows};
@@ -50,9 +50,21 @@ impl Pass for Ptq {
         "ptq"
     }
 
-    fn run(&self, mut model: Model, ctx: &mut PassContext<'_>) -> Result<Model, Error> {
+    fn run(&self, model: Model, ctx: &mut PassContext<'_>) -> Result<Model, Error> {
         let o = &self.options;
         check_bits("weight_bits", o.weight_bits)?;
+        let model = self.calibrated(model, ctx)?;
+        self.rounded(model, |layer| match layer.part {
+            Part::First | Part::Last if o.edge_bits != 0 => o.edge_bits.max(o.weight_bits),
+            _ => o.weight_bits,
+        })
+    }
+}
+
+impl Ptq {
+    /// The model with activations calibrated, where they are to be rounded.
+    pub fn calibrated(&self, mut model: Model, ctx: &mut PassContext<'_>) -> Result<Model, Error> {
+        let o = &self.options;
         if o.activation_bits != 32 {
             let calibrate = CalibrateActivations {
                 bits: o.activation_bits,
@@ -64,10 +76,15 @@ impl Pass for Ptq {
             };
             model = calibrate.run(model, ctx)?;
         }
+        Ok(model)
+    }
+
+    /// The model with each layer's weights rounded to a width of its own, and biases.
+    pub fn rounded(&self, mut model: Model, width: impl Fn(&WeightLayer) -> u8) -> Result<Model, Error> {
+        let o = &self.options;
         let layers = weight_layers(&model)?;
         for layer in &layers {
-            let is_edge = matches!(layer.part, Part::First | Part::Last);
-            let bits = if is_edge && o.edge_bits != 0 { o.edge_bits.max(o.weight_bits) } else { o.weight_bits };
+            let bits = width(layer);
             check_bits("edge_bits", bits)?;
             let per = match o.per_channel {
                 true => Granularity::PerChannel { axis: layer.channel_axis },

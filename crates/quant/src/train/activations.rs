@@ -22,7 +22,7 @@ use serde::{Deserialize, Serialize};
 use super::data::{Data, InMemory};
 use super::options::TrainOptions;
 use super::state::State;
-use crate::blocks::budget::{Budget, Count, Weighting};
+use crate::blocks::budget::{Budget, Count, Price, Weighting};
 use crate::blocks::cost::mean_bits;
 use crate::blocks::fit::{Item, Trials, fit, is_settled};
 use crate::blocks::gate::{Chain, Estimator, Gate, Gating, Walk, share_gradients};
@@ -363,7 +363,8 @@ impl<Q: Quantizer> State<Q> {
         let mut known = vec![];
         for (site, size) in activations.sites.iter().zip(sizes) {
             let (floor, most, width) = site.gate.bounds_and_nearest();
-            items.push(Item::new(site.name.clone(), size, width, floor, most));
+            let price = Price::linear(size as f64, Count::Paper);
+            items.push(Item::new(site.name.clone(), price, width, floor, most));
             let step = step_of(&mut self.steps, site.id).map_or(1.0, |step| step.value[0]);
             let upper = site.gate.upper();
             known.push(if width < upper { (width, site.narrow.value[0]) } else { (upper, step) });
@@ -377,7 +378,7 @@ impl<Q: Quantizer> State<Q> {
         if !is_settled(&items, &budget) {
             log.extend(fit(&mut items, &budget, &mut trials)?);
         }
-        let mean = budget.mean(&items.iter().map(|item| (item.size, item.width)).collect::<Vec<_>>());
+        let mean = budget.mean(&items.iter().map(|item| (item.price, item.width)).collect::<Vec<_>>());
         let list = self.activations.as_ref().map_or(String::new(), Activations::list);
         log.push(format!("activations fixed at {mean:.3} mean bits: {list}"));
         Ok(log)

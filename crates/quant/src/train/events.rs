@@ -53,6 +53,11 @@ pub enum Event {
     Step(StepEvent),
     /// An epoch is done.
     Epoch(EpochEvent),
+    /// An alternative was measured.
+    Trial {
+        /// So many so far.
+        measured: usize,
+    },
     /// Something worth a line in the log: planes closed, bits decided.
     Note {
         /// The line.

@@ -317,7 +317,8 @@ mod tests {
     fn start(bits: u8) -> (State<LsqWeight>, Slots, Batch) {
         let model = build("cnn", &ZooOptions { seed: 3, ..ZooOptions::default() }).unwrap();
         let mut method = Lsq::new(LsqOptions { weight_bits: bits, edge_bits: 0, per_channel: true }).unwrap();
-        let mut state = State::new(model, &mut method, &TrainOptions::default(), bitsmith_engine::Device::Cpu).unwrap();
+        let mut state =
+            State::new(model, &mut method, &TrainOptions::default(), (bitsmith_engine::Device::Cpu, None)).unwrap();
         let slots = std::mem::take(&mut state.slots);
         let random = InMemory::random(state.engine.sample_len(), 16, 1, 5);
         let labels = (0..16).map(|i| i % 10).collect();

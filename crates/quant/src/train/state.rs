@@ -11,7 +11,7 @@ use super::activations::Activations;
 use super::data::{Batch, Data, InMemory};
 use super::events::Bits;
 use super::options::TrainOptions;
-use crate::blocks::cost::mean_bits;
+use crate::blocks::cost::{Costs, mean_bits};
 use crate::blocks::grid::SMALLEST_STEP;
 use crate::blocks::range::Range;
 use crate::error::{Error, Kind};
@@ -54,7 +54,7 @@ impl<Q: Quantizer> State<Q> {
         model: Model,
         method: &mut M,
         options: &TrainOptions,
-        device: Device,
+        (device, costs): (Device, Option<&Costs>),
     ) -> Result<Self, Error> {
         let engine_options =
             EngineOptions { device, step_gradient: options.step_gradient(), ..EngineOptions::default() };
@@ -68,7 +68,8 @@ impl<Q: Quantizer> State<Q> {
             false => None,
         };
         let mut slots: Vec<Slot<Q>> = vec![];
-        for layer in weight_layers(&model)? {
+        for mut layer in weight_layers(&model)? {
+            layer.costs = costs.map(|costs| costs.get(&layer.name).copied().unwrap_or_default());
             let Some(init) = params.constants.get(&layer.id) else { continue };
             if slots.iter().any(|s| s.layer.id == layer.id) {
                 continue;

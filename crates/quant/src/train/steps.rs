@@ -31,7 +31,7 @@ pub(crate) fn steps_json<M: Method>(
         let known = names.join(", ");
         return Err(Error::option(format!("`{}` has {} phases ({known}), counted from 0", M::NAME, phases.len())));
     };
-    let mut state = State::new(model, &mut method, options, device)?;
+    let mut state = State::new(model, &mut method, options, (device, None))?;
     let data = InMemory { batches: vec![batch.clone()] };
     state.search_activations(method.gating(), options, &data)?;
     method.begin(&mut state.slots)?;

@@ -16,8 +16,12 @@ use super::data::{Batches, Data, InMemory};
 use super::events::{Event, Silent};
 use super::options::TrainOptions;
 use super::{Context, Outcome};
+use crate::blocks::budget::{Count, Weighting};
+use crate::blocks::cost::Costs;
+use crate::blocks::widths::Widths;
 use crate::error::{Error, Kind};
 use crate::methods::{METHODS, MethodEntry};
+use crate::passes::allocate::Allocate;
 use crate::passes::calibrate::CalibrateActivations;
 use crate::passes::ptq::{Ptq, PtqOptions};
 use crate::passes::{Pass, PassContext};
@@ -84,7 +88,8 @@ fn run_with(
     store: Option<&Store>,
     cancel: &AtomicBool,
 ) -> Result<Outcome, Error> {
-    let mut ctx = Context { train, test, sink: &mut Silent, store, resume: true, cancel, device: Device::Cpu };
+    let mut ctx =
+        Context { train, test, sink: &mut Silent, store, resume: true, cancel, device: Device::Cpu, costs: None };
     (method.train)(model, own, options, &mut ctx)
 }
 
@@ -289,6 +294,43 @@ fn bins_draw_the_weights_of_every_method_that_fixes_widths() {
 }
 
 #[test]
+fn a_budget_of_costs_is_met_by_every_method_that_searches() {
+    let (train, _) = digits(200);
+    let model = network();
+    let layers = crate::passes::layers::weight_layers(&model).unwrap();
+    // Half of the layers take half as long up to 4 bits; of the others nothing is to be won.
+    let cost = |i: usize| match i % 2 {
+        0 => [0.0, 4.0, 4.0, 4.0, 4.0, 8.0, 8.0, 8.0, 8.0],
+        _ => [0.0, 3.0, 3.0, 3.0, 3.0, 3.0, 3.0, 3.0, 3.0],
+    };
+    let costs: Costs = layers.iter().enumerate().map(|(i, layer)| (layer.name.clone(), cost(i))).collect();
+    let all: f64 = (0..layers.len()).map(|i| cost(i)[8]).sum();
+    for method in METHODS.iter().filter(|m| ["sdq", "fracbits", "bsq", "csq"].contains(&m.name)) {
+        for share in [0.7, 0.85] {
+            let own = json!({"target_bits": 8.0 * share, "weighting": "cost", "edge_bits": 0});
+            let mut ctx = Context {
+                train: &train,
+                test: None,
+                sink: &mut Silent,
+                store: None,
+                resume: false,
+                cancel: &GO,
+                device: Device::Cpu,
+                costs: Some(&costs),
+            };
+            let outcome = (method.train)(model.clone(), &own, &short(2), &mut ctx).unwrap();
+            let frozen = freeze(outcome.model).unwrap();
+            let bits = |id| frozen.params(id).map_or(0, |params| usize::from(params.spec.bits));
+            let spent: f64 = layers.iter().map(|layer| costs[&layer.name][bits(layer.id)]).sum();
+            assert!(spent <= all * share + 1e-6, "{}: {spent} of {all}", method.name);
+            ctx.costs = None;
+            let error = (method.train)(model.clone(), &own, &short(2), &mut ctx).unwrap_err().to_string();
+            assert!(error.contains("give a budget"), "{}: {error}", method.name);
+        }
+    }
+}
+
+#[test]
 fn a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_good_checkpoint() {
     let (train, _) = digits(200);
     let good = InMemory::take(&train, 6).unwrap();
@@ -337,6 +379,7 @@ fn checkpoints_that_do_not_fit_are_refused() {
         resume: false,
         cancel: &GO,
         device: Device::Cpu,
+        costs: None,
     };
     let error = (float.train)(network(), &Value::Null, &short(1), &mut ctx).unwrap_err();
     assert_eq!(error.kind, Kind::Checkpoint);
@@ -456,6 +499,42 @@ fn quantizing_without_training_keeps_eight_bits_and_reads_anything() {
 }
 
 #[test]
+fn widths_are_allocated_without_training() {
+    let (train, test) = digits(2000);
+    let (model, _) = float_model(&train, &test);
+    let calibration = InMemory::take(&train, 8).unwrap();
+    let correct = |model: &Model| {
+        let engine = bitsmith_engine::Engine::new(model, &Default::default()).unwrap();
+        super::state::evaluate(&engine, &bitsmith_engine::Params::from_model(model), &test).unwrap().accuracy
+    };
+    let widths = Widths {
+        target_bits: 3.0,
+        edge_bits: 0,
+        floor_bits: 2,
+        most: 7,
+        weighting: Weighting::Size,
+        count: Count::Stored,
+    };
+    let heard = std::cell::Cell::new(0);
+    let mut sink = |event: &Event| heard.set(heard.get() + usize::from(matches!(event, Event::Trial { .. })));
+    let mut ctx = PassContext { calibration: &calibration, sink: &mut sink };
+    let options = PtqOptions { activation_bits: 8, ..Default::default() };
+    let pass = Allocate { ptq: Ptq { options: options.clone() }, widths, costs: None };
+    let mixed = pass.run(model.clone(), &mut ctx).unwrap();
+    let uniform = Ptq { options: PtqOptions { weight_bits: 3, edge_bits: 0, ..options } };
+    let uniform = uniform.run(model.clone(), &mut ctx).unwrap();
+    assert!(heard.get() > 5, "{heard:?}");
+    let frozen = freeze(mixed.clone()).unwrap();
+    assert!(frozen.mean_weight_bits().unwrap() <= 3.0);
+    let (mixed, uniform) = (correct(&mixed), correct(&uniform));
+    assert!(mixed >= uniform - 0.005 && mixed > 0.9, "{mixed}, {uniform} with all layers alike");
+
+    let out_of_reach = Allocate { widths: Widths { target_bits: 1.5, ..widths }, ..pass };
+    let error = out_of_reach.run(model, &mut ctx).unwrap_err().to_string();
+    assert!(error.contains("cannot be reached"), "{error}");
+}
+
+#[test]
 fn events_are_lines_of_json() {
     let (train, test) = digits(100);
     let mut lines = vec![];
@@ -468,6 +547,7 @@ fn events_are_lines_of_json() {
         resume: false,
         cancel: &GO,
         device: Device::Cpu,
+        costs: None,
     };
     let csq = crate::methods::find("csq").unwrap();
     (csq.train)(network(), &options_for(csq), &short(4), &mut ctx).unwrap();

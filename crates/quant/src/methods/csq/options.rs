@@ -67,7 +67,7 @@ options! {
         pub target_bits: f64 = 3.0,
         /// What `target_bits` counts: "stored" (planes and sign) or "paper" (planes only).
         pub count: Count = Count::Stored,
-        /// How layers weigh in the mean: "size" (bytes), "macs" (bit operations) or "layers" (each alike, as the published code).
+        /// How layers weigh in the mean: "size" (bytes), "macs" (bit operations), "layers" (each alike, as the published code) or "cost" (what a run's budget says).
         pub weighting: Weighting = Weighting::Size,
         /// Magnitude planes per weight at the start, 1 to 7 (8 for parity runs, which cannot be stored).
         pub planes: usize = 7,

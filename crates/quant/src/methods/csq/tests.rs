@@ -49,6 +49,7 @@ fn layer(name: &str, n: usize) -> WeightLayer {
         channel_axis: 0,
         part: Part::Middle,
         macs: 1,
+        costs: None,
     }
 }
 

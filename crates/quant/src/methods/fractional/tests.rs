@@ -5,6 +5,7 @@ use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
 
 use super::*;
+use crate::blocks::budget::Price;
 use crate::blocks::searched::Search;
 use crate::param::Param;
 use crate::quantizer::{Quantizer, Rows};
@@ -144,7 +145,7 @@ fn mean_bits_are_those_of_the_table() {
     // 1.93 of 32 bits is the paper's 16.58 times.
     assert!((32.0f64 / 1.93 - 16.58).abs() < 0.005);
     let method: Fractional<crate::methods::sdq::SdqPreset> = Method::new(Default::default()).unwrap();
-    let layers = [(100, 1), (300, 2)];
+    let layers = [(100.0, 1), (300.0, 2)].map(|(size, planes)| (Price::linear(size, method.budget.count), planes));
     assert!((method.budget.mean(&layers) - (1.6 + 3.0 * 3.0) / 4.0).abs() < 1e-12);
 }
 
