@@ -6,6 +6,7 @@ mod demo;
 mod eval;
 mod export;
 mod inspect;
+mod profile;
 mod quantize;
 mod report;
 mod run;
@@ -81,6 +82,7 @@ enum Command {
     Export(export::Args),
     Verify(verify::Args),
     Bench(bench::Args),
+    Profile(profile::Args),
     Report(report::Args),
 }
 
@@ -133,6 +135,7 @@ pub fn run(cli: Cli) -> Result<Outcome, Failure> {
         Command::Export(args) => export::run(&args, &context),
         Command::Verify(args) => verify::run(&args, &context),
         Command::Bench(args) => bench::run(&args, &context),
+        Command::Profile(args) => profile::run(&args, &context),
         Command::Report(args) => report::run(&args, &context),
     }
 }

@@ -149,6 +149,16 @@ pub fn top1(row: &[f32]) -> usize {
     (0..row.len()).fold(0, better)
 }
 
+/// Numbers in (-1, 1) that no kernel could find easy.
+pub fn noise(n: usize) -> Vec<f32> {
+    let mut state = 0x9e37_79b9u32;
+    let mut next = || {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (state >> 8) as f32 / (1u32 << 23) as f32 - 1.0
+    };
+    (0..n).map(|_| next()).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::{rank, top1};

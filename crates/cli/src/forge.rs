@@ -18,6 +18,7 @@ use bitsmith_graph::{Model, QuantModel, freeze};
 use bitsmith_quant::passes::ptq::PtqOptions;
 use bitsmith_runtime::Kernels;
 
+use crate::budget::{Budget, Spent};
 use crate::commands::{Context, verify};
 use crate::datasets;
 use crate::engines::{self, Evaluation, Integers, Simulator};
@@ -81,6 +82,8 @@ pub struct Finish<'a> {
     pub onnx: bool,
     /// What the version is called in the report.
     pub name: &'a str,
+    /// What the model may cost.
+    pub budget: Option<Budget>,
 }
 
 /// A forged model and its figures.
@@ -96,6 +99,8 @@ pub struct Forged {
     pub layers: Vec<LayerRow>,
     /// The proof.
     pub verify: Verify,
+    /// What became of the budget, where there was one.
+    pub spent: Option<Spent>,
 }
 
 /// Freezes a trained model and does the rest.
@@ -125,13 +130,17 @@ pub fn forge(model: Model, finish: &Finish<'_>, run: &mut Run, context: &Context
         run.push(Event::Variant(Variant { name: finish.name.to_owned(), accuracy, bytes, mean_bits }))?;
     }
     run.push(Event::Layers { layers: rows.clone() })?;
+    let spent = finish.budget.map(|budget| budget.spent(&frozen, &rows, bytes)).transpose()?;
+    if let Some(spent) = &spent {
+        run.push(Event::Note { text: spent.to_string() })?;
+    }
     let set = match finish.verify_samples {
         n if n > 0 && n < finish.test.len() => finish.test.subset(&finish.test.spread(n))?,
         _ => finish.test.clone(),
     };
     let verify = verify::packed(&frozen, set, context.threads, &context.out.progress)?.event();
     run.push(Event::Verify(verify.clone()))?;
-    Ok(Forged { accuracy, bytes, mean_bits, layers: rows, verify })
+    Ok(Forged { accuracy, bytes, mean_bits, layers: rows, verify, spent })
 }
 
 /// The event that ends a run's log.

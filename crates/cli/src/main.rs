@@ -3,6 +3,7 @@
 //! This crate alone prints, reads the environment and chooses exit codes. One file per command in `commands/`; results go
 //! to stdout (with `--json`, one object and nothing else), everything else to stderr.
 
+mod budget;
 mod commands;
 mod datasets;
 mod engines;
@@ -11,6 +12,7 @@ mod failure;
 mod files;
 mod forge;
 mod interrupt;
+mod latency;
 mod layers;
 mod models;
 mod onnxruntime;

@@ -10,6 +10,7 @@ use bitsmith_quant::train::options::TrainOptions;
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
+use crate::budget::Budget;
 use crate::failure::{Explain, Failure};
 use crate::files;
 use crate::suggest;
@@ -25,6 +26,10 @@ pub struct Recipe {
     pub name: String,
     /// Seed of everything random.
     pub seed: u64,
+    /// What the model may cost, for methods that search widths: "bits=2.5", "bytes=80kB", "bops=4G" or "latency=1.2ms", instead of a target in
+    /// the method's own options.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub budget: Option<String>,
     /// The network.
     pub model: ModelSection,
     /// Training and held-out samples.
@@ -110,6 +115,7 @@ impl Default for Recipe {
         Self {
             name: "run".to_owned(),
             seed: 1,
+            budget: None,
             model: ModelSection::default(),
             data: DataSection::default(),
             train: TrainOptions::default(),
@@ -182,6 +188,17 @@ impl Recipe {
         Ok(serde_json::to_value(options)?)
     }
 
+    /// What the model may cost, where the recipe says so.
+    pub fn budget(&self) -> Result<Option<Budget>, Failure> {
+        self.budget.as_deref().map(str::parse).transpose()
+    }
+
+    /// Sets the budget of a command line, in place of whatever target the recipe has.
+    pub fn set_budget(&mut self, budget: &str) {
+        ["target_bits", "weighting"].iter().for_each(|key| drop(self.method.remove(*key)));
+        self.budget = Some(budget.to_owned());
+    }
+
     /// Refuses values that cannot be meant. What depends on data or network is checked where they meet.
     fn check(&self) -> Result<(), Failure> {
         let bad = |key: &str, found: String, wanted: &str| {
@@ -217,6 +234,23 @@ impl Recipe {
                     format!("{:?}", self.finish.compare_uniform),
                     "widths of 2 to 8 bits",
                 );
+            }
+        }
+        if let Some(budget) = self.budget()? {
+            if let Some(key) = ["target_bits", "weighting"].iter().find(|key| self.method.contains_key(**key)) {
+                return Err(Failure::usage(format!("the recipe has both `budget` and `method.{key}`"))
+                    .remedy("one says what the other does: leave out either"));
+            }
+            let is_of_layers = matches!(budget, Budget::Latency(_) | Budget::BitOperations(_));
+            if is_of_layers && self.train.activation_widths.target_bits > 0.0 {
+                return Err(Failure::usage(
+                    "this budget is for given widths of activations, but these are to be learned, too",
+                )
+                .remedy("leave out train.activation_widths, or give a budget of bits or bytes"));
+            }
+            if matches!(budget, Budget::Latency(_)) && self.activations.bits == 32 {
+                return Err(Failure::usage("a budget of latency needs integers, but activations are in float")
+                    .remedy("give activations a width, 8 for example: `bits = 8` in [activations], --activation-bits 8 of quantize"));
             }
         }
         if !matches!(self.method.get("name"), None | Some(Value::String(_))) {

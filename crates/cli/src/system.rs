@@ -15,6 +15,13 @@ pub fn forget_peak_memory() {
     _ = std::fs::write("/proc/self/clear_refs", "5");
 }
 
+/// The processor's name, or at least its kind.
+pub fn processor() -> String {
+    let described = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let name = described.lines().find_map(|line| line.strip_prefix("model name")?.split(':').nth(1));
+    name.map_or_else(|| std::env::consts::ARCH.to_owned(), |name| name.trim().to_owned())
+}
+
 /// Sizes the pool that kernels, loaders and burn share. 0 means one thread per core.
 pub fn set_threads(threads: usize) -> Result<usize, crate::failure::Failure> {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);

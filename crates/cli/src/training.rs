@@ -6,6 +6,9 @@ use bitsmith_engine::Device;
 use bitsmith_engine::data::{self, Augment, Dataset, Loader, OnBroken, Split};
 use bitsmith_graph::Model;
 use bitsmith_graph::zoo::{self, ZooOptions};
+use bitsmith_quant::blocks::budget::Count;
+use bitsmith_quant::blocks::widths::Widths;
+use bitsmith_quant::passes::allocate::Allocate;
 use bitsmith_quant::passes::calibrate::CalibrateActivations;
 use bitsmith_quant::passes::ptq::{Ptq, PtqOptions};
 use bitsmith_quant::passes::{Pass, PassContext};
@@ -15,6 +18,7 @@ use bitsmith_quant::train::data::{Batch, Batches, Data, InMemory};
 use bitsmith_quant::train::events::{Bits, EpochEvent, Event as Heard, Silent};
 use bitsmith_quant::{Kind, methods};
 
+use crate::budget::Terms;
 use crate::commands::Context;
 use crate::datasets::{self, Wanted};
 use crate::events::{Epoch, Event, Start};
@@ -115,7 +119,14 @@ pub fn train(job: &Job, run: &mut Run, resume: bool, title: &str, context: &Cont
     let test = datasets::in_order(job.test.clone(), 250, context.threads)?;
     let model = calibrated(job, context)?;
     let store = Store::open(&run.folder.join(CHECKPOINTS))?;
-    let (method, options) = (methods::find(recipe.method())?, recipe.method_options()?);
+    let (method, mut options) = (methods::find(recipe.method())?, recipe.method_options()?);
+    let mut costs = None;
+    if let Some(budget) = recipe.budget()? {
+        let terms = budget.terms(&model, &run.folder, resume, context)?;
+        options["target_bits"] = terms.target.into();
+        options["weighting"] = serde_json::to_value(terms.weighting)?;
+        costs = terms.costs;
+    }
     let mut listener = Listener { run, task: None, title, failure: None, context };
     let ended = {
         let mut hear = |event: &Heard| listener.hear(event);
@@ -127,6 +138,7 @@ pub fn train(job: &Job, run: &mut Run, resume: bool, title: &str, context: &Cont
             resume,
             cancel: interrupt::flag(),
             device: context.device,
+            costs: costs.as_ref(),
         };
         (method.train)(model, &options, &recipe.train, &mut outside)
     };
@@ -183,6 +195,27 @@ pub fn ptq(model: &Model, calibration: &InMemory, options: PtqOptions) -> Result
     Ok(Ptq { options }.run(model.clone(), &mut PassContext { calibration, sink: &mut Silent })?)
 }
 
+/// The same with widths that differ, to meet `terms`. `watch` is told how many schemes were measured.
+pub fn allocate(
+    model: &Model,
+    calibration: &InMemory,
+    options: PtqOptions,
+    terms: &Terms,
+    watch: &mut dyn FnMut(&Heard),
+) -> Result<Model, Failure> {
+    let widths = Widths {
+        target_bits: terms.target,
+        edge_bits: options.edge_bits,
+        floor_bits: 2,
+        most: 7,
+        weighting: terms.weighting,
+        count: Count::Stored,
+    };
+    let mut watch = watch;
+    let pass = Allocate { ptq: Ptq { options }, widths, costs: terms.costs.clone() };
+    Ok(pass.run(model.clone(), &mut PassContext { calibration, sink: &mut watch })?)
+}
+
 /// Refuses methods that do not exist and options that a method does not take.
 pub fn check_method(recipe: &Recipe) -> Result<(), Failure> {
     let name = recipe.method();
@@ -190,6 +223,12 @@ pub fn check_method(recipe: &Recipe) -> Result<(), Failure> {
     let Some(method) = methods::METHODS.iter().find(|m| m.name == name) else {
         return Err(Failure::usage(format!("there is no method `{name}`")).remedy(suggest::remedy(name, &names)));
     };
+    if recipe.budget.is_some() && !(method.options)().iter().any(|o| o.name == "target_bits") {
+        let searching = methods::METHODS.iter().filter(|m| (m.options)().iter().any(|o| o.name == "target_bits"));
+        let names: Vec<&str> = searching.map(|m| m.name).collect();
+        return Err(Failure::usage(format!("`{name}` searches no widths, so it cannot meet a budget"))
+            .remedy(format!("choose one of {}", names.join(", "))));
+    }
     let checked = recipe::explain_options((method.check)(&recipe.method_options()?));
     checked.map_err(|failure| failure.context(format!("method {name} cannot be used")).with_code(2))
 }
@@ -267,6 +306,7 @@ impl Listener<'_> {
                 self.run.push(Event::Epoch(epoch))
             }
             // Said after every epoch: for those who watch, not for the record.
+            Heard::Trial { .. } => Ok(()),
             Heard::Note { text } if text.starts_with("temperature ") => {
                 progress.detail(text);
                 Ok(())

@@ -119,7 +119,7 @@ type Profile = (Value, String);
 fn inference(args: &Args, context: &Context, batch: usize) -> Result<(Vec<f64>, Option<Profile>), Failure> {
     let opened = models::open(&args.what, None, &ZooOptions::default())?;
     let wanted: Wanted = super::eval::wanted(&opened)?;
-    let x = noise(batch.saturating_mul(wanted.sample));
+    let x = engines::noise(batch.saturating_mul(wanted.sample));
     let mut integers = match &opened {
         Opened::Packed(model) if context.device == Device::Cpu => {
             Integers::new(model, if args.reference { Kernels::Reference } else { Kernels::Fast })?
@@ -168,16 +168,6 @@ fn measure(args: &Args, context: &Context, mut call: impl FnMut() -> Result<(), 
 fn quantile(sorted: &[f64], share: f64) -> f64 {
     let index = (share * sorted.len() as f64).ceil() as usize;
     sorted.get(index.clamp(1, sorted.len().max(1)) - 1).copied().unwrap_or(0.0)
-}
-
-/// Numbers in (-1, 1) that no kernel could find easy.
-fn noise(n: usize) -> Vec<f32> {
-    let mut state = 0x9e37_79b9u32;
-    let mut next = || {
-        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        (state >> 8) as f32 / (1u32 << 23) as f32 - 1.0
-    };
-    (0..n).map(|_| next()).collect()
 }
 
 #[cfg(test)]

@@ -1,20 +1,24 @@
 //! `bitsmith quantize MODEL`: a packed model from a float one, by training or without.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use bitsmith_engine::Device;
 use bitsmith_engine::data::Split;
-use bitsmith_graph::Op;
+use bitsmith_graph::{Model, Op};
 use bitsmith_quant::blocks::range::Range;
 use bitsmith_quant::methods;
-use bitsmith_quant::passes::ptq::PtqOptions;
+use bitsmith_quant::passes::PassContext;
+use bitsmith_quant::passes::ptq::{Ptq, PtqOptions};
+use bitsmith_quant::train::data::InMemory;
+use bitsmith_quant::train::events::{Event as Heard, Silent};
 use clap::ValueEnum;
 use serde_json::json;
 use toml::Value;
 
 use super::train::{Mode, execute};
 use super::{Context, DeviceArgs, Outcome, run_folder};
+use crate::budget::Budget;
 use crate::datasets::{DataArgs, Wanted};
 use crate::events::{Event, Start, Variant};
 use crate::failure::{Explain, Failure};
@@ -30,14 +34,16 @@ use crate::{files, suggest};
 #[command(after_help = "Examples:
   bitsmith quantize model.onnx --data photos --method csq --target-bits 3
   bitsmith quantize resnet20 --weights w.safetensors --data cifar-10-batches-bin --method ptq --weight-bits 4 --activation-bits 8
+  bitsmith quantize model.onnx --data photos --method ptq --budget latency=2ms --activation-bits 4
   bitsmith quantize mobilenetv2 --method ptq --data random --weight-bits 8       (no data: for benchmarks only)
   bitsmith quantize model.onnx --data photos --method csq --set train.epochs=10 --set train.distill=0.5
 
 Methods: csq, sdq, fracbits, bsq and adaqat learn how many bits each layer needs; lsq and dorefa train a fixed width; ptq calibrates
-without training. Training methods are a recipe in short form: the folder keeps it as recipe.toml, and `--set` reaches every
+without training, and with --target-bits or --budget chooses widths by trial. Training methods are a recipe in short form: the folder keeps it as recipe.toml, and `--set` reaches every
 key of it. Without batch normalisation in the model, the learning rate is a tenth of the usual one unless set.
 
-JSON: {accuracy, mean_weight_bits, packed_bytes, float_bytes, verified, seconds, run}; accuracy is null without labels.")]
+JSON: {accuracy, mean_weight_bits, packed_bytes, float_bytes, verified, seconds, run}, with a budget also budget: {budget, spent, met} in
+bits, bytes, bit operations or seconds; accuracy is null without labels.")]
 pub struct Args {
     #[command(flatten)]
     model: ModelArgs,
@@ -46,9 +52,12 @@ pub struct Args {
     /// How: the name of a method, or ptq
     #[arg(long, value_name = "METHOD", default_value = "csq")]
     method: String,
-    /// Mean stored bits per weight that a searching method is to meet, sign included
+    /// Mean stored bits per weight that a searching method or ptq is to meet, sign included
     #[arg(long, value_name = "BITS")]
     target_bits: Option<f64>,
+    /// What the model may cost, for a searching method or ptq: bits=2.5, bytes=80kB, bops=4G or latency=1.2ms
+    #[arg(long, value_name = "KIND=AMOUNT", conflicts_with = "target_bits")]
+    budget: Option<String>,
     /// Bits of each weight for ptq, lsq and dorefa
     #[arg(long, value_name = "BITS")]
     weight_bits: Option<u8>,
@@ -85,6 +94,9 @@ pub struct Args {
     #[command(flatten)]
     device: DeviceArgs,
 }
+
+/// Batches of calibration samples that a scheme is measured on.
+const TRIAL_BATCHES: usize = 4;
 
 /// How a range is chosen from calibration values.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -190,6 +202,7 @@ fn recipe(args: &Args, name: &str, context: &Context) -> Result<Recipe, Failure>
             recipe.method.insert(key.to_owned(), value);
         }
     };
+    recipe.budget.clone_from(&args.budget);
     set("name", Some(Value::String(args.method.clone())));
     set("target_bits", args.target_bits.map(Value::Float));
     set("weight_bits", args.weight_bits.map(|b| Value::Integer(b.into())));
@@ -197,15 +210,21 @@ fn recipe(args: &Args, name: &str, context: &Context) -> Result<Recipe, Failure>
     Recipe::parse(&recipe.resolved()?, &args.set)
 }
 
-fn without_training(args: &Args, folder: &std::path::Path, context: &Context) -> Result<Outcome, Failure> {
+fn without_training(args: &Args, folder: &Path, context: &Context) -> Result<Outcome, Failure> {
     let began = Instant::now();
     let seed = context.seed.unwrap_or(1);
     let is_elsewhere = context.device != Device::Cpu;
-    if !args.set.is_empty() || args.epochs.is_some() || args.target_bits.is_some() || args.resume || is_elsewhere {
-        return Err(Failure::usage(
-            "ptq does not train: --set, --epochs, --target-bits, --resume and --device mean nothing to it",
-        )
-        .remedy("choose --weight-bits, or --method csq"));
+    if !args.set.is_empty() || args.epochs.is_some() || args.resume || is_elsewhere {
+        return Err(Failure::usage("ptq does not train: --set, --epochs, --resume and --device mean nothing to it")
+            .remedy("choose --weight-bits, --target-bits or --budget, or --method csq"));
+    }
+    let budget = match args.target_bits {
+        Some(bits) => Some(Budget::Bits(bits)),
+        None => args.budget.as_deref().map(str::parse).transpose()?,
+    };
+    if budget.is_some() && args.weight_bits.is_some() {
+        return Err(Failure::usage("--weight-bits gives all layers one width, but a budget lets them differ")
+            .remedy("leave out either"));
     }
     let model = args.model.open(seed)?.into_float("quantizing")?;
     let wanted = Wanted::of(&model.graph, model.preprocess.as_ref())?;
@@ -230,10 +249,15 @@ fn without_training(args: &Args, folder: &std::path::Path, context: &Context) ->
         ..PtqOptions::default()
     };
     let calibration = training::calibration(&train, args.calibration, context)?;
-    let quantized = training::ptq(&model, &calibration, options)?;
+    files::create_folder(folder)?;
+    let quantized = match budget {
+        Some(budget) => allocated(&model, &calibration, options, budget, folder, context)?,
+        None => training::ptq(&model, &calibration, options)?,
+    };
+    let described = budget.map_or_else(|| format!("uniform {bits} bits"), |budget| format!("within {budget}"));
     let layers = model.layers()?;
     let start = Start {
-        name: format!("{} at {bits} bits", model.name),
+        name: format!("{}: {described}", model.name),
         model: model.name.clone(),
         method: "ptq (no training)".to_owned(),
         data: train.label().to_owned(),
@@ -255,20 +279,23 @@ fn without_training(args: &Args, folder: &std::path::Path, context: &Context) ->
         let accuracy = forge::of_float(&model, &test, context)?.accuracy;
         run.push(Event::Variant(Variant { name: "float".to_owned(), accuracy, bytes: float_bytes, mean_bits: 32.0 }))?;
     }
-    let name = format!("uniform {bits} bits");
-    let finish = Finish { test: &test, verify_samples: 1000, onnx: true, name: &name };
+    let finish = Finish { test: &test, verify_samples: 1000, onnx: true, name: &described, budget };
     let forged = forge::forge(quantized, &finish, &mut run, context)?;
     let took = began.elapsed().as_secs_f64();
     run.push(forge::finished(began))?;
     let report = run.write_report()?;
     let accuracy = forged.accuracy.filter(|_| labelled);
-    let value = json!({
+    let mut value = json!({
         "accuracy": accuracy, "mean_weight_bits": forged.mean_bits, "packed_bytes": forged.bytes,
         "float_bytes": float_bytes, "verified": forged.verify.agree, "seconds": took, "run": folder,
     });
+    if let Some(spent) = &forged.spent {
+        value["budget"] = spent.json();
+    }
     context.out.result(&value, || {
         format!(
-            "{}{:.2} bits per weight in {} (float: {}) after {}; {}\n{}\n",
+            "{}{}{:.2} bits per weight in {} (float: {}) after {}; {}\n{}\n",
+            forged.spent.map_or(String::new(), |spent| format!("{spent}\n")),
             accuracy.map_or(String::new(), |a| format!("accuracy {} with ", percent(a))),
             forged.mean_bits,
             bytes(forged.bytes),
@@ -279,6 +306,30 @@ fn without_training(args: &Args, folder: &std::path::Path, context: &Context) ->
         )
     })?;
     Ok(if forged.verify.agree { Outcome::Done } else { Outcome::Disagree })
+}
+
+/// Widths that meet a budget, each scheme measured on some of the calibration samples.
+fn allocated(
+    model: &Model,
+    calibration: &InMemory,
+    options: PtqOptions,
+    budget: Budget,
+    folder: &Path,
+    context: &Context,
+) -> Result<Model, Failure> {
+    let ptq = Ptq { options: options.clone() };
+    let calibrated = ptq.calibrated(model.clone(), &mut PassContext { calibration, sink: &mut Silent })?;
+    let terms = budget.terms(&calibrated, folder, false, context)?;
+    let options = PtqOptions { activation_bits: 32, batches: TRIAL_BATCHES, ..options };
+    // Nobody knows how many it will be: layers are tried some times each.
+    let about = 8 * calibrated.layers()?.len();
+    let task = context.out.progress.task("choosing widths", about as u64);
+    let mut watch = |event: &Heard| match event {
+        Heard::Trial { measured } => task.set((*measured).min(about) as u64, &format!("{measured} schemes")),
+        Heard::Note { text } => context.out.progress.detail(text),
+        _ => {}
+    };
+    training::allocate(&calibrated, calibration, options, &terms, &mut watch)
 }
 
 fn calibration_len(train: &bitsmith_engine::data::Dataset, wanted: usize) -> usize {

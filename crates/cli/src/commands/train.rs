@@ -21,6 +21,7 @@ use crate::{files, interrupt, layers};
   bitsmith train recipes/digits-cnn-csq.toml
   bitsmith train recipes/cifar10-resnet20-csq3.toml --data cifar-10-batches-bin --weights resnet20.safetensors
   bitsmith train recipes/cifar10-resnet20-csq3.toml --set method.target_bits=2.5 --set train.epochs=10 --out runs/quick
+  bitsmith train recipes/cifar10-resnet20-w3a4.toml --budget latency=0.3ms    (bits as this machine pays for them; see `bitsmith profile`)
   bitsmith train runs/quick --resume          (after Ctrl-C or a crash; ends in the same bits as if nothing had happened)
   bitsmith train recipes/cifar10-resnet20-csq3.toml --data cifar-10-batches-bin --device cuda
 
@@ -28,14 +29,17 @@ The run's folder gets recipe.toml (every value spelt out), events.jsonl, checkpo
 report.html. Paths in a recipe are relative to the current folder. On a GPU, which a recipe does not name, weights are quantized on
 the CPU, and no two runs end in quite the same bits.
 
-JSON: {accuracy, mean_weight_bits, packed_bytes, float_bytes, verified, seconds, run}; for the method `float`
-{accuracy, float_bytes, seconds, run}.")]
+JSON: {accuracy, mean_weight_bits, packed_bytes, float_bytes, verified, seconds, run}, with a budget also budget: {budget, spent, met} in
+bits, bytes, bit operations or seconds; for the method `float` {accuracy, float_bytes, seconds, run}.")]
 pub struct Args {
     /// A recipe, or with --resume the folder of a run
     recipe: PathBuf,
     /// Replace a value of the recipe
     #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<String>,
+    /// What the model may cost, instead of the recipe's target: bits=2.5, bytes=80kB, bops=4G or latency=1.2ms
+    #[arg(long, value_name = "KIND=AMOUNT")]
+    budget: Option<String>,
     /// The data, instead of the recipe's
     #[arg(long, value_name = "PATH")]
     data: Option<PathBuf>,
@@ -69,6 +73,11 @@ pub fn run(args: &Args, context: &Context) -> Result<Outcome, Failure> {
         return Err(Failure::usage(message).remedy("add --resume to go on with the run in it"));
     }
     let mut recipe = Recipe::read(&args.recipe, &args.set)?;
+    if let Some(budget) = &args.budget {
+        recipe.set_budget(budget);
+        // Read again, so that whatever does not go together is said now.
+        recipe = Recipe::parse(&recipe.resolved()?, &[])?;
+    }
     recipe.seed = context.seed.unwrap_or(recipe.seed);
     recipe.data.limit = args.data_limit.or(recipe.data.limit);
     if let Some(path) = &args.data {
@@ -186,17 +195,22 @@ pub fn perform(recipe: Recipe, folder: &Path, mode: Mode, context: &Context) -> 
         verify_samples: job.recipe.finish.verify_samples,
         onnx: job.recipe.finish.onnx,
         name: if job.recipe.method() == "csq" { "learned" } else { job.recipe.method() },
+        budget: job.recipe.budget()?,
     };
     let forged = forge::forge(model, &finish, &mut run, context)?;
     let took = began.elapsed().as_secs_f64();
     run.push(forge::finished(began))?;
     let report = run.write_report()?;
-    let value = json!({
+    let mut value = json!({
         "accuracy": forged.accuracy, "mean_weight_bits": forged.mean_bits, "packed_bytes": forged.bytes,
         "float_bytes": float_bytes, "verified": forged.verify.agree, "seconds": took, "run": folder,
     });
+    if let Some(spent) = &forged.spent {
+        value["budget"] = spent.json();
+    }
     let text = format!(
-        "accuracy {} with {:.2} bits per weight in {} (float: {}) after {}; {}\n{}\n",
+        "{}accuracy {} with {:.2} bits per weight in {} (float: {}) after {}; {}\n{}\n",
+        forged.spent.map_or(String::new(), |spent| format!("{spent}\n")),
         forged.accuracy.map_or_else(|| "unknown".to_owned(), percent),
         forged.mean_bits,
         bytes(forged.bytes),

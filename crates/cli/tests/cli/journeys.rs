@@ -119,6 +119,58 @@ fn quantizing_without_training_works_without_data() {
 }
 
 #[test]
+fn budgets_of_every_kind_are_met_with_and_without_training() {
+    let temporary = tempfile::tempdir().unwrap();
+    let folder = temporary.path();
+    let profile = json(folder, "profile cnn --activation-bits 8");
+    assert_eq!(
+        keys(&profile),
+        ["activation_bits", "batch", "cache", "layers", "measured", "other_ms", "threads", "total_ms"]
+    );
+    let layers = profile["layers"].as_array().unwrap();
+    assert!(profile["measured"].as_u64().unwrap() > 0 && layers.iter().all(|l| l["ms"]["4"].as_f64().unwrap() > 0.0));
+    let again = json(folder, "profile cnn --activation-bits 8");
+    let ratio = again["total_ms"]["8"].as_f64().unwrap() / profile["total_ms"]["8"].as_f64().unwrap();
+    assert!(again["measured"] == 0 && (ratio - 1.0).abs() < 1e-9, "{again}");
+    assert!(std::path::Path::new(again["cache"].as_str().unwrap()).starts_with(folder.join("cache")));
+
+    let quantize = "quantize cnn --method ptq --data digits --data-limit 200 --activation-bits 8 --force --out q";
+    for (budget, limit) in [("bits=3.5", 3.5), ("bytes=9kB", 9e3), ("bops=5M", 5e6)] {
+        let made = json(folder, &format!("{quantize} --budget {budget}"));
+        let spent = made["budget"]["spent"].as_f64().unwrap();
+        assert_eq!((made["budget"]["met"].as_bool(), made["budget"]["budget"].as_f64()), (Some(true), Some(limit)));
+        assert!(spent <= limit && spent > 0.8 * limit, "{budget}: {spent}");
+    }
+    // Time is measured, and a machine that runs tests is busy: what the search promised is what can be held.
+    small_recipe(folder);
+    let total = profile["total_ms"]["8"].as_f64().unwrap();
+    let train = format!("train small.toml --budget latency={}ms --set activations.bits=8 --out timed", total * 1.05);
+    let trained = json(folder, &train);
+    assert!(trained["budget"]["spent"].as_f64().unwrap() > 0.0, "{trained}");
+    assert!(folder.join("timed/latency.json").exists());
+    let recipe = std::fs::read_to_string(folder.join("timed/recipe.toml")).unwrap();
+    assert!(recipe.contains("budget = \"latency=") && !recipe.contains("target_bits = 3"), "{recipe}");
+
+    for (wrong, parts) in [
+        (
+            "train small.toml --budget latency=0.0001ms --set activations.bits=8 --out w",
+            ["cannot be met", "allow more"],
+        ),
+        ("train small.toml --budget latency=1ms --out w", ["activations are in float", "activation-bits 8"]),
+        ("train small.toml --budget bits=2 --set method.name=lsq --out w", ["`lsq` searches no widths", "csq"]),
+        (
+            "train small.toml --set budget=bits=2 --out w",
+            ["both `budget` and `method.target_bits`", "leave out either"],
+        ),
+        ("quantize cnn --data digits --budget latncy=1ms --out w", ["no budget of `latncy`", "did you mean `latency`"]),
+    ] {
+        let ran = bitsmith(folder, wrong);
+        assert_eq!(ran.code, 2, "{wrong}: {}", ran.stderr);
+        assert!(parts.iter().all(|part| ran.stderr.contains(part)), "{wrong}: {}", ran.stderr);
+    }
+}
+
+#[test]
 fn training_steps_are_timed() {
     let folder = tempfile::tempdir().unwrap();
     let bench = json(folder.path(), "bench train --model cnn --batch 8 --seconds 0.05");

@@ -37,7 +37,11 @@ impl From<Output> for Ran {
 /// The command with these arguments (split at spaces), run inside `folder`.
 fn command(folder: &Path, arguments: &str) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_bitsmith"));
-    command.current_dir(folder).args(arguments.split_whitespace()).args(["--threads", "2"]);
+    command
+        .current_dir(folder)
+        .args(arguments.split_whitespace())
+        .args(["--threads", "2"])
+        .env("BITSMITH_CACHE", folder.join("cache"));
     command
 }
 

@@ -7,8 +7,9 @@ use bitsmith_quant::blocks::range::Range;
 use bitsmith_quant::methods;
 use bitsmith_quant::train::data::{Batch, InMemory};
 
-use super::{Args, WARM_UP, measure, noise};
+use super::{Args, WARM_UP, measure};
 use crate::commands::Context;
+use crate::engines::noise;
 use crate::failure::Failure;
 use crate::models;
 use crate::recipe::{DataSection, ModelSection, Recipe, explain_options};
