@@ -278,7 +278,8 @@ impl Engine {
                 leaves.constants.insert(*id, track(tensor));
             }
         }
-        leaves.steps = std::mem::take(&mut leaves.steps).into_iter().map(|(id, s)| (id, track(s))).collect();
+        let step = |(id, step)| (id, if params.still.contains(&id) { step } else { track(step) });
+        leaves.steps = std::mem::take(&mut leaves.steps).into_iter().map(step).collect();
         leaves.pairs = std::mem::take(&mut leaves.pairs).into_iter().map(|(id, p)| (id, p.map(track))).collect();
         let x = upload::<O>(x, &shapes[self.graph.inputs()[0].value.index()], device);
         drop(time);
@@ -415,7 +416,7 @@ impl Engine {
     fn rehearse(&self) -> Result<(), Error> {
         let constants = self.plan.constants.iter().map(|(id, _, shape)| (*id, vec![0.0; shape.iter().product()]));
         let steps = self.plan.sites.iter().map(|&id| (id, 1.0));
-        let params = Params { constants: constants.collect(), steps: steps.collect(), pairs: BTreeMap::new() };
+        let params = Params { constants: constants.collect(), steps: steps.collect(), ..Params::default() };
         self.forward(&params, &vec![0.0; self.sample], 1).map(|_| ())
     }
 }

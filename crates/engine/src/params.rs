@@ -1,6 +1,6 @@
 //! The numbers a network computes with, on the host: what optimisers and quantizers read and write.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use bitsmith_graph::{Model, Role, ValueId};
 
@@ -16,6 +16,8 @@ pub struct Params {
     pub constants: BTreeMap<ValueId, Vec<f32>>,
     /// The scale of each activation or input site that has parameters.
     pub steps: BTreeMap<ValueId, f32>,
+    /// Sites whose step does not learn: training steps compute no gradient for it, nor for what is only on the way to it.
+    pub still: BTreeSet<ValueId>,
     /// What else the sites between two widths compute with; see [`crate::Engine::set_sites`].
     pub pairs: BTreeMap<ValueId, Between>,
 }
@@ -40,6 +42,7 @@ impl Params {
         Self {
             constants: model.graph.value_ids().filter_map(constant).collect(),
             steps: model.sites.iter().filter_map(step).collect(),
+            still: BTreeSet::new(),
             pairs: BTreeMap::new(),
         }
     }

@@ -180,7 +180,7 @@ pub fn max(shape: &PoolShape, x: &[f32], y: &mut [f32]) {
             let (columns, _) = shape.span(ow, 1);
             y.fill(f32::NEG_INFINITY);
             for x in shape.window(x, image, &rows, &columns) {
-                y.iter_mut().zip(x).for_each(|(y, &x)| *y = larger(*y, x));
+                raise(x, y);
             }
         }
     });
@@ -197,6 +197,19 @@ multiversion! {
     /// `y = max(y, x)` of codes, element by element.
     pub fn raise_codes(x: &[u8], y: &mut [u8]) {
         y.iter_mut().zip(x).for_each(|(y, &x)| *y = if x > *y { x } else { *y });
+    }
+}
+
+multiversion! {
+    /// Adds what remains to `dx` where `x` is the largest, or both are NaN; nothing remains of it then.
+    fn take_where_equal(x: &[f32], largest: &[f32], remaining: &mut [f32], dx: &mut [f32]) {
+        let n = x.len();
+        let (largest, remaining, dx) = (&largest[..n], &mut remaining[..n], &mut dx[..n]);
+        for i in 0..n {
+            let is_it = (x[i] == largest[i]) | (x[i].is_nan() & largest[i].is_nan());
+            dx[i] += if is_it { remaining[i] } else { 0.0 };
+            remaining[i] = if is_it { 0.0 } else { remaining[i] };
+        }
     }
 }
 
@@ -217,7 +230,7 @@ pub fn max_backward(shape: &PoolShape, x: &[f32], dy: &[f32], dx: &mut [f32]) {
                 let (columns, _) = shape.span(ow, 1);
                 largest.fill(f32::NEG_INFINITY);
                 for x in shape.window(x, image, &rows, &columns) {
-                    largest.iter_mut().zip(x).for_each(|(y, &x)| *y = larger(*y, x));
+                    raise(x, &mut largest);
                 }
                 let at = ((image * shape.out_h() + oh) * shape.out_w() + ow) * pixel;
                 remaining.copy_from_slice(&dy[at..at + pixel]);
@@ -226,12 +239,7 @@ pub fn max_backward(shape: &PoolShape, x: &[f32], dy: &[f32], dx: &mut [f32]) {
                     for iw in columns.clone() {
                         let at = (ih * shape.in_w + iw) * pixel;
                         let x = &x[image * shape.image_len() + at..][..pixel];
-                        let dx = &mut dx[at..at + pixel];
-                        for (((dx, rest), &x), &l) in dx.iter_mut().zip(&mut remaining).zip(x).zip(&largest) {
-                            let is_it = x == l || (x.is_nan() && l.is_nan());
-                            *dx += if is_it { *rest } else { 0.0 };
-                            *rest = if is_it { 0.0 } else { *rest };
-                        }
+                        take_where_equal(x, &largest, &mut remaining, &mut dx[at..at + pixel]);
                     }
                 }
             }

@@ -234,6 +234,27 @@ fn gradients_of_a_network_match_finite_differences() {
 }
 
 #[test]
+fn steps_that_stay_have_no_gradient_and_change_no_other() {
+    let mut model = built("resnet8", [3, 8, 8]);
+    quantize(&mut model, 4, 0.2);
+    let (x, labels) = (random(1, 4 * 192), [0, 1, 2, 3]);
+    let engine = engine(&model, Operators::Fused);
+    let step = |still: Vec<ValueId>| {
+        let mut params = Params { still: still.into_iter().collect(), ..Params::from_model(&model) };
+        engine.step(&mut params, &x, &labels, &Loss::default(), StepOptions::default()).unwrap()
+    };
+    let sites: Vec<ValueId> = Params::from_model(&model).steps.into_keys().collect();
+    let (all, none) = (step(vec![]), step(sites.clone()));
+    // That of the input besides the others': nothing else leads to it.
+    let input = step(vec![model.graph.inputs()[0].value]);
+    assert!(sites.iter().all(|id| all.steps[id] != 0.0 && none.steps[id] == 0.0));
+    assert!(sites.iter().all(|id| input.steps[id] == all.steps[id] || *id == model.graph.inputs()[0].value));
+    for out in [none, input] {
+        assert!((out.loss, &out.constants) == (all.loss, &all.constants));
+    }
+}
+
+#[test]
 fn the_same_step_gives_the_same_bits() {
     let mut model = built("resnet20", [3, 16, 16]);
     quantize(&mut model, 4, 0.2);

@@ -206,6 +206,7 @@ impl<Q: Quantizer> State<Q> {
                 *step = *value;
             }
         }
+        params.still = self.steps.iter().filter(|(_, step)| step.frozen).map(|(id, _)| *id).collect();
         if let Some(activations) = &self.activations {
             activations.publish(params);
         }
