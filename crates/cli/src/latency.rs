@@ -63,7 +63,7 @@ pub struct Measured {
     pub cache: PathBuf,
 }
 
-/// Times by layer and width, as the file keeps them.
+/// Times by layer and width as they were measured.
 #[derive(Debug, Default, Serialize, Deserialize)]
 struct Cache {
     /// Seconds at 0 to 8 bits of each layer; of a network's rest, in the first place.
@@ -102,7 +102,15 @@ pub fn measure(model: &Model, batch: usize, refresh: bool, context: &Context) ->
         files::write(&place, &text)?;
     }
     let name = |layer: &Layer| model.graph.value(layer.weight).name.clone();
-    let named = layers.iter().zip(&keys).filter_map(|(layer, key)| Some((name(layer), *cache.seconds.get(key)?)));
+    let known = |(layer, key): (&Layer, &String)| {
+        let mut seconds = *cache.seconds.get(key)?;
+        level(&mut seconds[2..]);
+        // A layer without any weight is computed all the same.
+        seconds[0] = seconds[2];
+        seconds[1] = seconds[2];
+        Some((name(layer), seconds))
+    };
+    let named = layers.iter().zip(&keys).filter_map(known);
     let rest = cache.seconds.get(&whole).map_or(0.0, |seconds| seconds[0]);
     let latencies = Latencies { batch, threads: context.threads, rest, layers: named.collect() };
     Ok(Measured { latencies, fresh, cache: place })
@@ -180,10 +188,6 @@ fn time(
         for bits in WIDTHS.map(usize::from) {
             seconds[bits] = samples.get(&(key, bits)).cloned().map_or(0.0, quartile);
         }
-        level(&mut seconds[2..]);
-        // A layer without any weight is computed all the same.
-        seconds[0] = seconds[2];
-        seconds[1] = seconds[2];
         out.push((key.clone(), seconds));
     }
     Ok(out)
