@@ -53,6 +53,9 @@ const FEWEST_CHANNELS_OF_WORDS: [usize; 2] = [16, 32];
 const SMALLEST_IMAGE: usize = 4;
 /// Products that a 16-bit sum must hold for bytes to be faster than words.
 const FEWEST_SUMS: usize = 4;
+/// Words beside VNNI's direct products, whose weights are an eighth as large: what is gained by fewer products is soon lost by reading
+/// weights. Layers of 512 channels on 7x7 pixels, for one, took twice as long.
+const MOST_BYTES_OF_WORDS: usize = 2 << 20;
 
 /// How many outputs a tile has along an axis.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -225,7 +228,9 @@ pub(super) fn faster(kernel: Kernel, shape: &ConvShape, w: &[i8], largest: u8) -
     }
     let bytes = new(Form::Bytes, FEWEST_CHANNELS);
     if !kernel.has_short_sums() {
-        return bytes.or_else(|| if kernel.has_vnni() { four(FEWEST_CHANNELS) } else { None });
+        let words = shape.c_in * shape.c_out * Size::Four.positions() * size_of::<i16>();
+        let is_worth_it = kernel.has_vnni() && words <= MOST_BYTES_OF_WORDS;
+        return bytes.or_else(|| if is_worth_it { four(FEWEST_CHANNELS) } else { None });
     }
     let are_long = |w: &Winograd| match &w.weights {
         Weights::Bytes { short_sums, .. } => short_sums.iter().all(|&sums| sums >= FEWEST_SUMS),
