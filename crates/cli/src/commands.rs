@@ -45,7 +45,9 @@ const STYLES: Styles = Styles::styled()
 /// Learn how many bits each part of a network needs, and forge a model that really uses them.
 #[derive(Debug, Parser)]
 #[command(name = "bitsmith", version, styles = STYLES, arg_required_else_help = true, max_term_width = 110)]
-#[command(after_help = "Start with `bitsmith demo`: the whole story in about a minute, on data inside the program.")]
+#[command(after_help = "Start with `bitsmith demo`: the whole story in about a minute, on data inside the program.
+
+BITSMITH_ISA=portable, avx2 or avx512 keeps kernels to that instruction set; BITSMITH_CACHE names the folder of `bitsmith profile`.")]
 pub struct Cli {
     #[command(flatten)]
     global: Global,
@@ -122,6 +124,7 @@ fn device_parser() -> impl TypedValueParser<Value = Device> {
 /// Runs the command that was asked for.
 pub fn run(cli: Cli) -> Result<Outcome, Failure> {
     let Global { json, threads, seed, quiet } = cli.global;
+    system::choose_kernels()?;
     let threads = system::set_threads(threads)?;
     let context = Context { out: Output { json, progress: Progress::new(quiet) }, threads, seed, device: Device::Cpu };
     match cli.command {

@@ -1,5 +1,10 @@
 //! What the machine says about this process: threads, peak memory, processor.
 
+use bitsmith_kernels::isa::{self, Isa, Level};
+
+use crate::failure::Failure;
+use crate::suggest;
+
 /// The most memory this process has held so far, in bytes: `VmHWM` of `/proc/self/status`. `None` where the system does
 /// not tell.
 pub fn peak_memory_bytes() -> Option<u64> {
@@ -22,8 +27,30 @@ pub fn processor() -> String {
     name.map_or_else(|| std::env::consts::ARCH.to_owned(), |name| name.trim().to_owned())
 }
 
+/// The variable that keeps kernels to an instruction set.
+const ISA: &str = "BITSMITH_ISA";
+
+/// Keeps kernels to the instruction set that `BITSMITH_ISA` names, where it is set: `portable`, `avx2` or `avx512`.
+pub fn choose_kernels() -> Result<(), Failure> {
+    let Some(wanted) = std::env::var_os(ISA).filter(|name| !name.is_empty()) else { return Ok(()) };
+    let wanted = wanted.to_string_lossy();
+    let names = Level::ALL.map(Level::name);
+    let Some(level) = Level::from_name(&wanted) else {
+        return Err(Failure::usage(format!("{ISA}={wanted} is no instruction set that kernels are written for"))
+            .remedy(suggest::remedy(&wanted, &names)));
+    };
+    match isa::force(level) {
+        Ok(_) => Ok(()),
+        Err(_) => {
+            let here: Vec<&str> = Isa::available().map(|isa| isa.level().name()).collect();
+            Err(Failure::usage(format!("{ISA}={wanted}, but this processor does not have it"))
+                .remedy(format!("one of {}", here.join(", "))))
+        }
+    }
+}
+
 /// Sizes the pool that kernels, loaders and burn share. 0 means one thread per core.
-pub fn set_threads(threads: usize) -> Result<usize, crate::failure::Failure> {
+pub fn set_threads(threads: usize) -> Result<usize, Failure> {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let threads = if threads == 0 { cores } else { threads };
     rayon::ThreadPoolBuilder::new().num_threads(threads).build_global()?;

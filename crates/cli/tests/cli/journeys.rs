@@ -171,6 +171,22 @@ fn budgets_of_every_kind_are_met_with_and_without_training() {
 }
 
 #[test]
+fn kernels_keep_to_the_instruction_set_they_are_told() {
+    let temporary = tempfile::tempdir().unwrap();
+    let folder = temporary.path();
+    json(folder, "quantize cnn --method ptq --data random --weight-bits 3 --activation-bits 4 --out q");
+    let run = |isa: &str| -> super::Ran {
+        let arguments = "bench q/model.bitsmith --seconds 0.05 --json";
+        super::command(folder, arguments).env("BITSMITH_ISA", isa).output().unwrap().into()
+    };
+    assert_eq!(run("portable").code, 0);
+    let wrong = run("avx");
+    assert!(wrong.code == 2 && wrong.stderr.contains("did you mean `avx2`"), "{}", wrong.stderr);
+    let profile = super::command(folder, "profile cnn --json").env("BITSMITH_ISA", "portable").output().unwrap();
+    assert!(super::Ran::from(profile).json()["cache"].as_str().unwrap().contains("-portable-"));
+}
+
+#[test]
 fn training_steps_are_timed() {
     let folder = tempfile::tempdir().unwrap();
     let bench = json(folder.path(), "bench train --model cnn --batch 8 --seconds 0.05");
