@@ -107,7 +107,7 @@ impl LsqWeight {
     /// A quantizer with these latent weights, in row order, and these steps.
     pub fn resume(bits: u8, per: Granularity, rows: Rows, latent: Vec<f32>, steps: Vec<f32>) -> Self {
         let q_max = if bits == 0 { 0 } else { code_range(bits, true, true).1 };
-        let buffer = vec![0.0; latent.len()];
+        let buffer = if rows.is_contiguous() { vec![] } else { vec![0.0; latent.len()] };
         let (latent, steps) = (Param::new("latent", Group::Weight, latent), Param::new("steps", Group::Scale, steps));
         Self { bits, q_max, per, rows, latent, steps, buffer }
     }
@@ -129,13 +129,18 @@ impl Quantizer for LsqWeight {
     }
 
     fn backward(&mut self, grad: &[f32]) {
-        self.rows.gather(grad, &mut self.buffer);
+        let grad = if self.rows.is_contiguous() {
+            grad
+        } else {
+            self.rows.gather(grad, &mut self.buffer);
+            &self.buffer
+        };
         fake_quantize_backward(
             &self.latent.value,
             &self.steps.value,
             self.q_max,
             &self.rows,
-            &self.buffer,
+            grad,
             lsq_grad_scale(self.rows.row_len, self.q_max),
             &mut self.latent.grad,
             &mut self.steps.grad,
