@@ -82,6 +82,11 @@ impl DataArgs {
     }
 }
 
+/// Whether `--data` asks for random samples.
+pub fn is_noise(path: &Path) -> bool {
+    path.to_str().is_some_and(|d| d == "random" || d.starts_with("random:"))
+}
+
 /// Opens data for a network. Only `split`, `hold_out`, `limit`, `on_broken` and `unlabelled` of the options are the
 /// caller's; the rest follows from what the network wants.
 pub fn open(

@@ -84,6 +84,8 @@ pub struct Finish<'a> {
     pub name: &'a str,
     /// What the model may cost.
     pub budget: Option<Budget>,
+    /// Whether samples are noise, on which only the kernels are held to the reference.
+    pub is_noise: bool,
 }
 
 /// A forged model and its figures.
@@ -138,7 +140,7 @@ pub fn forge(model: Model, finish: &Finish<'_>, run: &mut Run, context: &Context
         n if n > 0 && n < finish.test.len() => finish.test.subset(&finish.test.spread(n))?,
         _ => finish.test.clone(),
     };
-    let verify = verify::packed(&frozen, set, context.threads, &context.out.progress)?.event();
+    let verify = verify::packed(&frozen, set, finish.is_noise, context.threads, &context.out.progress)?.event();
     run.push(Event::Verify(verify.clone()))?;
     Ok(Forged { accuracy, bytes, mean_bits, layers: rows, verify, spent })
 }

@@ -146,7 +146,8 @@ pub fn run(args: &Args, context: &Context) -> Result<Outcome, Failure> {
     let Ended::Trained(model) = training::train(&job, &mut run, false, "learning bits", context)? else {
         return Ok(Outcome::Interrupted);
     };
-    let finish = Finish { test: &job.test, verify_samples: 0, onnx: true, name: "learned", budget: None };
+    let finish =
+        Finish { test: &job.test, verify_samples: 0, onnx: true, name: "learned", budget: None, is_noise: false };
     let forged = forge::forge(*model, &finish, &mut run, context)?;
     out.tell(&format!("\n{}", indent(&picture(&forged.layers))))?;
 

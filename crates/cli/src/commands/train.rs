@@ -13,7 +13,7 @@ use crate::forge::{self, Finish, Run};
 use crate::recipe::{self, Recipe};
 use crate::table::{bytes, percent, seconds};
 use crate::training::{self, Ended, Job};
-use crate::{files, interrupt, layers};
+use crate::{datasets, files, interrupt, layers};
 
 /// Train by a recipe, or go on with a run
 #[derive(Debug, clap::Args)]
@@ -196,6 +196,7 @@ pub fn perform(recipe: Recipe, folder: &Path, mode: Mode, context: &Context) -> 
         onnx: job.recipe.finish.onnx,
         name: if job.recipe.method() == "csq" { "learned" } else { job.recipe.method() },
         budget: job.recipe.budget()?,
+        is_noise: datasets::is_noise(&job.recipe.data.path),
     };
     let forged = forge::forge(model, &finish, &mut run, context)?;
     let took = began.elapsed().as_secs_f64();

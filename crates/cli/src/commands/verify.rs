@@ -117,10 +117,20 @@ pub fn of_packed(model: &QuantModel, reference: Option<usize>) -> Result<Vec<Way
     Ok(ways)
 }
 
-/// Verifies a packed model on some samples; what commands do that make one.
-pub fn packed(model: &QuantModel, set: Dataset, threads: usize, progress: &Progress) -> Result<Verdict, Failure> {
+/// Verifies a packed model on some samples, which may be noise; what commands do that make one.
+pub fn packed(
+    model: &QuantModel,
+    set: Dataset,
+    is_noise: bool,
+    threads: usize,
+    progress: &Progress,
+) -> Result<Verdict, Failure> {
     let loader = datasets::in_order(set, 100, threads)?;
-    compare(&mut of_packed(model, None)?, &loader, progress)
+    let mut ways = of_packed(model, None)?;
+    for way in ways.iter_mut().filter(|way| is_noise && way.promise != Promise::Bits) {
+        way.promise = Promise::Shown;
+    }
+    compare(&mut ways, &loader, progress)
 }
 
 /// The comparison as a table with its verdict.
