@@ -10,6 +10,7 @@
 mod attention;
 mod composed;
 mod flex;
+mod integers;
 mod rounding;
 mod shortcut;
 mod tape;
@@ -93,6 +94,18 @@ pub(crate) enum Rounding {
     Between(Pair),
 }
 
+/// Of a product whose operands lie on grids around zero: integers behind them.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Integers<'a> {
+    /// Step of the input.
+    pub step: f32,
+    /// Ends of its codes.
+    pub low: i32,
+    pub high: i32,
+    /// Steps of the weight, one per output channel or one for all; its codes are within ±127.
+    pub steps: &'a [f32],
+}
+
 /// Which pixels a shortcut takes, from a tensor `[batch, rows, columns, channels]`, and what it adds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Shortcut {
@@ -167,8 +180,14 @@ pub(crate) trait TrainOps: 'static {
         composed::global_average_pool::<Self::B>(x)
     }
 
-    /// `x [m, k]` times `w [k, n]` (or `[n, k]` where `transposed`), plus a bias `[n]`.
-    fn linear(x: Tensor<Self>, w: Tensor<Self>, bias: Option<Tensor<Self>>, transposed: bool) -> Tensor<Self> {
+    /// `x [m, k]` times `w [k, n]` (or `[n, k]` where `transposed`), plus a bias `[n]`; by integers, if there are and it can.
+    fn linear(
+        x: Tensor<Self>,
+        w: Tensor<Self>,
+        bias: Option<Tensor<Self>>,
+        transposed: bool,
+        _integers: Option<Integers<'_>>,
+    ) -> Tensor<Self> {
         composed::linear::<Self::B>(x, w, bias, transposed)
     }
 

@@ -18,6 +18,9 @@ pub struct Params {
     pub steps: BTreeMap<ValueId, f32>,
     /// Sites whose step does not learn: training steps compute no gradient for it, nor for what is only on the way to it.
     pub still: BTreeSet<ValueId>,
+    /// Steps of weights that lie on integers times a step around zero, one per output channel or one for all, magnitudes of codes being
+    /// at most 127. Products of these with rounded inputs are computed with integers.
+    pub grids: BTreeMap<ValueId, Vec<f32>>,
     /// What else the sites between two widths compute with; see [`crate::Engine::set_sites`].
     pub pairs: BTreeMap<ValueId, Between>,
 }
@@ -43,6 +46,7 @@ impl Params {
             constants: model.graph.value_ids().filter_map(constant).collect(),
             steps: model.sites.iter().filter_map(step).collect(),
             still: BTreeSet::new(),
+            grids: BTreeMap::new(),
             pairs: BTreeMap::new(),
         }
     }

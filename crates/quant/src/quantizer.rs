@@ -20,6 +20,11 @@ pub trait Quantizer: Send {
     }
     /// Shows every parameter, always in the same order.
     fn visit(&mut self, f: &mut dyn FnMut(&mut Param));
+    /// The steps of the grid that Ŵ of the last [`Quantizer::forward`] lies on, one per row of its granularity, where it is one of integers
+    /// around zero of magnitudes up to 127.
+    fn grid_steps(&self) -> Option<&[f32]> {
+        None
+    }
     /// Adds the gradient of the bin regulariser ([`crate::blocks::bins`]) times `strength` to that of the latent float weights, and returns
     /// its value; 0 where there are none, or where their width is still searched.
     fn bin_penalty(&mut self, _strength: f64) -> f64 {

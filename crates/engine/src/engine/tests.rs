@@ -255,6 +255,43 @@ fn steps_that_stay_have_no_gradient_and_change_no_other() {
 }
 
 #[test]
+fn products_of_integers_give_the_same_step() {
+    let mut model = built("mlp", [1, 8, 8]);
+    // Steps without common factors: no sum lies half-way between two codes.
+    quantize(&mut model, 4, 0.2371);
+    let (x, labels) = (random(1, 6 * 64), [0, 1, 2, 3, 4, 0]);
+    let engine = engine(&model, Operators::Fused);
+    let mut params = Params::from_model(&model);
+    // Weights on grids, each output channel on one of its own.
+    let mut grids = BTreeMap::new();
+    for layer in model.layers().unwrap() {
+        let w = params.constants.get_mut(&layer.weight).unwrap();
+        let shape = model.graph.constant(layer.weight).unwrap().shape();
+        let channels = shape[layer.channel_axis];
+        let steps: Vec<f32> = (0..channels).map(|c| 0.0517 + 0.0113 * (c % 3) as f32).collect();
+        for (i, w) in w.iter_mut().enumerate() {
+            let step = steps[if layer.channel_axis == 0 { i / (shape[1]) } else { i % channels }];
+            *w = step * (*w / step).round().clamp(-7.0, 7.0);
+        }
+        grids.insert(layer.weight, steps);
+        // Integers can cancel exactly, where a float is left with a little on either side of a ReLU's kink.
+        if let Some(bias) = layer.bias.and_then(|id| params.constants.get_mut(&id)) {
+            bias.iter_mut().for_each(|b| *b += 0.0137);
+        }
+    }
+    let step = |grids| {
+        let mut params = Params { grids, ..params.clone() };
+        engine.step(&mut params, &x, &labels, &Loss::default(), StepOptions::default()).unwrap()
+    };
+    let (floats, integers) = (step(BTreeMap::new()), step(grids));
+    assert!(floats.logits != integers.logits, "integers were not used");
+    close("logits", &integers.logits, &floats.logits, 1e-4);
+    for (id, gradient) in &floats.constants {
+        close(&model.graph.value(*id).name, &integers.constants[id], gradient, 1e-3);
+    }
+}
+
+#[test]
 fn the_same_step_gives_the_same_bits() {
     let mut model = built("resnet20", [3, 16, 16]);
     quantize(&mut model, 4, 0.2);

@@ -10,8 +10,8 @@ use burn_backend::{Shape, TensorMetadata};
 use burn_flex::{Flex, FlexTensor};
 
 use super::{
-    BatchStatistics, FakeQuant, Fused, Norm, Pair, Shortcut, Statistics, TrainOps, attention, composed, rounding,
-    shortcut,
+    BatchStatistics, FakeQuant, Fused, Integers, Norm, Pair, Shortcut, Statistics, TrainOps, attention, composed,
+    integers, rounding, shortcut,
 };
 use crate::memory::{dense, floats, recycle, take, tensor};
 use crate::profile;
@@ -102,9 +102,15 @@ impl TrainOps for Fused<Flex> {
         y
     }
 
-    fn linear(x: FlexTensor, w: FlexTensor, bias: Option<FlexTensor>, transposed: bool) -> FlexTensor {
+    fn linear(
+        x: FlexTensor,
+        w: FlexTensor,
+        bias: Option<FlexTensor>,
+        transposed: bool,
+        integers: Option<Integers<'_>>,
+    ) -> FlexTensor {
         let x = dense(x);
-        let y = multiply(&x, &dense(w), bias.map(dense).as_ref(), transposed);
+        let y = multiply(&x, &dense(w), bias.map(dense).as_ref(), transposed, integers);
         recycle(x);
         y
     }
@@ -282,14 +288,23 @@ pub(super) fn average(x: &FlexTensor) -> FlexTensor {
     tensor(y, Shape::new([batch, 1, 1, channels]))
 }
 
-pub(super) fn multiply(x: &FlexTensor, w: &FlexTensor, bias: Option<&FlexTensor>, transposed: bool) -> FlexTensor {
+pub(super) fn multiply(
+    x: &FlexTensor,
+    w: &FlexTensor,
+    bias: Option<&FlexTensor>,
+    transposed: bool,
+    integers: Option<Integers<'_>>,
+) -> FlexTensor {
     let _time = profile::span("linear");
     let [m, k] = x.shape().dims();
     let [rows, columns] = w.shape().dims();
     let n = if transposed { rows } else { columns };
     let order = if transposed { gemm::Order::Transposed } else { gemm::Order::Plain };
     let mut y = take(m * n);
-    gemm::matmul([m, k, n], floats(x), gemm::Order::Plain, floats(w), order, &mut y);
+    match integers.filter(|grids| grids.fit(k, n)) {
+        Some(grids) => integers::multiply([m, k, n], floats(x), floats(w), transposed, &grids, &mut y),
+        None => gemm::matmul([m, k, n], floats(x), gemm::Order::Plain, floats(w), order, &mut y),
+    }
     if let Some(bias) = bias {
         for_each_part(&mut y, n, |_, y| rows::add_rows(floats(bias), y));
     }

@@ -25,8 +25,8 @@ use burn_flex::{Flex, FlexTensor};
 
 use super::flex::{self, Affine, channels, scalar};
 use super::{
-    BatchStatistics, FakeQuant, Fused, Norm, Pair, Shortcut, Statistics, TrainOps, attention, composed, rounding,
-    shortcut,
+    BatchStatistics, FakeQuant, Fused, Integers, Norm, Pair, Shortcut, Statistics, TrainOps, attention, composed,
+    rounding, shortcut,
 };
 use crate::memory::{dense, floats, give, into_buffer, recycle, take, tensor};
 use crate::profile;
@@ -153,10 +153,16 @@ impl TrainOps for Fused<Cpu> {
         record(GlobalAverage, [x], y, || shape)
     }
 
-    fn linear(x: Tracked, w: Tracked, bias: Option<Tracked>, transposed: bool) -> Tracked {
+    fn linear(
+        x: Tracked,
+        w: Tracked,
+        bias: Option<Tracked>,
+        transposed: bool,
+        integers: Option<Integers<'_>>,
+    ) -> Tracked {
         let (x_data, w_data) = (dense(x.primitive().clone()), dense(w.primitive().clone()));
         let bias_data = bias.as_ref().map(|b| dense(b.primitive().clone()));
-        let y = flex::multiply(&x_data, &w_data, bias_data.as_ref(), transposed);
+        let y = flex::multiply(&x_data, &w_data, bias_data.as_ref(), transposed, integers);
         record(Linear, [x, w, bias.unwrap_or_else(absent)], y, || (x_data, w_data, transposed))
     }
 

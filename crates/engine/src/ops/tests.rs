@@ -347,9 +347,9 @@ fn pooling() {
 #[test]
 fn linear_layers_and_layouts() {
     check(
-        &case!("[n, k]", [&[5, 7], &[3, 7], &[3]], true, (-1.0, 1.0), O, [x, w, b] => O::linear(x, w, Some(b), true)),
+        &case!("[n, k]", [&[5, 7], &[3, 7], &[3]], true, (-1.0, 1.0), O, [x, w, b] => O::linear(x, w, Some(b), true, None)),
     );
-    check(&case!("[k, n]", [&[5, 7], &[7, 3]], true, (-1.0, 1.0), O, [x, w] => O::linear(x, w, None, false)));
+    check(&case!("[k, n]", [&[5, 7], &[7, 3]], true, (-1.0, 1.0), O, [x, w] => O::linear(x, w, None, false, None)));
     check(&case!("last", [&[2, 3, 4, 5]], true, (0.0, 1.0), O, [x] => O::to_channels_last(x)));
     check(&case!("first", [&[2, 3, 4, 5]], true, (0.0, 1.0), O, [x] => O::to_channels_first(x)));
     check(&case!("one pixel", [&[2, 1, 1, 5]], true, (0.0, 1.0), O, [x] => O::to_channels_first(x)));

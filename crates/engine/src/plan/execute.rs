@@ -12,7 +12,7 @@ use burn_backend::{Scalar, Shape as BurnShape, Slice, TensorData, TensorMetadata
 use super::compile::stored_order;
 use super::{Arg, Binary, Kind, Layout, NormStep, Plan, Step};
 use crate::error::{Error, Kind as ErrorKind};
-use crate::ops::{BatchStatistics, Norm, Statistics, Tensor, TrainOps};
+use crate::ops::{BatchStatistics, Integers, Norm, Statistics, Tensor, TrainOps};
 use crate::params::Params;
 use crate::profile;
 
@@ -70,6 +70,8 @@ pub(crate) fn execute<O: TrainOps>(
 ) -> Result<Vec<Tensor<O>>, Error> {
     let mut values: Vec<Option<Tensor<O>>> = (0..run.plan.slots).map(|_| None).collect();
     values[run.plan.input] = Some(x);
+    // Which values are integers times a step.
+    let mut grids: Vec<Option<Grid>> = vec![None; run.plan.slots];
     for step in &run.plan.steps {
         let mut inputs = Vec::with_capacity(step.inputs.len() + 1);
         for (index, arg) in step.inputs.iter().enumerate() {
@@ -84,7 +86,13 @@ pub(crate) fn execute<O: TrainOps>(
             // A plan defines each slot before it is read, and the engine makes a leaf of each constant.
             inputs.push(tensor.ok_or_else(|| Error::new(ErrorKind::Params, &*step.name, "an input is missing"))?);
         }
-        let outputs = perform::<O>(run, step, inputs, leaves, seen).map_err(|mut e| {
+        let before = match step.inputs.first() {
+            Some(Arg::Slot(slot)) => grids[*slot],
+            _ => None,
+        };
+        let after = grid_after(run, &step.kind, before);
+        step.outputs.iter().for_each(|slot| grids[*slot] = after);
+        let outputs = perform::<O>(run, step, (inputs, before), leaves, seen).map_err(|mut e| {
             if e.place.is_empty() {
                 e.place.clone_from(&step.name);
             }
@@ -103,10 +111,29 @@ pub(crate) fn execute<O: TrainOps>(
     run.plan.outputs.iter().map(|&slot| values[slot].clone().ok_or_else(missing)).collect()
 }
 
+/// A value's step and the ends of its codes, zero being code 0.
+#[derive(Debug, Clone, Copy)]
+struct Grid {
+    step: f32,
+    low: i32,
+    high: i32,
+}
+
+/// The grid of what a step makes of a value of this grid.
+fn grid_after(run: &Run<'_>, kind: &Kind, before: Option<Grid>) -> Option<Grid> {
+    match kind {
+        Kind::FakeQuant(site, quant) | Kind::Norm(NormStep { quant: Some((site, quant)), .. }) => {
+            Some(Grid { step: *run.params.steps.get(site)?, low: quant.low, high: quant.high })
+        }
+        Kind::Reshape | Kind::Permute(_) | Kind::ToLast | Kind::ToFirst | Kind::Split { .. } => before,
+        _ => None,
+    }
+}
+
 fn perform<O: TrainOps>(
     run: &Run<'_>,
     step: &Step,
-    inputs: Vec<Tensor<O>>,
+    (inputs, grid): (Vec<Tensor<O>>, Option<Grid>),
     leaves: &Leaves<Tensor<O>>,
     seen: &mut Vec<Seen<Tensor<O>>>,
 ) -> Result<Vec<Tensor<O>>, Error> {
@@ -169,7 +196,12 @@ fn perform<O: TrainOps>(
             // Leading axes are samples.
             let features = x_shape.last().copied().unwrap_or(1);
             let rows = x.shape().num_elements() / features.max(1);
-            let y = O::linear(reshape::<O>(x, &[rows, features]), w, inputs.next(), *transposed);
+            let steps = match step.inputs.get(1) {
+                Some(Arg::Constant(id)) => run.params.grids.get(id),
+                _ => None,
+            };
+            let integers = grid.zip(steps).map(|(Grid { step, low, high }, steps)| Integers { step, low, high, steps });
+            let y = O::linear(reshape::<O>(x, &[rows, features]), w, inputs.next(), *transposed, integers);
             reshape::<O>(y, y_shape)
         }
         Kind::ToLast => O::to_channels_last(spatial::<O>(x)),

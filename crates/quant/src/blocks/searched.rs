@@ -237,6 +237,13 @@ impl<S: Search> Quantizer for Searched<S> {
         }
     }
 
+    fn grid_steps(&self) -> Option<&[f32]> {
+        match &self.stage {
+            Stage::Fixed(fixed) if self.shown.is_none() => fixed.grid_steps(),
+            _ => None,
+        }
+    }
+
     fn bin_penalty(&mut self, strength: f64) -> f64 {
         match &mut self.stage {
             Stage::Search(search) => search.bin_penalty(strength),

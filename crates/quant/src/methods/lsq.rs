@@ -157,6 +157,10 @@ impl Quantizer for LsqWeight {
         f(&mut self.steps);
     }
 
+    fn grid_steps(&self) -> Option<&[f32]> {
+        (1..=127).contains(&self.q_max).then_some(self.steps.value.as_slice())
+    }
+
     fn bin_penalty(&mut self, strength: f64) -> f64 {
         let Param { value, grad, .. } = &mut self.latent;
         bin_penalty(value, &self.steps.value, self.q_max, &self.rows, strength, grad)

@@ -72,6 +72,8 @@ options! {
         pub distill: f32 = 0.0,
         /// Temperature of that imitation.
         pub distill_temperature: f32 = 2.0,
+        /// Multiply rounded weights with rounded activations as integers, in linear layers: exactly what the packed model does, and faster; false: in float.
+        pub integers: bool = true,
         /// Strength of the regulariser that draws weights to the values they are rounded to, once widths are fixed; below 0: the method's own (`sdq`: 0.1; others: none). Of no effect on `dorefa` and on soft bits of `csq`.
         pub bins: f64 = -1.0,
         /// Learning rate of activation steps, relative to that of float weights.

@@ -180,6 +180,8 @@ impl<Q: Quantizer> State<Q> {
             let mut direction = self.direction(slots, out, options)?;
             direction.thin_out(sharpness);
             direction.add_to(&mut self.params, factor(options, direction.norm()));
+            // What was perturbed after rounding lies on no grid.
+            self.params.grids.clear();
         }
         let subset = match options.samples < 1.0 {
             true => Some(self.most_sensitive(batch, loss, &logits, options.samples)?),

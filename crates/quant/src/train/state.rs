@@ -47,6 +47,8 @@ pub(super) struct State<Q> {
     pub steps: Vec<(ValueId, Param)>,
     /// Widths of those sites, where they are looked for.
     pub activations: Option<Activations>,
+    /// Whether products of rounded numbers are computed with integers.
+    integers: bool,
 }
 
 impl<Q: Quantizer> State<Q> {
@@ -115,7 +117,8 @@ impl<Q: Quantizer> State<Q> {
             (id, param)
         };
         let steps = params.steps.iter().map(step).collect();
-        Ok(Self { model, engine, params, teacher, slots, biases, others, steps, activations: None })
+        let integers = options.integers;
+        Ok(Self { model, engine, params, teacher, slots, biases, others, steps, activations: None, integers })
     }
 
     /// Shows every parameter with a name that is unique in the run, always in the same order.
@@ -189,6 +192,12 @@ impl<Q: Quantizer> State<Q> {
         for slot in slots {
             if let Some(values) = params.constants.get_mut(&slot.layer.id) {
                 slot.quantizer.forward(&mut values[slot.layer.range()]);
+                // Groups of channels each have steps of their own, and maybe grids of other kinds.
+                let is_whole = slot.layer.weights() == values.len();
+                match slot.quantizer.grid_steps().filter(|_| self.integers && is_whole) {
+                    Some(steps) => params.grids.insert(slot.layer.id, steps.to_vec()),
+                    None => params.grids.remove(&slot.layer.id),
+                };
             }
         }
         for (id, bias) in &mut self.biases {

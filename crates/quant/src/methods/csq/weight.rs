@@ -469,6 +469,10 @@ impl Quantizer for CsqWeight {
         f(&mut self.scale);
     }
 
+    fn grid_steps(&self) -> Option<&[f32]> {
+        self.loose.as_ref().filter(|_| self.preview.is_none())?.grid_steps()
+    }
+
     fn bin_penalty(&mut self, strength: f64) -> f64 {
         self.loose.as_mut().map_or(0.0, |loose| loose.bin_penalty(strength))
     }
