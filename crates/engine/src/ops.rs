@@ -94,14 +94,19 @@ pub(crate) enum Rounding {
     Between(Pair),
 }
 
-/// Of a product whose operands lie on grids around zero: integers behind them.
+/// A value's step and the ends of its codes, zero being code 0.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Integers<'a> {
-    /// Step of the input.
+pub(crate) struct Grid {
     pub step: f32,
-    /// Ends of its codes.
     pub low: i32,
     pub high: i32,
+}
+
+/// Of a product whose operands lie on grids: integers behind them.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Integers<'a> {
+    /// The input's.
+    pub grid: Grid,
     /// Steps of the weight, one per output channel or one for all; its codes are within ±127.
     pub steps: &'a [f32],
 }

@@ -4,25 +4,28 @@ use bitsmith_kernels::integer::{ConvWeights, conv_with, linear_shape, rows};
 use bitsmith_kernels::numerics::quantize;
 use bitsmith_kernels::threads::for_each_part_weighing;
 
-use super::Integers;
+use super::{Grid, Integers};
 
 /// Largest magnitude of a weight's code.
 const LARGEST: i32 = 127;
 /// Columns of a weight that are read together.
 const COLUMNS: usize = 16;
 
-impl Integers<'_> {
-    /// What is added to codes of the input to make bytes of them.
-    fn offset(&self) -> i32 {
+impl Grid {
+    /// What is added to codes to make bytes of them.
+    fn offset(self) -> i32 {
         if self.low < 0 { 128 } else { 0 }
     }
+}
 
+impl Integers<'_> {
     /// Whether the kernels take a sum of `k` products for each of `n` outputs.
     pub fn fit(&self, k: usize, n: usize) -> bool {
-        let bytes = self.low + self.offset()..=self.high + self.offset();
-        let largest = i64::from(self.low.abs().max(self.high)) * i64::from(LARGEST) * k as i64;
-        let is_known = self.step > 0.0 && (self.steps.len() == n || self.steps.len() == 1);
-        *bytes.start() >= 0 && *bytes.end() <= 255 && largest <= i64::from(i32::MAX) && is_known && k > 0 && n > 0
+        let Grid { step, low, high } = self.grid;
+        let offset = self.grid.offset();
+        let largest = i64::from(low.abs().max(high)) * i64::from(LARGEST) * k as i64;
+        let is_known = step > 0.0 && (self.steps.len() == n || self.steps.len() == 1);
+        low + offset >= 0 && high + offset <= 255 && largest <= i64::from(i32::MAX) && is_known && k > 0 && n > 0
     }
 }
 
@@ -32,16 +35,16 @@ pub(super) fn multiply(
     x: &[f32],
     w: &[f32],
     transposed: bool,
-    grids: &Integers<'_>,
+    &Integers { grid, steps }: &Integers<'_>,
     y: &mut [f32],
 ) {
-    let offset = grids.offset();
+    let offset = grid.offset();
     let mut inputs = vec![0u8; m * k];
     for_each_part_weighing(&mut inputs, 1, m * k, |at, codes| {
         let x = &x[at..at + codes.len()];
-        rows::quantize_u8(x, grids.step, offset, grids.low + offset, grids.high + offset, codes);
+        rows::quantize_u8(x, grid.step, offset, grid.low + offset, grid.high + offset, codes);
     });
-    let step = |c: usize| if grids.steps.len() == 1 { grids.steps[0] } else { grids.steps[c] };
+    let step = |c: usize| if steps.len() == 1 { steps[0] } else { steps[c] };
     let mut weights = vec![0i8; n * k];
     for_each_part_weighing(&mut weights, k, n * k, |at, part| {
         let code = |w: f32, c: usize| quantize(w, step(c), 0, -LARGEST, LARGEST) as i8;
@@ -56,8 +59,8 @@ pub(super) fn multiply(
         }
     });
     let shape = linear_shape(m, k, n);
-    let packed = ConvWeights::for_inputs(&shape, &weights, (grids.high + offset) as u8);
-    let scale: Vec<f32> = (0..n).map(|c| grids.step * step(c)).collect();
+    let packed = ConvWeights::for_inputs(&shape, &weights, (grid.high + offset) as u8);
+    let scale: Vec<f32> = (0..n).map(|c| grid.step * step(c)).collect();
     conv_with(&shape, &inputs, offset, &packed, y, |_, acc, y| rows::scale_rows(acc, &scale, y));
 }
 
@@ -76,7 +79,7 @@ mod tests {
                     (0..m * k).map(|i| 0.25 * (low + code(i, (high - low + 1) as usize)) as f32).collect();
                 let channel = |i: usize| if transposed { i / k } else { i % n };
                 let w: Vec<f32> = (0..n * k).map(|i| steps[channel(i)] * (code(i, 255) - 127) as f32).collect();
-                let grids = Integers { step: 0.25, low, high, steps: &steps };
+                let grids = Integers { grid: Grid { step: 0.25, low, high }, steps: &steps };
                 assert!(grids.fit(k, n));
                 let mut y = vec![0.0; m * n];
                 multiply([m, k, n], &x, &w, transposed, &grids, &mut y);
@@ -88,7 +91,7 @@ mod tests {
                 }
             }
         }
-        let grids = |low, high| Integers { step: 1.0, low, high, steps: &[1.0] };
+        let grids = |low, high| Integers { grid: Grid { step: 1.0, low, high }, steps: &[1.0] };
         assert!(!grids(-10, 245).fit(10, 10) && !grids(0, 256).fit(10, 10) && !grids(0, 255).fit(70_000, 10));
     }
 }

@@ -12,7 +12,7 @@ use burn_backend::{Scalar, Shape as BurnShape, Slice, TensorData, TensorMetadata
 use super::compile::stored_order;
 use super::{Arg, Binary, Kind, Layout, NormStep, Plan, Step};
 use crate::error::{Error, Kind as ErrorKind};
-use crate::ops::{BatchStatistics, Integers, Norm, Statistics, Tensor, TrainOps};
+use crate::ops::{BatchStatistics, Grid, Integers, Norm, Statistics, Tensor, TrainOps};
 use crate::params::Params;
 use crate::profile;
 
@@ -111,14 +111,6 @@ pub(crate) fn execute<O: TrainOps>(
     run.plan.outputs.iter().map(|&slot| values[slot].clone().ok_or_else(missing)).collect()
 }
 
-/// A value's step and the ends of its codes, zero being code 0.
-#[derive(Debug, Clone, Copy)]
-struct Grid {
-    step: f32,
-    low: i32,
-    high: i32,
-}
-
 /// The grid of what a step makes of a value of this grid.
 fn grid_after(run: &Run<'_>, kind: &Kind, before: Option<Grid>) -> Option<Grid> {
     match kind {
@@ -200,7 +192,7 @@ fn perform<O: TrainOps>(
                 Some(Arg::Constant(id)) => run.params.grids.get(id),
                 _ => None,
             };
-            let integers = grid.zip(steps).map(|(Grid { step, low, high }, steps)| Integers { step, low, high, steps });
+            let integers = grid.zip(steps).map(|(grid, steps)| Integers { grid, steps });
             let y = O::linear(reshape::<O>(x, &[rows, features]), w, inputs.next(), *transposed, integers);
             reshape::<O>(y, y_shape)
         }
