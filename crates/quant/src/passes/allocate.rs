@@ -9,11 +9,11 @@ use std::collections::BTreeMap;
 use bitsmith_engine::{Distill, Engine, EngineOptions, Loss, Params};
 use bitsmith_graph::Model;
 
-use super::layers::weight_layers;
+use super::layers::priced_layers;
 use super::ptq::Ptq;
 use super::{Pass, PassContext};
 use crate::blocks::cost::Costs;
-use crate::blocks::fit::{Item, Trials, fit, is_settled};
+use crate::blocks::fit::{Item, Trials, best_steps, fit, is_settled};
 use crate::blocks::grid::fake_quantize;
 use crate::blocks::range::Range;
 use crate::blocks::searched::code_bits;
@@ -43,16 +43,7 @@ impl Pass for Allocate {
     fn run(&self, model: Model, ctx: &mut PassContext<'_>) -> Result<Model, Error> {
         self.widths.check()?;
         let model = self.ptq.calibrated(model, ctx)?;
-        let mut layers: Vec<WeightLayer> = vec![];
-        for layer in weight_layers(&model)? {
-            // Layers that share a weight share its width.
-            if layers.iter().all(|known| known.id != layer.id) {
-                layers.push(layer);
-            }
-        }
-        for layer in &mut layers {
-            layer.costs = self.costs.as_ref().map(|costs| costs.get(&layer.name).copied().unwrap_or_default());
-        }
+        let layers = priced_layers(&model, self.costs.as_ref())?;
         self.widths.check_reachable(layers.iter())?;
         let budget = self.widths.budget();
         let item = |layer: &WeightLayer| {
@@ -119,7 +110,7 @@ impl Trials for Schemes<'_> {
         let (id, rows, values) = &self.layers[item];
         let mut rounded = vec![0.0; values.len()];
         if width > 0 {
-            let steps = crate::blocks::fit::best_steps(values, rows, width, self.range);
+            let steps = best_steps(values, rows, width, self.range);
             fake_quantize(values, &steps, (1 << width) - 1, rows, &mut rounded);
         }
         if let Some(weights) = self.params.constants.get_mut(id) {

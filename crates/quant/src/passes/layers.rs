@@ -2,6 +2,7 @@
 
 use bitsmith_graph::{Model, Op, ValueId};
 
+use crate::blocks::cost::Costs;
 use crate::error::Error;
 use crate::method::{Part, WeightLayer};
 
@@ -29,6 +30,18 @@ pub fn weight_layers(model: &Model) -> Result<Vec<WeightLayer>, Error> {
             macs: layer.macs,
             costs: None,
         });
+    }
+    Ok(out)
+}
+
+/// The same for a choice of widths: each weight once, since layers that share one share its width, with what the run says that it costs.
+pub fn priced_layers(model: &Model, costs: Option<&Costs>) -> Result<Vec<WeightLayer>, Error> {
+    let mut out: Vec<WeightLayer> = vec![];
+    for mut layer in weight_layers(model)? {
+        if out.iter().all(|known| known.id != layer.id) {
+            layer.costs = costs.map(|costs| costs.get(&layer.name).copied().unwrap_or_default());
+            out.push(layer);
+        }
     }
     Ok(out)
 }

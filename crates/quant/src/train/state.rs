@@ -18,7 +18,7 @@ use crate::error::{Error, Kind};
 use crate::method::{Method, Slot, Trial};
 use crate::methods::lsq::LsqWeight;
 use crate::param::{Group, Param};
-use crate::passes::layers::weight_layers;
+use crate::passes::layers::priced_layers;
 use crate::quantizer::{Quantizer, Rows};
 
 /// Largest relative change of a scale or step in one update.
@@ -70,12 +70,8 @@ impl<Q: Quantizer> State<Q> {
             false => None,
         };
         let mut slots: Vec<Slot<Q>> = vec![];
-        for mut layer in weight_layers(&model)? {
-            layer.costs = costs.map(|costs| costs.get(&layer.name).copied().unwrap_or_default());
+        for layer in priced_layers(&model, costs)? {
             let Some(init) = params.constants.get(&layer.id) else { continue };
-            if slots.iter().any(|s| s.layer.id == layer.id) {
-                continue;
-            }
             if let Some(x) = init.iter().find(|x| !x.is_finite()) {
                 return Err(Error::new(
                     Kind::Model,
