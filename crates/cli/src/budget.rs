@@ -5,10 +5,9 @@ use std::fmt;
 use std::path::Path;
 use std::str::FromStr;
 
-use bitsmith_graph::quant::TERNARY_BITS;
 use bitsmith_graph::{Model, QuantModel};
-use bitsmith_quant::blocks::budget::Weighting;
-use bitsmith_quant::blocks::cost::{BitOperations, CostModel, Costs, LayerShape};
+use bitsmith_quant::blocks::budget::{Count, Weighting};
+use bitsmith_quant::blocks::cost::{BitOperations, CostModel, Costs, LayerShape, WeightBits};
 use serde_json::json;
 
 use crate::commands::Context;
@@ -83,9 +82,7 @@ impl FromStr for Budget {
 
 impl fmt::Display for Budget {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.amount(match self {
-            Budget::Bits(v) | Budget::Bytes(v) | Budget::BitOperations(v) | Budget::Latency(v) => *v,
-        }))
+        f.write_str(&self.amount(self.limit()))
     }
 }
 
@@ -101,6 +98,13 @@ pub struct Terms {
 }
 
 impl Budget {
+    /// How much it is, in its own unit.
+    fn limit(self) -> f64 {
+        match self {
+            Budget::Bits(v) | Budget::Bytes(v) | Budget::BitOperations(v) | Budget::Latency(v) => v,
+        }
+    }
+
     /// An amount of what is limited, with its unit.
     fn amount(self, value: f64) -> String {
         match self {
@@ -117,7 +121,7 @@ impl Budget {
         let (rest, costs) = match self {
             Budget::Bits(target) => return Ok(Terms { target, weighting: Weighting::Size, costs: None }),
             Budget::Bytes(_) => bytes(model)?,
-            Budget::BitOperations(_) => (0.0, bit_operations(model)?),
+            Budget::BitOperations(_) => (0.0, costs(model, &BitOperations)?),
             Budget::Latency(_) => {
                 let latencies = latencies(model, folder, resume, context)?;
                 (latencies.rest, latencies.layers)
@@ -128,9 +132,7 @@ impl Budget {
 
     /// The terms of layers that cost this, beside a rest that nothing changes.
     fn within(self, rest: f64, costs: Costs) -> Result<Terms, Failure> {
-        let limit = match self {
-            Budget::Bits(v) | Budget::Bytes(v) | Budget::BitOperations(v) | Budget::Latency(v) => v,
-        };
+        let limit = self.limit();
         let at = |bits: usize| costs.values().map(|layer| layer[bits]).sum::<f64>();
         if limit <= rest + at(2) {
             return Err(Failure::usage(format!(
@@ -147,17 +149,15 @@ impl Budget {
 
     /// What a packed model takes of it, and by how much it misses it, if it does.
     pub fn spent(self, model: &QuantModel, layers: &[LayerRow], bytes: u64) -> Result<Spent, Failure> {
-        let (value, limit) = match self {
-            Budget::Bits(limit) => (crate::layers::mean_stored_bits(layers), limit),
-            Budget::Bytes(limit) => (bytes as f64, limit),
-            Budget::BitOperations(limit) => {
-                (layers.iter().map(|l| l.macs as f64 * l.stored_bits * l.activation_bits).sum(), limit)
-            }
-            Budget::Latency(limit) => (latency::of_packed(model, 1)?, limit),
+        let value = match self {
+            Budget::Bits(_) => crate::layers::mean_stored_bits(layers),
+            Budget::Bytes(_) => bytes as f64,
+            Budget::BitOperations(_) => layers.iter().map(|l| l.macs as f64 * l.stored_bits * l.activation_bits).sum(),
+            Budget::Latency(_) => latency::of_packed(model, 1)?,
         };
         // Two measurements of one time differ by some percent; everything else is counted.
         let slack = if matches!(self, Budget::Latency(_)) { 1.03 } else { 1.0 + 1e-9 };
-        Ok(Spent { budget: self, value, limit, is_met: value <= limit * slack })
+        Ok(Spent { budget: self, value, is_met: value <= self.limit() * slack })
     }
 }
 
@@ -166,7 +166,6 @@ impl Budget {
 pub struct Spent {
     budget: Budget,
     value: f64,
-    limit: f64,
     /// Whether it holds.
     pub is_met: bool,
 }
@@ -174,13 +173,13 @@ pub struct Spent {
 impl Spent {
     /// For scripts.
     pub fn json(&self) -> serde_json::Value {
-        json!({ "budget": self.limit, "spent": self.value, "met": self.is_met })
+        json!({ "budget": self.budget.limit(), "spent": self.value, "met": self.is_met })
     }
 }
 
 impl fmt::Display for Spent {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (amount, by) = (self.budget.amount(self.value), 100.0 * (self.value / self.limit - 1.0));
+        let (amount, by) = (self.budget.amount(self.value), 100.0 * (self.value / self.budget.limit() - 1.0));
         match self.is_met {
             true => write!(f, "{amount} of a budget of {}", self.budget),
             false => write!(f, "the budget of {} is missed by {by:.1} %: {amount}", self.budget),
@@ -200,36 +199,26 @@ fn latencies(model: &Model, folder: &Path, resume: bool, context: &Context) -> R
     latency::read_run(&path)
 }
 
-/// Bits of a weight in the file, for a code of so many.
-fn stored(bits: usize) -> f64 {
-    match bits {
-        0 => 0.0,
-        1 | 2 => TERNARY_BITS,
-        _ => bits as f64,
-    }
-}
-
 /// Bytes of the file that layers take, and those that it has besides.
 fn bytes(model: &Model) -> Result<(f64, Costs), Failure> {
-    let layers = model.layers()?;
-    let cost = |weights: usize| std::array::from_fn(|bits| weights as f64 * stored(bits) / 8.0);
-    let costs: Costs =
-        layers.iter().map(|layer| (model.graph.value(layer.weight).name.clone(), cost(layer.weights))).collect();
+    let mut costs = costs(model, &WeightBits)?;
+    costs.values_mut().flatten().for_each(|bits| *bits /= 8.0);
     let all = bitsmith_runtime::packed::sizes(&latency::uniform(model, 8)?)?.total as f64;
     let weights: f64 = costs.values().map(|layer| layer[8]).sum();
     // Codes of layers begin at whole words, and the list of layers is text.
-    Ok((all - weights + 64.0 + 4.0 * layers.len() as f64, costs))
+    Ok((all - weights + 64.0 + 4.0 * costs.len() as f64, costs))
 }
 
-/// Bit operations of layers with their activations as they are.
-fn bit_operations(model: &Model) -> Result<Costs, Failure> {
+/// What layers cost at each width, with their activations as they are.
+fn costs(model: &Model, cost: &dyn CostModel) -> Result<Costs, Failure> {
     let mut costs = Costs::new();
     for layer in model.layers()? {
         let site = model.activation_of(&layer).and_then(|id| model.sites.get(&id));
         let activation_bits = site.map_or(32.0, |site| f32::from(site.spec.bits));
         let shape = LayerShape { weights: layer.weights, macs: layer.macs };
-        let cost = |bits| BitOperations.layer(&shape, stored(bits) as f32, activation_bits);
-        costs.insert(model.graph.value(layer.weight).name.clone(), std::array::from_fn(cost));
+        // A code has a sign besides its planes.
+        let at = |bits: usize| cost.layer(&shape, Count::Stored.bits(bits.saturating_sub(1)) as f32, activation_bits);
+        costs.insert(model.graph.value(layer.weight).name.clone(), std::array::from_fn(at));
     }
     Ok(costs)
 }

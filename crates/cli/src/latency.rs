@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use bitsmith_graph::model::Layer;
-use bitsmith_graph::{Model, QuantModel, freeze};
+use bitsmith_graph::{Model, QuantModel, ValueId, freeze};
 use bitsmith_kernels::isa::Isa;
 use bitsmith_quant::passes::ptq::{Ptq, PtqOptions};
 use bitsmith_quant::passes::{Pass, PassContext};
@@ -66,8 +66,10 @@ pub struct Measured {
 /// Times by layer and width as they were measured.
 #[derive(Debug, Default, Serialize, Deserialize)]
 struct Cache {
-    /// Seconds at 0 to 8 bits of each layer; of a network's rest, in the first place.
-    seconds: BTreeMap<String, [f64; 9]>,
+    /// Seconds at 0 to 8 bits of each layer.
+    layers: BTreeMap<String, [f64; 9]>,
+    /// Seconds of everything else in a network.
+    rests: BTreeMap<String, f64>,
 }
 
 /// The latencies of a network whose activations are calibrated. `refresh` measures again what is known.
@@ -80,21 +82,24 @@ pub fn measure(model: &Model, batch: usize, refresh: bool, context: &Context) ->
         return Err(Failure::usage("a latency is measured with integers, but activations are in float")
             .remedy("give activations a width: --activation-bits 8, or [activations] bits = 8"));
     }
-    let keys: Vec<String> = layers.iter().map(|layer| key(model, layer)).collect::<Result<_, _>>()?;
-    let whole = format!("rest of {:08x}", fingerprint(model, &keys));
+    let keys = keys(model, &layers)?;
+    let whole = format!("{:08x}", fingerprint(model, &keys));
     let place = place(batch, context.threads)?;
     let mut cache = read(&place);
     if refresh {
-        cache.seconds.retain(|key, _| *key != whole && !keys.contains(key));
+        cache.layers.retain(|key, _| !keys.contains(key));
+        cache.rests.remove(&whole);
     }
-    let mut unknown: Vec<&String> = keys.iter().filter(|key| !cache.seconds.contains_key(*key)).collect();
+    let mut unknown: Vec<&String> = keys.iter().filter(|key| !cache.layers.contains_key(*key)).collect();
     unknown.sort();
     unknown.dedup();
     let fresh = unknown.len();
-    if fresh > 0 || !cache.seconds.contains_key(&whole) {
-        for (key, seconds) in time(model, &layers, &keys, &whole, batch, context)? {
-            cache.seconds.entry(key).or_insert(seconds);
+    if fresh > 0 || !cache.rests.contains_key(&whole) {
+        let (times, rest) = time(model, &layers, &keys, batch, context)?;
+        for (key, seconds) in keys.iter().zip(times) {
+            cache.layers.entry(key.clone()).or_insert(seconds);
         }
+        cache.rests.entry(whole.clone()).or_insert(rest);
         let text = serde_json::to_vec_pretty(&cache)?;
         if let Some(folder) = place.parent() {
             files::create_folder(folder)?;
@@ -103,7 +108,7 @@ pub fn measure(model: &Model, batch: usize, refresh: bool, context: &Context) ->
     }
     let name = |layer: &Layer| model.graph.value(layer.weight).name.clone();
     let known = |(layer, key): (&Layer, &String)| {
-        let mut seconds = *cache.seconds.get(key)?;
+        let mut seconds = *cache.layers.get(key)?;
         level(&mut seconds[2..]);
         // A layer without any weight is computed all the same.
         seconds[0] = seconds[2];
@@ -111,7 +116,7 @@ pub fn measure(model: &Model, batch: usize, refresh: bool, context: &Context) ->
         Some((name(layer), seconds))
     };
     let named = layers.iter().zip(&keys).filter_map(known);
-    let rest = cache.seconds.get(&whole).map_or(0.0, |seconds| seconds[0]);
+    let rest = cache.rests.get(&whole).copied().unwrap_or_default();
     let latencies = Latencies { batch, threads: context.threads, rest, layers: named.collect() };
     Ok(Measured { latencies, fresh, cache: place })
 }
@@ -142,15 +147,14 @@ pub fn of_packed(model: &QuantModel, batch: usize) -> Result<f64, Failure> {
     Ok(quartile(means.collect::<Result<_, Failure>>()?))
 }
 
-/// Measures all layers at all widths; the rest of the network goes by the name `whole`.
+/// Seconds of all layers at all widths, and of the rest of the network.
 fn time(
     model: &Model,
     layers: &[Layer],
     keys: &[String],
-    whole: &str,
     batch: usize,
     context: &Context,
-) -> Result<Vec<(String, [f64; 9])>, Failure> {
+) -> Result<(Vec<[f64; 9]>, f64), Failure> {
     let wanted = Wanted::of(&model.graph, None)?;
     let x = noise(batch * wanted.sample);
     let mut sessions = vec![];
@@ -180,36 +184,34 @@ fn time(
             task.set((round * sessions.len() + i + 1) as u64, &format!("{bits} bits"));
         }
     }
-    let mut out = vec![(whole.to_owned(), {
-        let mut seconds = [0.0; 9];
-        seconds[0] = quartile(others);
-        seconds
-    })];
-    for key in keys {
+    let of_layer = |key: &String| {
         let mut seconds = [0.0; 9];
         for bits in WIDTHS.map(usize::from) {
-            seconds[bits] = samples.get(&(key, bits)).cloned().map_or(0.0, quartile);
+            seconds[bits] = samples.get(&(key.as_str(), bits)).cloned().map_or(0.0, quartile);
         }
-        out.push((key.clone(), seconds));
-    }
-    Ok(out)
+        seconds
+    };
+    Ok((keys.iter().map(of_layer).collect(), quartile(others)))
 }
 
 fn is_layer(step: &StepProfile, name: &str) -> bool {
     step.macs > 0 && step.name == name
 }
 
-/// Everything that a layer's time depends on besides the machine and the width of its weights.
-fn key(model: &Model, layer: &Layer) -> Result<String, Failure> {
-    let node = &model.graph.nodes()[layer.node];
+/// Everything that the time of each layer depends on besides the machine and the width of its weights.
+fn keys(model: &Model, layers: &[Layer]) -> Result<Vec<String>, Failure> {
     let shapes = model.graph.shapes(1)?;
-    let of = |id| format!("{:?}", &shapes[bitsmith_graph::ValueId::index(id)]);
+    let of = |id: ValueId| format!("{:?}", &shapes[id.index()]);
     let grid =
         |id| model.sites.get(&id).map_or("f32".to_owned(), |site| format!("{:?}{}", site.spec.grid, site.spec.bits));
-    let input = node.input(0).map_or(String::new(), of);
-    let reads = model.activation_of(layer).map_or(String::new(), grid);
-    let writes = grid(node.output());
-    Ok(format!("{:?} {input} {} reads {reads} writes {writes}", node.op, of(layer.weight)))
+    let key = |layer: &Layer| {
+        let node = &model.graph.nodes()[layer.node];
+        let input = node.input(0).map_or(String::new(), of);
+        let reads = model.activation_of(layer).map_or(String::new(), grid);
+        let writes = grid(node.output());
+        format!("{:?} {input} {} reads {reads} writes {writes}", node.op, of(layer.weight))
+    };
+    Ok(layers.iter().map(key).collect())
 }
 
 /// A short name of all that is not a layer: the same for the same operators on the same shapes.
@@ -264,7 +266,9 @@ fn place(batch: usize, threads: usize) -> Result<PathBuf, Failure> {
 fn read(place: &std::path::Path) -> Cache {
     let known: Option<Cache> = std::fs::read(place).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
     let mut cache = known.unwrap_or_default();
-    cache.seconds.retain(|_, seconds| seconds.iter().all(|s| s.is_finite() && *s >= 0.0));
+    let is_time = |seconds: &f64| seconds.is_finite() && *seconds >= 0.0;
+    cache.layers.retain(|_, seconds| seconds.iter().all(is_time));
+    cache.rests.retain(|_, seconds| is_time(seconds));
     cache
 }
 
@@ -283,7 +287,7 @@ mod tests {
     fn layers_of_one_shape_have_one_key() {
         let model = build("resnet20", &ZooOptions::default()).unwrap();
         let layers = model.layers().unwrap();
-        let mut keys: Vec<String> = layers.iter().map(|layer| key(&model, layer).unwrap()).collect();
+        let mut keys = keys(&model, &layers).unwrap();
         let (first, all) = (fingerprint(&model, &keys), keys.len());
         keys.sort();
         keys.dedup();

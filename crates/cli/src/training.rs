@@ -201,7 +201,7 @@ pub fn allocate(
     calibration: &InMemory,
     options: PtqOptions,
     terms: &Terms,
-    watch: &mut dyn FnMut(&Heard),
+    mut watch: impl FnMut(&Heard),
 ) -> Result<Model, Failure> {
     let widths = Widths {
         target_bits: terms.target,
@@ -211,7 +211,6 @@ pub fn allocate(
         weighting: terms.weighting,
         count: Count::Stored,
     };
-    let mut watch = watch;
     let pass = Allocate { ptq: Ptq { options }, widths, costs: terms.costs.clone() };
     Ok(pass.run(model.clone(), &mut PassContext { calibration, sink: &mut watch })?)
 }

@@ -329,12 +329,12 @@ fn allocated(
     // Nobody knows how many it will be: layers are tried some times each.
     let about = 8 * calibrated.layers()?.len();
     let task = context.out.progress.task("choosing widths", about as u64);
-    let mut watch = |event: &Heard| match event {
+    let watch = |event: &Heard| match event {
         Heard::Trial { measured } => task.set((*measured).min(about) as u64, &format!("{measured} schemes")),
         Heard::Note { text } => context.out.progress.detail(text),
         _ => {}
     };
-    training::allocate(&calibrated, calibration, options, &terms, &mut watch)
+    training::allocate(&calibrated, calibration, options, &terms, watch)
 }
 
 fn calibration_len(train: &bitsmith_engine::data::Dataset, wanted: usize) -> usize {
