@@ -20,7 +20,7 @@
 //! sum, weight gradient 2.8 and 2.1 times.
 //!
 //! A block of tiles is transformed, multiplied and transformed back while it is in the second-level cache.
-//! Layouts: `v [position][tile][channel]`, `m [position][tile][channel]`, `u [position][block][channel][Q * lanes]`.
+//! Layouts: `v [position][tile][channel]`, `m [position][tile][channel]`, `u [block][position][channel][Q * lanes]`.
 
 mod scheme;
 
@@ -153,7 +153,16 @@ fn correlate<S: Scheme>(
     let (c_in, c_out) = (geometry.source[2], geometry.out[2]);
     let cuts: Vec<_> = threads::ranges(geometry.rows(), rayon::current_num_threads()).collect();
     with_scratch(Purpose::Weights, S::POSITIONS * c_in * c_out, |u| {
-        dispatch(isa, TransformWeight::<S> { shape, direction, w, u, scheme: PhantomData });
+        let blocks = blocks(c_out, BLOCK * isa.lanes(), S::POSITIONS * c_in);
+        threads::for_each_cut(
+            u,
+            &blocks.cuts,
+            |block| blocks.offset(block),
+            |range, u| {
+                let channels = blocks.channels(&range);
+                dispatch(isa, TransformWeight::<S> { shape, direction, w, channels, u, scheme: PhantomData });
+            },
+        );
         let u = &*u;
         threads::for_each_cut(
             out,
@@ -171,11 +180,40 @@ fn correlate<S: Scheme>(
     });
 }
 
-/// `u = G w Gᵀ` for all pairs of channels, in the layout of the direct loops' packed weights.
+/// Produced channels in blocks of vectors, shared among threads.
+struct Blocks {
+    channels: usize,
+    /// Channels of a block, but for the last.
+    width: usize,
+    /// Elements that belong to a channel.
+    len: usize,
+    cuts: Vec<Range<usize>>,
+}
+
+fn blocks(channels: usize, width: usize, len: usize) -> Blocks {
+    let cuts = threads::ranges(channels.div_ceil(width), threads::parts_for(channels * len)).collect();
+    Blocks { channels, width, len, cuts }
+}
+
+impl Blocks {
+    /// The channels of some blocks.
+    fn channels(&self, blocks: &Range<usize>) -> Range<usize> {
+        let first = |block: usize| (block * self.width).min(self.channels);
+        first(blocks.start)..first(blocks.end)
+    }
+
+    /// Where the elements of a block begin.
+    fn offset(&self, block: usize) -> usize {
+        (block * self.width).min(self.channels) * self.len
+    }
+}
+
+/// `u = G w Gᵀ` for some produced channels, whole blocks, and all summed ones.
 struct TransformWeight<'a, S> {
     shape: &'a ConvShape,
     direction: Direction,
     w: &'a [f32],
+    channels: Range<usize>,
     u: &'a mut [f32],
     scheme: PhantomData<S>,
 }
@@ -187,15 +225,16 @@ impl<S: Scheme> Kernel for TransformWeight<'_, S> {
     unsafe fn run<V: Vector>(self) {
         let (c_in, c_out) = (self.shape.c_in, self.shape.c_out);
         // Elements of `w` from one summed and from one produced channel to the next.
-        let (summed, produced, sum_stride, out_stride) = match self.direction {
-            Direction::Forward => (c_in, c_out, 9, c_in * 9),
-            Direction::InputGradient => (c_out, c_in, c_in * 9, 9),
+        let (summed, sum_stride, out_stride) = match self.direction {
+            Direction::Forward => (c_in, 9, c_in * 9),
+            Direction::InputGradient => (c_out, c_in * 9, 9),
         };
         let turned = self.direction == Direction::InputGradient;
-        assert!(self.w.len() == 9 * c_in * c_out && self.u.len() == S::POSITIONS * c_in * c_out);
-        for first in (0..produced).step_by(V::LANES) {
-            let block = first / (BLOCK * V::LANES);
-            let width = (produced - block * BLOCK * V::LANES).min(BLOCK * V::LANES);
+        let Range { start, end } = self.channels;
+        assert!(self.w.len() == 9 * c_in * c_out && self.u.len() == S::POSITIONS * summed * (end - start));
+        for first in (start..end).step_by(V::LANES) {
+            let block = first - first % (BLOCK * V::LANES);
+            let width = (end - block).min(BLOCK * V::LANES);
             for channel in 0..summed {
                 let mut taps = [[0.0_f32; 16]; 9];
                 let kernels = self.w[channel * sum_stride + first * out_stride..].chunks(out_stride);
@@ -204,9 +243,9 @@ impl<S: Scheme> Kernel for TransformWeight<'_, S> {
                         taps[if turned { 8 - tap } else { tap }][lane] = w;
                     }
                 }
-                let at = block * BLOCK * V::LANES * summed + channel * width + first % (BLOCK * V::LANES);
-                // SAFETY: each row of `taps` holds a vector; `at` plus a vector lies inside each position of `u`, which
-                // has `summed * produced` elements. The caller promises the instruction set.
+                let at = (block - start) * S::POSITIONS * summed + channel * width + (first - block);
+                // SAFETY: each row of `taps` holds a vector; `at` plus a vector lies inside each position of the block in `u`, which
+                // has `summed * width` elements. The caller promises the instruction set.
                 unsafe {
                     let mut rows = [[V::zero(); 3]; 6];
                     for column in 0..3 {
@@ -218,7 +257,7 @@ impl<S: Scheme> Kernel for TransformWeight<'_, S> {
                     }
                     for (i, row) in rows.iter().enumerate().take(S::IN) {
                         for (j, value) in S::weight(*row).iter().enumerate().take(S::IN) {
-                            value.store(self.u[(i * S::IN + j) * summed * produced + at..].as_mut_ptr());
+                            value.store(self.u[(i * S::IN + j) * summed * width + at..].as_mut_ptr());
                         }
                     }
                 }
@@ -266,7 +305,7 @@ impl<S: Scheme> Kernel for Correlate<'_, S> {
                             runs: &[0],
                             run_len: c_in,
                             source_step: c_in,
-                            weights: self.u[(position * c_out + channel) * c_in..].as_ptr(),
+                            weights: self.u[(channel * S::POSITIONS + position * vectors * V::LANES) * c_in..].as_ptr(),
                             init: Init::Zero,
                             out_step: c_out,
                             last_lanes: V::LANES,
@@ -456,46 +495,57 @@ pub(super) fn weight_gradient(isa: Isa, size: Size, shape: &ConvShape, x: &[f32]
 fn gradient<S: Scheme>(isa: Isa, shape: &ConvShape, x: &[f32], dy: &[f32], dw: &mut [f32]) {
     let geometry = &Geometry::new::<S>(shape, Direction::Forward);
     let (c_in, c_out) = (shape.c_in, shape.c_out);
-    let len = S::POSITIONS * c_in * c_out;
+    let (width, len) = (BLOCK * isa.lanes(), S::POSITIONS * c_in * c_out);
+    let blocks = &blocks(c_out, width, S::POSITIONS * c_in);
+    // Each thread has sums of its own, from some rows of tiles; where they are many, those of some channels from all rows.
+    let by_channels = c_in * c_out >= MANY;
     let cuts: Vec<_> = threads::ranges(geometry.rows(), rayon::current_num_threads()).collect();
-    with_scratch(Purpose::Sums, len * cuts.len(), |sums| {
+    let copies = if by_channels { 1 } else { cuts.len() };
+    let add = |rows: Range<usize>, channels: Range<usize>, sums: &mut [f32]| {
         sums.fill(0.0);
-        threads::for_each_cut(
-            sums,
-            &cuts,
-            |row| threads::part_of(&cuts, row) * len,
-            |rows, sums| {
-                with_scratch(Purpose::Source, S::POSITIONS * geometry.position(c_in) + c_in, |v| {
-                    with_scratch(Purpose::Gradient, S::POSITIONS * geometry.position(c_out), |m| {
-                        let scheme = PhantomData;
-                        dispatch(isa, Gradient::<S> { geometry, x, dy, rows, sums, v, m, scheme });
-                    });
-                });
-            },
-        );
-        let (total, others) = sums.split_at_mut(len);
-        for other in others.chunks_exact(len) {
-            total.iter_mut().zip(other).for_each(|(t, &o)| *t += o);
+        with_scratch(Purpose::Source, S::POSITIONS * geometry.position(c_in) + c_in, |v| {
+            with_scratch(Purpose::Gradient, S::POSITIONS * geometry.position(channels.len()), |m| {
+                let scheme = PhantomData;
+                dispatch(isa, Gradient::<S> { geometry, x, dy, rows, channels, sums, v, m, scheme });
+            });
+        });
+    };
+    with_scratch(Purpose::Sums, len * copies, |sums| {
+        if by_channels {
+            let offset = |block| blocks.offset(block);
+            threads::for_each_cut(sums, &blocks.cuts, offset, |range, sums| {
+                add(0..geometry.rows(), blocks.channels(&range), sums);
+            });
+        } else {
+            let offset = |row| threads::part_of(&cuts, row) * len;
+            threads::for_each_cut(sums, &cuts, offset, |rows, sums| add(rows, 0..c_out, sums));
         }
-        let pairs = c_in * c_out;
-        dispatch(isa, TransformSums::<S> { sums: total, pairs, scheme: PhantomData });
-        let lanes = isa.lanes();
-        for (co, dw) in dw.chunks_exact_mut(c_in * 9).enumerate() {
-            let first = co - co % (BLOCK * lanes);
-            let width = (c_out - first).min(BLOCK * lanes);
-            for (ci, kernel) in dw.chunks_exact_mut(9).enumerate() {
-                let at = first * c_in + ci * width + (co - first);
-                kernel.iter_mut().zip(total[at..].iter().step_by(pairs)).for_each(|(to, &from)| *to = from);
+        let (mut total, others) = sums.split_at_mut(len);
+        let mut rest = dw;
+        let mut jobs = Vec::with_capacity(blocks.cuts.len());
+        for cut in &blocks.cuts {
+            let (sums, later) = total.split_at_mut(blocks.offset(cut.end) - blocks.offset(cut.start));
+            let (dw, tail) = rest.split_at_mut(blocks.channels(cut).len() * c_in * 9);
+            (total, rest) = (later, tail);
+            jobs.push((blocks.offset(cut.start), sums, dw));
+        }
+        threads::for_each_job(jobs, |(start, sums, dw)| {
+            for other in others.chunks_exact(len) {
+                sums.iter_mut().zip(&other[start..]).for_each(|(t, &o)| *t += o);
             }
-        }
+            for (sums, dw) in sums.chunks_mut(S::POSITIONS * c_in * width).zip(dw.chunks_mut(c_in * 9 * width)) {
+                dispatch(isa, TransformSums::<S> { sums, dw, c_in, scheme: PhantomData });
+            }
+        });
     });
 }
 
-/// `dw = Gᵀ du G` of all pairs of channels, position by position of the sums' layout, into taps of the direct layout in the
-/// first 9 positions.
+/// `dw = Gᵀ du G` of the channels of a block, whose sums it overwrites.
 struct TransformSums<'a, S> {
+    /// `[position][input channel][output channel]`
     sums: &'a mut [f32],
-    pairs: usize,
+    dw: &'a mut [f32],
+    c_in: usize,
     scheme: PhantomData<S>,
 }
 
@@ -504,8 +554,8 @@ impl<S: Scheme> Kernel for TransformSums<'_, S> {
 
     #[inline(always)]
     unsafe fn run<V: Vector>(self) {
-        let pairs = self.pairs;
-        assert!(self.sums.len() == S::POSITIONS * pairs && pairs.is_multiple_of(V::LANES));
+        let pairs = self.sums.len() / S::POSITIONS;
+        assert!(self.sums.len() == S::POSITIONS * pairs && pairs.is_multiple_of(V::LANES) && self.dw.len() == 9 * pairs);
         for first in (0..pairs).step_by(V::LANES) {
             // SAFETY: a vector of pairs lies inside each position, as asserted; the caller promises the instruction set.
             unsafe {
@@ -527,15 +577,26 @@ impl<S: Scheme> Kernel for TransformSums<'_, S> {
                 }
             }
         }
+        // The taps are in the first 9 positions, output channels side by side; now each output channel's go together.
+        let c_in = self.c_in;
+        let width = pairs / c_in;
+        for (co, dw) in self.dw.chunks_exact_mut(c_in * 9).enumerate() {
+            for (ci, kernel) in dw.chunks_exact_mut(9).enumerate() {
+                let taps = self.sums[ci * width + co..].iter().step_by(pairs);
+                kernel.iter_mut().zip(taps).for_each(|(to, &from)| *to = from);
+            }
+        }
     }
 }
 
-/// `du` of some rows of tiles, added to `sums` in the layout of `u`.
+/// `du` of some rows of tiles and output channels, added to `sums` in the layout of `u`.
 struct Gradient<'a, S> {
     geometry: &'a Geometry,
     x: &'a [f32],
     dy: &'a [f32],
     rows: Range<usize>,
+    /// Whole blocks.
+    channels: Range<usize>,
     sums: &'a mut [f32],
     v: &'a mut [f32],
     m: &'a mut [f32],
@@ -548,7 +609,7 @@ impl<S: Scheme> Kernel for Gradient<'_, S> {
     #[inline(always)]
     unsafe fn run<V: Vector>(self) {
         let g = self.geometry;
-        let (c_in, c_out) = (g.source[2], g.out[2]);
+        let (c_in, c_out) = (g.source[2], self.channels.len());
         let all = self.rows.start * g.tiles[1]..self.rows.end * g.tiles[1];
         let (v, zeros) = self.v.split_at_mut(S::POSITIONS * g.position(c_in));
         zeros.fill(0.0);
@@ -560,13 +621,15 @@ impl<S: Scheme> Kernel for Gradient<'_, S> {
             // sums of a block of vectors are `c_in` rows of its width.
             unsafe {
                 transform_source::<S, V>(g, self.x, zeros, &tiles, v);
-                transform_gradient::<S, V>(g, self.dy, &tiles, self.m);
+                transform_gradient::<S, V>(g, self.dy, &self.channels, &tiles, self.m);
                 for position in 0..S::POSITIONS {
                     let v = v[position * g.position(c_in)..].as_ptr();
                     for channel in (0..c_out).step_by(BLOCK * V::LANES) {
                         let m = self.m[position * g.position(c_out) + channel..].as_ptr();
-                        let sums = self.sums[(position * c_out + channel) * c_in..].as_mut_ptr();
-                        if (c_out - channel) / V::LANES >= 2 {
+                        let vectors = ((c_out - channel) / V::LANES).min(BLOCK);
+                        let at = (channel * S::POSITIONS + position * vectors * V::LANES) * c_in;
+                        let sums = self.sums[at..].as_mut_ptr();
+                        if vectors == 2 {
                             run_of_tiles::<V, 2>(&pixels, c_in, v, m, sums);
                         } else {
                             run_of_tiles::<V, 1>(&pixels, c_in, v, m, sums);
@@ -578,15 +641,21 @@ impl<S: Scheme> Kernel for Gradient<'_, S> {
     }
 }
 
-/// `dm = A dy Aᵀ` of all channels of some tiles.
+/// `dm = A dy Aᵀ` of some channels of some tiles.
 ///
 /// # Safety
-/// The CPU has the instruction set of `V`; the channels of the output are whole vectors.
+/// The CPU has the instruction set of `V`; the channels are whole vectors.
 #[inline(always)]
-unsafe fn transform_gradient<S: Scheme, V: Vector>(g: &Geometry, dy: &[f32], tiles: &Range<usize>, m: &mut [f32]) {
+unsafe fn transform_gradient<S: Scheme, V: Vector>(
+    g: &Geometry,
+    dy: &[f32],
+    of: &Range<usize>,
+    tiles: &Range<usize>,
+    m: &mut [f32],
+) {
     let [height, width, channels] = g.out;
-    let position = g.position(channels);
-    assert!(dy.len() == g.batch * height * width * channels);
+    let position = g.position(of.len());
+    assert!(dy.len() == g.batch * height * width * channels && of.end <= channels && of.len().is_multiple_of(V::LANES));
     assert!(m.len() >= S::POSITIONS * position && tiles.len() <= g.block);
     for (number, tile) in tiles.clone().enumerate() {
         let [image, row, column] = g.tile(tile);
@@ -594,32 +663,39 @@ unsafe fn transform_gradient<S: Scheme, V: Vector>(g: &Geometry, dy: &[f32], til
         let rows = (height - row * S::OUT).min(S::OUT);
         let columns = (width - column * S::OUT).min(S::OUT);
         assert!(((rows - 1) * width + columns) * channels <= corner.len());
-        let to = m[number * channels..].as_mut_ptr();
-        let line = width * channels;
+        let to = m[number * of.len()..].as_mut_ptr();
+        let from = Lines { at: corner[of.start..].as_ptr(), line: width * channels, pixel: channels };
         // SAFETY: the assertions above; the function's contract. Whole tiles have a loop of known length.
         unsafe {
             if (rows, columns) == (S::OUT, S::OUT) {
-                spread_tile::<S, V>(channels, position, corner.as_ptr(), line, (S::OUT, S::OUT), to);
+                spread_tile::<S, V>(from, of.len(), (S::OUT, S::OUT), position, to);
             } else {
-                spread_tile::<S, V>(channels, position, corner.as_ptr(), line, (rows, columns), to);
+                spread_tile::<S, V>(from, of.len(), (rows, columns), position, to);
             }
         }
     }
 }
 
-/// `dm = A dy Aᵀ` of all channels of one tile, of which the first rows and columns exist: outputs outside the image have
+/// Pixels of a tile: where the first is, and elements to the next below and to the right.
+#[derive(Clone, Copy)]
+struct Lines {
+    at: *const f32,
+    line: usize,
+    pixel: usize,
+}
+
+/// `dm = A dy Aᵀ` of the first channels of one tile, of which the first rows and columns exist: outputs outside the image have
 /// no gradient.
 ///
 /// # Safety
-/// The CPU has the instruction set of `V`; `channels` elements are readable at `from` for each row (`line` elements apart)
-/// and column that exists, and writable at `to` and every `position` elements on.
+/// The CPU has the instruction set of `V`; `channels` elements are readable at each row and column that exists, and writable at
+/// `to` and every `position` elements on.
 #[inline(always)]
 unsafe fn spread_tile<S: Scheme, V: Vector>(
+    from: Lines,
     channels: usize,
-    position: usize,
-    from: *const f32,
-    line: usize,
     (rows, columns): (usize, usize),
+    position: usize,
     to: *mut f32,
 ) {
     for channel in (0..channels).step_by(V::LANES) {
@@ -630,7 +706,7 @@ unsafe fn spread_tile<S: Scheme, V: Vector>(
                 let mut d = [V::zero(); 6];
                 for (j, d) in d.iter_mut().enumerate().take(S::OUT) {
                     if i < rows && j < columns {
-                        *d = V::load(from.add(i * line + j * channels + channel));
+                        *d = V::load(from.at.add(i * from.line + j * from.pixel + channel));
                     }
                 }
                 *done = S::spread(d);
