@@ -22,7 +22,7 @@ pub(crate) use composed::{read, read_all};
 use std::marker::PhantomData;
 
 use bitsmith_kernels::activation::Activation;
-use bitsmith_kernels::conv::ConvShape;
+use bitsmith_kernels::conv::{ConvShape, Precision};
 use bitsmith_kernels::fakequant::Inside;
 use bitsmith_kernels::pool::PoolShape;
 use burn_backend::Backend;
@@ -126,8 +126,14 @@ pub(crate) trait TrainOps: 'static {
     /// The backend.
     type B: Backend;
 
-    /// Convolution; `w` is OIHW.
-    fn conv(x: Tensor<Self>, w: Tensor<Self>, bias: Option<Tensor<Self>>, shape: &ConvShape) -> Tensor<Self> {
+    /// Convolution; `w` is OIHW. Its gradients may be computed as `gradients` says, those of linear layers too.
+    fn conv(
+        x: Tensor<Self>,
+        w: Tensor<Self>,
+        bias: Option<Tensor<Self>>,
+        shape: &ConvShape,
+        _gradients: Precision,
+    ) -> Tensor<Self> {
         composed::conv::<Self::B>(x, w, bias, shape)
     }
 
@@ -192,6 +198,7 @@ pub(crate) trait TrainOps: 'static {
         bias: Option<Tensor<Self>>,
         transposed: bool,
         _integers: Option<Integers<'_>>,
+        _gradients: Precision,
     ) -> Tensor<Self> {
         composed::linear::<Self::B>(x, w, bias, transposed)
     }

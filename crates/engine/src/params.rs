@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use bitsmith_graph::{Model, Role, ValueId};
+use bitsmith_kernels::conv::Precision;
 
 use crate::error::{Error, Kind};
 
@@ -21,6 +22,8 @@ pub struct Params {
     /// Steps of weights that lie on integers times a step around zero, one per output channel or one for all, magnitudes of codes being
     /// at most 127. Products of these with rounded inputs are computed with integers.
     pub grids: BTreeMap<ValueId, Vec<f32>>,
+    /// How the products of gradients are formed, on the CPU; those of convolutions and linear layers.
+    pub gradients: Precision,
     /// What else the sites between two widths compute with; see [`crate::Engine::set_sites`].
     pub pairs: BTreeMap<ValueId, Between>,
 }
@@ -47,6 +50,7 @@ impl Params {
             steps: model.sites.iter().filter_map(step).collect(),
             still: BTreeSet::new(),
             grids: BTreeMap::new(),
+            gradients: Precision::Full,
             pairs: BTreeMap::new(),
         }
     }

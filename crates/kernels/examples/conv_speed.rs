@@ -2,7 +2,7 @@
 //! MobileNetV2, its share of this machine's peak, its ratio to the naive reference, and the speed of batch-norm: `cargo run --release -p bitsmith-kernels --example conv_speed [isa] [batch]`.
 
 use bitsmith_kernels::activation::{self, Activation};
-use bitsmith_kernels::conv::{self, ConvShape};
+use bitsmith_kernels::conv::{self, ConvShape, Precision};
 use bitsmith_kernels::{isa, norm, reference, roofline};
 use std::time::Instant;
 
@@ -131,8 +131,8 @@ fn measure(shape: &ConvShape) -> Row {
     let (mut y, mut dx, mut dw) = (dy.clone(), x.clone(), w.clone());
     let fast = [
         best(|| conv::forward(shape, &x, &w, None, &mut y)),
-        best(|| conv::backward_input(shape, &dy, &w, &mut dx)),
-        best(|| conv::backward_weight(shape, &x, &dy, &mut dw)),
+        best(|| conv::backward_input(shape, Precision::Full, &dy, &w, &mut dx)),
+        best(|| conv::backward_weight(shape, Precision::Full, &x, &dy, &mut dw)),
     ];
     // The reference is slow: one image.
     let one = ConvShape { batch: 1, ..*shape };

@@ -13,6 +13,7 @@
 mod dense;
 mod depthwise;
 mod plan;
+mod product;
 #[cfg(test)]
 mod tests;
 mod weight_grad;
@@ -20,6 +21,7 @@ mod winograd;
 
 use crate::isa::Isa;
 use dense::{Dense, Direction};
+use product::{Pairs, Product, Singles};
 use std::fmt;
 
 /// The geometry of one convolution. Construct it with public fields, then ask [`ConvShape::validate`] once.
@@ -45,6 +47,23 @@ pub struct ConvShape {
     pub dilation: [usize; 2],
     /// Number of independent slices of the channels; `c_in` for a depthwise convolution.
     pub groups: usize,
+}
+
+/// From what numbers the products of a gradient are formed; they are summed in f32 always.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Precision {
+    /// f32.
+    #[default]
+    Full,
+    /// Operands rounded to bf16 (8 significant bits) where the CPU multiplies them faster than f32, else f32.
+    Bf16,
+}
+
+impl Precision {
+    /// Whether pairs of bf16 are multiplied.
+    fn pairs(self, isa: Isa) -> bool {
+        self == Precision::Bf16 && isa.has_bf16()
+    }
 }
 
 /// Why a [`ConvShape`] (or a pooling shape) describes nothing that can be computed.
@@ -198,7 +217,7 @@ impl ConvShape {
 pub fn forward(shape: &ConvShape, x: &[f32], w: &[f32], bias: Option<&[f32]>, y: &mut [f32]) {
     shape.assert_lengths(x.len(), w.len(), y.len());
     assert!(bias.is_none_or(|b| b.len() == shape.c_out), "one bias per output channel");
-    correlate(Isa::current(), shape, Direction::Forward, winograd::Size::Two, x, w, bias, y);
+    correlate::<Singles>(Isa::current(), shape, Direction::Forward, winograd::Size::Two, x, w, bias, y);
 }
 
 /// [`forward`] where a few more units in the last place do not matter: steps of training, whose gradients are noisy.
@@ -208,25 +227,46 @@ pub fn forward(shape: &ConvShape, x: &[f32], w: &[f32], bias: Option<&[f32]>, y:
 pub fn forward_training(shape: &ConvShape, x: &[f32], w: &[f32], bias: Option<&[f32]>, y: &mut [f32]) {
     shape.assert_lengths(x.len(), w.len(), y.len());
     assert!(bias.is_none_or(|b| b.len() == shape.c_out), "one bias per output channel");
-    correlate(Isa::current(), shape, Direction::Forward, winograd::coarse(shape), x, w, bias, y);
+    correlate::<Singles>(Isa::current(), shape, Direction::Forward, winograd::coarse(shape), x, w, bias, y);
 }
 
-/// `dx = ∂L/∂x` from `dy = ∂L/∂y`.
+/// [`forward_training`] of operands rounded as `precision` says: for products that are part of a gradient.
+pub(crate) fn forward_rounded(shape: &ConvShape, precision: Precision, x: &[f32], w: &[f32], y: &mut [f32]) {
+    shape.assert_lengths(x.len(), w.len(), y.len());
+    let (isa, size) = (Isa::current(), winograd::coarse(shape));
+    if precision.pairs(isa) {
+        correlate::<Pairs>(isa, shape, Direction::Forward, size, x, w, None, y);
+    } else {
+        correlate::<Singles>(isa, shape, Direction::Forward, size, x, w, None, y);
+    }
+}
+
+/// `dx = ∂L/∂x` from `dy = ∂L/∂y`, with products as `precision` says.
 ///
 /// # Panics
 /// As [`forward`].
-pub fn backward_input(shape: &ConvShape, dy: &[f32], w: &[f32], dx: &mut [f32]) {
+pub fn backward_input(shape: &ConvShape, precision: Precision, dy: &[f32], w: &[f32], dx: &mut [f32]) {
     shape.assert_lengths(dx.len(), w.len(), dy.len());
-    correlate(Isa::current(), shape, Direction::InputGradient, winograd::coarse(shape), dy, w, None, dx);
+    let (isa, size) = (Isa::current(), winograd::coarse(shape));
+    if precision.pairs(isa) {
+        correlate::<Pairs>(isa, shape, Direction::InputGradient, size, dy, w, None, dx);
+    } else {
+        correlate::<Singles>(isa, shape, Direction::InputGradient, size, dy, w, None, dx);
+    }
 }
 
-/// `dw = ∂L/∂w` (OIHW) from the input and `dy = ∂L/∂y`, summed over batch and pixels.
+/// `dw = ∂L/∂w` (OIHW) from the input and `dy = ∂L/∂y`, summed over batch and pixels, with products as `precision` says.
 ///
 /// # Panics
 /// As [`forward`].
-pub fn backward_weight(shape: &ConvShape, x: &[f32], dy: &[f32], dw: &mut [f32]) {
+pub fn backward_weight(shape: &ConvShape, precision: Precision, x: &[f32], dy: &[f32], dw: &mut [f32]) {
     shape.assert_lengths(x.len(), dw.len(), dy.len());
-    weight_gradient(Isa::current(), shape, x, dy, dw);
+    let isa = Isa::current();
+    if precision.pairs(isa) {
+        weight_gradient::<Pairs>(isa, shape, x, dy, dw);
+    } else {
+        weight_gradient::<Singles>(isa, shape, x, dy, dw);
+    }
 }
 
 /// [`forward`] by direct summation of products, never by a transform: bounded by the error of one dot product, for
@@ -237,12 +277,12 @@ pub fn backward_weight(shape: &ConvShape, x: &[f32], dy: &[f32], dw: &mut [f32])
 pub fn forward_direct(shape: &ConvShape, x: &[f32], w: &[f32], bias: Option<&[f32]>, y: &mut [f32]) {
     shape.assert_lengths(x.len(), w.len(), y.len());
     assert!(bias.is_none_or(|b| b.len() == shape.c_out), "one bias per output channel");
-    correlate_directly(Isa::current(), shape, Direction::Forward, x, w, bias, y);
+    correlate_directly::<Singles>(Isa::current(), shape, Direction::Forward, x, w, bias, y);
 }
 
 /// Forward or input gradient with the vectors of `isa`; lengths already checked.
 #[allow(clippy::too_many_arguments)]
-fn correlate(
+fn correlate<P: Product>(
     isa: Isa,
     shape: &ConvShape,
     direction: Direction,
@@ -252,14 +292,20 @@ fn correlate(
     bias: Option<&[f32]>,
     out: &mut [f32],
 ) {
-    if winograd::applies(shape) {
-        winograd::run(isa, size, (shape, direction), source, w, bias, out);
+    if winograd::applies(shape) && pays::<P>(shape) {
+        winograd::run::<P>(isa, size, (shape, direction), source, w, bias, out);
     } else {
-        correlate_directly(isa, shape, direction, source, w, bias, out);
+        correlate_directly::<P>(isa, shape, direction, source, w, bias, out);
     }
 }
 
-fn correlate_directly(
+/// Whether fewer products repay the transforms: pairs are so fast that it takes many channels.
+fn pays<P: Product>(shape: &ConvShape) -> bool {
+    P::NUMBERS == 1 || shape.c_in.min(shape.c_out) >= 48
+}
+
+/// Depthwise layers, and those whose channels make no pairs, are computed in f32.
+fn correlate_directly<P: Product>(
     isa: Isa,
     shape: &ConvShape,
     direction: Direction,
@@ -271,24 +317,32 @@ fn correlate_directly(
     if depthwise::applies(shape) {
         depthwise::run(isa, (shape, direction), source, w, bias, out);
     } else {
-        Dense { isa, shape, direction, w, bias }.run(source, out);
+        let summed = if direction == Direction::Forward { shape.c_in } else { shape.c_out };
+        let dense = Dense { isa, shape, direction, w, bias };
+        if shape.groups == 1 && summed.is_multiple_of(P::NUMBERS) {
+            dense.run::<P>(source, out);
+        } else {
+            dense.run::<Singles>(source, out);
+        }
     }
 }
 
 /// [`backward_weight`] with the vectors of `isa`; lengths already checked.
-fn weight_gradient(isa: Isa, shape: &ConvShape, x: &[f32], dy: &[f32], dw: &mut [f32]) {
-    if winograd::applies(shape) {
-        winograd::weight_gradient(isa, winograd::coarse(shape), shape, x, dy, dw);
+fn weight_gradient<P: Product>(isa: Isa, shape: &ConvShape, x: &[f32], dy: &[f32], dw: &mut [f32]) {
+    if winograd::applies(shape) && pays::<P>(shape) {
+        winograd::weight_gradient::<P>(isa, winograd::coarse(shape), shape, x, dy, dw);
     } else {
-        weight_gradient_directly(isa, shape, x, dy, dw);
+        weight_gradient_directly::<P>(isa, shape, x, dy, dw);
     }
 }
 
-fn weight_gradient_directly(isa: Isa, shape: &ConvShape, x: &[f32], dy: &[f32], dw: &mut [f32]) {
+fn weight_gradient_directly<P: Product>(isa: Isa, shape: &ConvShape, x: &[f32], dy: &[f32], dw: &mut [f32]) {
     if depthwise::applies(shape) {
         depthwise::weight_gradient(isa, shape, x, dy, dw);
+    } else if shape.batch > 1 {
+        weight_grad::run::<P>(isa, shape, x, dy, dw);
     } else {
-        weight_grad::run(isa, shape, x, dy, dw);
+        weight_grad::run::<Singles>(isa, shape, x, dy, dw);
     }
 }
 

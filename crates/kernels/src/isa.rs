@@ -75,6 +75,14 @@ impl Isa {
         }
     }
 
+    /// Whether the vectors of this level multiply pairs of bf16 in hardware (AVX512_BF16).
+    pub fn has_bf16(self) -> bool {
+        #[cfg(target_arch = "x86_64")]
+        return self.0 == Level::Avx512 && is_x86_feature_detected!("avx512bf16");
+        #[cfg(not(target_arch = "x86_64"))]
+        false
+    }
+
     /// The level this token proves.
     pub fn level(self) -> Level {
         self.0

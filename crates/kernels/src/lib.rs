@@ -13,6 +13,7 @@ pub mod gemm;
 pub mod integer;
 pub mod isa;
 pub mod layout;
+pub mod linear;
 mod multiversion;
 pub mod norm;
 pub mod numerics;

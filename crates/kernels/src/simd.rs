@@ -62,6 +62,59 @@ pub(crate) trait Vector: Copy {
     unsafe fn power_of_two(self, magic: f32) -> Self;
     /// Lane by lane `yes` where `self < bound`, else `no`; NaN gives `no`.
     unsafe fn select_less(self, bound: Self, yes: Self, no: Self) -> Self;
+    /// `c` plus the products of both bf16 numbers of each lane. With AVX-512 this, and the next two, want [`Isa::has_bf16`].
+    #[inline(always)]
+    unsafe fn dot_pairs(self, b: Self, c: Self) -> Self {
+        // SAFETY: arrays that hold any vector; the caller's promise.
+        unsafe {
+            let (x, y, mut sums) = (lanes_of(self), lanes_of(b), lanes_of(c));
+            for ((x, y), sum) in x.iter().zip(&y).zip(&mut sums) {
+                let low = |number: &f32| f32::from_bits(number.to_bits() << 16);
+                let high = |number: &f32| f32::from_bits(number.to_bits() & 0xffff_0000);
+                *sum += low(x) * low(y) + high(x) * high(y);
+            }
+            Self::load(sums.as_ptr())
+        }
+    }
+    /// Lanes of two bf16 numbers each: `low` and `high`, rounded.
+    #[inline(always)]
+    unsafe fn pairs(low: Self, high: Self) -> Self {
+        // SAFETY: as above.
+        unsafe {
+            let (mut lanes, high) = (lanes_of(low), lanes_of(high));
+            for (lane, high) in lanes.iter_mut().zip(high) {
+                *lane = f32::from_bits(to_bf16(*lane) | to_bf16(high) << 16);
+            }
+            Self::load(lanes.as_ptr())
+        }
+    }
+    /// Writes `LANES` bf16 numbers to `p`, half as many elements.
+    #[inline(always)]
+    unsafe fn store_halves(self, p: *mut f32) {
+        // SAFETY: as above; the caller promises half a vector at `p`.
+        unsafe {
+            let lanes = lanes_of(self);
+            for (i, pair) in lanes[..Self::LANES].chunks_exact(2).enumerate() {
+                *p.add(i) = f32::from_bits(to_bf16(pair[0]) | to_bf16(pair[1]) << 16);
+            }
+        }
+    }
+}
+
+/// # Safety
+/// As every function of a vector.
+#[inline(always)]
+unsafe fn lanes_of<V: Vector>(vector: V) -> [f32; 16] {
+    let mut lanes = [0.0; 16];
+    // SAFETY: no vector has more lanes; the function's contract.
+    unsafe { vector.store(lanes.as_mut_ptr()) };
+    lanes
+}
+
+/// The bits of the nearest bf16, ties to even; NaN stays NaN.
+pub(crate) fn to_bf16(x: f32) -> u32 {
+    let bits = x.to_bits();
+    if x.is_nan() { bits >> 16 | 0x40 } else { (bits + 0x7fff + (bits >> 16 & 1)) >> 16 }
 }
 
 /// A loop that is generic over the vector.
@@ -87,6 +140,20 @@ pub(crate) fn dispatch<K: Kernel>(isa: Isa, kernel: K) -> K::Output {
         // SAFETY: plain arrays need no instruction set.
         _ => unsafe { kernel.run::<Portable>() },
     }
+}
+
+/// [`dispatch`] for a kernel that uses pairs of bf16.
+///
+/// # Panics
+/// If the vectors are those of AVX-512 without bf16.
+pub(crate) fn dispatch_bf16<K: Kernel>(isa: Isa, kernel: K) -> K::Output {
+    #[cfg(target_arch = "x86_64")]
+    if isa.level() == Level::Avx512 {
+        assert!(isa.has_bf16(), "a kernel of another processor");
+        // SAFETY: the token proves that the CPU has AVX-512, and it was asked for bf16.
+        return unsafe { x86::run_avx512_bf16(kernel) };
+    }
+    dispatch(isa, kernel)
 }
 
 /// Four lanes as an array: one SSE2 or NEON register, in practice.
@@ -190,6 +257,7 @@ mod x86 {
 
     use super::{Kernel, Vector};
     use std::arch::x86_64::*;
+    use std::mem::transmute;
 
     /// # Safety
     /// The CPU has AVX2 and FMA.
@@ -203,6 +271,14 @@ mod x86 {
     /// The CPU has AVX-512 F, BW, DQ and VL, and AVX2 and FMA.
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
     pub(super) unsafe fn run_avx512<K: Kernel>(kernel: K) -> K::Output {
+        // SAFETY: the caller's promise.
+        unsafe { kernel.run::<__m512>() }
+    }
+
+    /// # Safety
+    /// The CPU has AVX-512 F, BW, DQ, VL and BF16, and AVX2 and FMA.
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")]
+    pub(super) unsafe fn run_avx512_bf16<K: Kernel>(kernel: K) -> K::Output {
         // SAFETY: the caller's promise.
         unsafe { kernel.run::<__m512>() }
     }
@@ -404,6 +480,35 @@ mod x86 {
             // SAFETY: see above.
             unsafe { _mm512_mask_blend_ps(_mm512_cmp_ps_mask::<_CMP_LT_OQ>(self, bound), no, yes) }
         }
+
+        #[inline(always)]
+        unsafe fn dot_pairs(self, b: Self, c: Self) -> Self {
+            // SAFETY: see above; registers of the same size, whose bits stay what they are.
+            unsafe { _mm512_dpbf16_ps(c, transmute::<__m512, __m512bh>(self), transmute::<__m512, __m512bh>(b)) }
+        }
+
+        #[inline(always)]
+        unsafe fn pairs(low: Self, high: Self) -> Self {
+            // SAFETY: as above.
+            unsafe {
+                let halves = transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(high, low));
+                // Word 2i is number i of the lower half, word 2i + 1 that of the upper.
+                let order = _mm512_add_epi32(
+                    _mm512_set1_epi32(0x0010_0000),
+                    _mm512_mullo_epi32(
+                        _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15),
+                        _mm512_set1_epi32(0x0001_0001),
+                    ),
+                );
+                _mm512_castsi512_ps(_mm512_permutexvar_epi16(order, halves))
+            }
+        }
+
+        #[inline(always)]
+        unsafe fn store_halves(self, p: *mut f32) {
+            // SAFETY: as above; the caller promises half a vector at `p`.
+            unsafe { _mm256_storeu_si256(p.cast(), transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(self))) }
+        }
     }
 }
 
@@ -419,6 +524,54 @@ mod tests {
         unsafe fn run<V: Vector>(self) -> usize {
             V::LANES
         }
+    }
+
+    /// Numbers of all kinds and their products as bf16, joined and stored in both ways.
+    struct Bf16;
+
+    impl Kernel for Bf16 {
+        type Output = Vec<f32>;
+        unsafe fn run<V: Vector>(self) -> Vec<f32> {
+            let x =
+                [1.0, -2.5, 1.003_906_2, 1.011_718_8, 1e38, 1e-20, 0.1, -0.3, 7.0, 1e9, 0.0, -0.0, 5.5, 2.0, 0.7, 0.9];
+            let mut out = Vec::new();
+            for at in (0..16).step_by(V::LANES) {
+                let mut lanes = [0.0; 40];
+                // SAFETY: the test asks for levels of this machine only; all arrays hold a vector.
+                unsafe {
+                    let (low, high) = (V::load(x[at..].as_ptr()), V::load(x[at..].as_ptr()).mul(V::splat(0.3)));
+                    let pairs = V::pairs(low, high);
+                    pairs.store(lanes.as_mut_ptr());
+                    pairs
+                        .dot_pairs(V::pairs(V::splat(1.25), V::splat(-2.0)), low)
+                        .store(lanes[V::LANES..].as_mut_ptr());
+                    low.store_halves(lanes[2 * V::LANES..].as_mut_ptr());
+                }
+                out.push(lanes[..2 * V::LANES + V::LANES / 2].to_vec());
+            }
+            // Per kind of result, so that the number of lanes does not show.
+            let lanes = V::LANES;
+            let part = |from: usize, len: usize| out.iter().flat_map(move |o: &Vec<f32>| o[from..from + len].to_vec());
+            part(0, lanes).chain(part(lanes, lanes)).chain(part(2 * lanes, lanes / 2)).collect()
+        }
+    }
+
+    #[test]
+    fn pairs_of_bf16_are_the_same_everywhere() {
+        // SAFETY: plain arrays need no instruction set.
+        let slow = unsafe { Bf16.run::<super::Portable>() };
+        for isa in Isa::available().filter(|isa| isa.lanes() < 16 || isa.has_bf16()) {
+            let fast = super::dispatch_bf16(isa, Bf16);
+            assert_eq!(fast.len(), 40);
+            // Elements are bits; sums may be rounded in another order.
+            let same = |i: usize| fast[i].to_bits() == slow[i].to_bits();
+            assert!((0..16).chain(32..40).all(same), "{isa:?} {fast:?} {slow:?}");
+            let near = |i: usize| (fast[i] - slow[i]).abs() <= 1e-6 * slow[i].abs();
+            assert!((16..32).all(near), "{isa:?} {fast:?} {slow:?}");
+        }
+        assert_eq!(super::to_bf16(1.0 + 1.0 / 256.0), 0x3f80, "ties go to even");
+        assert_eq!(super::to_bf16(1.0 + 3.0 / 256.0), 0x3f82);
+        assert!(f32::from_bits(super::to_bf16(f32::NAN) << 16).is_nan());
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! The fused operators on the CPU, forward: our kernels on burn-flex tensors.
 
 use bitsmith_kernels::activation::Activation;
-use bitsmith_kernels::conv::ConvShape;
+use bitsmith_kernels::conv::{ConvShape, Precision};
 use bitsmith_kernels::integer::rows;
 use bitsmith_kernels::pool::PoolShape;
 use bitsmith_kernels::threads::for_each_part;
@@ -19,7 +19,13 @@ use crate::profile;
 impl TrainOps for Fused<Flex> {
     type B = Flex;
 
-    fn conv(x: FlexTensor, w: FlexTensor, bias: Option<FlexTensor>, shape: &ConvShape) -> FlexTensor {
+    fn conv(
+        x: FlexTensor,
+        w: FlexTensor,
+        bias: Option<FlexTensor>,
+        shape: &ConvShape,
+        _gradients: Precision,
+    ) -> FlexTensor {
         let x = dense(x);
         let y = convolve(conv::forward, &x, &dense(w), bias.map(dense).as_ref(), shape);
         recycle(x);
@@ -108,6 +114,7 @@ impl TrainOps for Fused<Flex> {
         bias: Option<FlexTensor>,
         transposed: bool,
         integers: Option<Integers<'_>>,
+        _gradients: Precision,
     ) -> FlexTensor {
         let x = dense(x);
         let y = multiply(&x, &dense(w), bias.map(dense).as_ref(), transposed, integers);

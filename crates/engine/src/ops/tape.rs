@@ -8,11 +8,11 @@ use std::cell::RefCell;
 use std::collections::HashSet;
 
 use bitsmith_kernels::activation::{Activation, Saved};
-use bitsmith_kernels::conv::ConvShape;
+use bitsmith_kernels::conv::{ConvShape, Precision};
 use bitsmith_kernels::norm;
 use bitsmith_kernels::pool::PoolShape;
 use bitsmith_kernels::threads::for_each_part;
-use bitsmith_kernels::{activation, conv, gemm, pool};
+use bitsmith_kernels::{activation, conv, linear, pool};
 use burn_autodiff::Autodiff;
 use burn_autodiff::checkpoint::base::Checkpointer;
 use burn_autodiff::checkpoint::strategy::NoCheckpointing;
@@ -57,12 +57,16 @@ where
 impl TrainOps for Fused<Cpu> {
     type B = Cpu;
 
-    fn conv(x: Tracked, w: Tracked, bias: Option<Tracked>, shape: &ConvShape) -> Tracked {
+    fn conv(x: Tracked, w: Tracked, bias: Option<Tracked>, shape: &ConvShape, gradients: Precision) -> Tracked {
         let (x_data, w_data) = (dense(x.primitive().clone()), dense(w.primitive().clone()));
         let bias_data = bias.as_ref().map(|b| dense(b.primitive().clone()));
         let y = flex::convolve(conv::forward_training, &x_data, &w_data, bias_data.as_ref(), shape);
-        let state =
-            ConvState { shape: *shape, x: w.is_tracked().then_some(x_data), w: x.is_tracked().then_some(w_data) };
+        let state = ConvState {
+            shape: *shape,
+            gradients,
+            x: w.is_tracked().then_some(x_data),
+            w: x.is_tracked().then_some(w_data),
+        };
         record(Conv, [x, w, bias.unwrap_or_else(absent)], y, || state)
     }
 
@@ -159,11 +163,12 @@ impl TrainOps for Fused<Cpu> {
         bias: Option<Tracked>,
         transposed: bool,
         integers: Option<Integers<'_>>,
+        gradients: Precision,
     ) -> Tracked {
         let (x_data, w_data) = (dense(x.primitive().clone()), dense(w.primitive().clone()));
         let bias_data = bias.as_ref().map(|b| dense(b.primitive().clone()));
         let y = flex::multiply(&x_data, &w_data, bias_data.as_ref(), transposed, integers);
-        record(Linear, [x, w, bias.unwrap_or_else(absent)], y, || (x_data, w_data, transposed))
+        record(Linear, [x, w, bias.unwrap_or_else(absent)], y, || (x_data, w_data, transposed, gradients))
     }
 
     fn matmul(a: Tracked, b: Tracked) -> Tracked {
@@ -269,6 +274,7 @@ struct Conv;
 #[derive(Debug, Clone)]
 struct ConvState {
     shape: ConvShape,
+    gradients: Precision,
     /// Kept if the weight wants a gradient.
     x: Option<FlexTensor>,
     /// Kept if the input does.
@@ -280,7 +286,7 @@ impl Backward<Flex, 3> for Conv {
 
     fn backward(self, ops: Ops<ConvState, 3>, grads: &mut Gradients, _: &mut Checkpointer) {
         let dy = dense(grads.consume::<Flex>(&ops.node));
-        let ConvState { shape, x, w } = ops.state;
+        let ConvState { shape, gradients, x, w } = ops.state;
         let [x_node, w_node, bias_node] = ops.parents;
         if let Some(node) = bias_node {
             let mut db = vec![0.0; shape.c_out];
@@ -290,7 +296,7 @@ impl Backward<Flex, 3> for Conv {
         if let (Some(node), Some(x)) = (w_node, x) {
             let _time = profile::span("conv weight gradient");
             let mut dw = take(shape.weight_len());
-            conv::backward_weight(&shape, floats(&x), floats(&dy), &mut dw);
+            conv::backward_weight(&shape, gradients, floats(&x), floats(&dy), &mut dw);
             let dims = [shape.c_out, shape.c_in / shape.groups, shape.kernel[0], shape.kernel[1]];
             grads.register::<Flex>(node.id, tensor(dw, Shape::new(dims)));
             recycle(x);
@@ -298,7 +304,7 @@ impl Backward<Flex, 3> for Conv {
         if let (Some(node), Some(w)) = (x_node, w) {
             let _time = profile::span("conv input gradient");
             let mut dx = take(shape.input_len());
-            conv::backward_input(&shape, floats(&dy), floats(&w), &mut dx);
+            conv::backward_input(&shape, gradients, floats(&dy), floats(&w), &mut dx);
             register!(grads, node, tensor(dx, Shape::new([shape.batch, shape.in_h, shape.in_w, shape.c_in])));
         }
         recycle(dy);
@@ -570,16 +576,15 @@ impl Backward<Flex, 1> for Subsample {
 struct Linear;
 
 impl Backward<Flex, 3> for Linear {
-    type State = (FlexTensor, FlexTensor, bool);
+    type State = (FlexTensor, FlexTensor, bool, Precision);
 
     fn backward(self, ops: Ops<Self::State, 3>, grads: &mut Gradients, _: &mut Checkpointer) {
         let _time = profile::span("linear backward");
         let dy = dense(grads.consume::<Flex>(&ops.node));
-        let (x, w, transposed) = ops.state;
+        let (x, w, transposed, gradients) = ops.state;
         let [x_node, w_node, bias_node] = ops.parents;
         let [m, n] = dy.shape().dims();
         let [_, k] = x.shape().dims();
-        use gemm::Order::{Plain, Transposed};
         if let Some(node) = bias_node {
             let mut db = vec![0.0; n];
             norm::channel_sums(floats(&dy), &mut db);
@@ -587,20 +592,13 @@ impl Backward<Flex, 3> for Linear {
         }
         if let Some(node) = w_node {
             let mut dw = take(k * n);
-            let (dy, x) = (floats(&dy), floats(&x));
-            let shape = if transposed {
-                gemm::matmul([n, m, k], dy, Transposed, x, Plain, &mut dw);
-                Shape::new([n, k])
-            } else {
-                gemm::matmul([k, m, n], x, Transposed, dy, Plain, &mut dw);
-                Shape::new([k, n])
-            };
+            linear::backward_weight([m, k, n], gradients, floats(&x), floats(&dy), transposed, &mut dw);
+            let shape = Shape::new(if transposed { [n, k] } else { [k, n] });
             grads.register::<Flex>(node.id, tensor(dw, shape));
         }
         if let Some(node) = x_node {
             let mut dx = take(m * k);
-            let order = if transposed { Plain } else { Transposed };
-            gemm::matmul([m, n, k], floats(&dy), Plain, floats(&w), order, &mut dx);
+            linear::backward_input([m, k, n], gradients, floats(&dy), floats(&w), transposed, &mut dx);
             grads.register::<Flex>(node.id, tensor(dx, Shape::new([m, k])));
         }
         recycle(x);

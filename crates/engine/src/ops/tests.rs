@@ -2,7 +2,7 @@
 //! feature, on a machine with that GPU, composed there equals composed here.
 
 use bitsmith_kernels::activation::Activation;
-use bitsmith_kernels::conv::ConvShape;
+use bitsmith_kernels::conv::{ConvShape, Precision};
 use bitsmith_kernels::fakequant::Inside;
 use bitsmith_kernels::pool::{Padding, PoolShape, Rounding};
 use burn_autodiff::Autodiff;
@@ -16,6 +16,8 @@ use rand_chacha::ChaCha8Rng;
 use super::{Composed, FakeQuant, Fused, Norm, Pair, Shortcut, Statistics, TrainOps};
 #[cfg(any(feature = "cuda", feature = "wgpu"))]
 use crate::device::gpu::Cube;
+
+const F32: Precision = Precision::Full;
 
 type Cpu = Autodiff<Flex>;
 type T = FloatTensor<Cpu>;
@@ -189,16 +191,20 @@ fn convolution() {
     };
     let plain = shape(4, 5, 1, [1, 1], [1; 4], [1, 1]);
     check(
-        &case!("plain", [&[2, 7, 6, 4], &[5, 4, 3, 3], &[5]], true, (-1.0, 1.0), O, [x, w, b] => O::conv(x, w, Some(b), &plain)),
+        &case!("plain", [&[2, 7, 6, 4], &[5, 4, 3, 3], &[5]], true, (-1.0, 1.0), O, [x, w, b] => O::conv(x, w, Some(b), &plain, F32)),
     );
     let odd = shape(4, 6, 2, [2, 1], [0, 1, 2, 1], [1, 2]);
-    check(&case!("groups", [&[2, 7, 6, 4], &[6, 2, 3, 3]], true, (-1.0, 1.0), O, [x, w] => O::conv(x, w, None, &odd)));
+    check(
+        &case!("groups", [&[2, 7, 6, 4], &[6, 2, 3, 3]], true, (-1.0, 1.0), O, [x, w] => O::conv(x, w, None, &odd, F32)),
+    );
     let depthwise = shape(8, 8, 8, [2, 2], [1; 4], [1, 1]);
     check(
-        &case!("depthwise", [&[2, 7, 6, 8], &[8, 1, 3, 3]], true, (-1.0, 1.0), O, [x, w] => O::conv(x, w, None, &depthwise)),
+        &case!("depthwise", [&[2, 7, 6, 8], &[8, 1, 3, 3]], true, (-1.0, 1.0), O, [x, w] => O::conv(x, w, None, &depthwise, F32)),
     );
     let line = ConvShape { in_h: 1, kernel: [1, 3], pads: [0, 1, 0, 1], ..plain };
-    check(&case!("one axis", [&[2, 1, 6, 4], &[5, 4, 3]], true, (-1.0, 1.0), O, [x, w] => O::conv(x, w, None, &line)));
+    check(
+        &case!("one axis", [&[2, 1, 6, 4], &[5, 4, 3]], true, (-1.0, 1.0), O, [x, w] => O::conv(x, w, None, &line, F32)),
+    );
 }
 
 const ACTIVATIONS: [Activation; 10] = [
@@ -347,9 +353,11 @@ fn pooling() {
 #[test]
 fn linear_layers_and_layouts() {
     check(
-        &case!("[n, k]", [&[5, 7], &[3, 7], &[3]], true, (-1.0, 1.0), O, [x, w, b] => O::linear(x, w, Some(b), true, None)),
+        &case!("[n, k]", [&[5, 7], &[3, 7], &[3]], true, (-1.0, 1.0), O, [x, w, b] => O::linear(x, w, Some(b), true, None, F32)),
     );
-    check(&case!("[k, n]", [&[5, 7], &[7, 3]], true, (-1.0, 1.0), O, [x, w] => O::linear(x, w, None, false, None)));
+    check(
+        &case!("[k, n]", [&[5, 7], &[7, 3]], true, (-1.0, 1.0), O, [x, w] => O::linear(x, w, None, false, None, F32)),
+    );
     check(&case!("last", [&[2, 3, 4, 5]], true, (0.0, 1.0), O, [x] => O::to_channels_last(x)));
     check(&case!("first", [&[2, 3, 4, 5]], true, (0.0, 1.0), O, [x] => O::to_channels_first(x)));
     check(&case!("one pixel", [&[2, 1, 1, 5]], true, (0.0, 1.0), O, [x] => O::to_channels_first(x)));

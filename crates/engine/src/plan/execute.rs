@@ -157,7 +157,7 @@ fn perform<O: TrainOps>(
         Kind::Conv(op) => {
             let w = next()?;
             let shape = conv_shape(op, x_shape, &w.shape())?;
-            O::conv(x, w, inputs.next(), &shape)
+            O::conv(x, w, inputs.next(), &shape, run.params.gradients)
         }
         Kind::Norm(norm) => {
             let (gamma, beta) = (next()?, next()?);
@@ -193,7 +193,8 @@ fn perform<O: TrainOps>(
                 _ => None,
             };
             let integers = grid.zip(steps).map(|(grid, steps)| Integers { grid, steps });
-            let y = O::linear(reshape::<O>(x, &[rows, features]), w, inputs.next(), *transposed, integers);
+            let x = reshape::<O>(x, &[rows, features]);
+            let y = O::linear(x, w, inputs.next(), *transposed, integers, run.params.gradients);
             reshape::<O>(y, y_shape)
         }
         Kind::ToLast => O::to_channels_last(spatial::<O>(x)),

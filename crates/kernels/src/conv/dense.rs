@@ -8,14 +8,19 @@
 //!         Q loads of weights, P broadcasts of source, P x Q multiply-adds
 //! ```
 //!
+//! Elements of the source are f32, or pairs of neighbouring channels as bf16 (`product`), and so are packed weights; then rows are
+//! always copied, and k counts pairs.
+//!
 //! Packed weights: `[pass][group][block][k][Q * lanes]`, channels past the last padded with zeros.
 
 use super::ConvShape;
 use super::plan::{Pass, Plan};
+use super::product::{Along, Product};
 use crate::buffer::{Purpose, with_scratch};
 use crate::isa::Isa;
-use crate::simd::{Kernel, Vector, dispatch};
+use crate::simd::{Kernel, Vector};
 use crate::threads;
+use std::marker::PhantomData;
 use std::ops::Range;
 
 /// Which side of the weight is summed over.
@@ -48,12 +53,9 @@ pub(super) struct Dense<'a> {
 }
 
 impl Dense<'_> {
-    /// Writes all of `out`.
-    pub fn run(&self, source: &[f32], out: &mut [f32]) {
-        let plan = match self.direction {
-            Direction::Forward => Plan::forward(self.shape),
-            Direction::InputGradient => Plan::input_gradient(self.shape),
-        };
+    /// Writes all of `out`; for pairs there must be one group, and an even number of channels in the source.
+    pub fn run<P: Product>(&self, source: &[f32], out: &mut [f32]) {
+        let plan = Plan::of(self.shape, self.direction, P::NUMBERS);
         if !plan.complete {
             // Only a gradient can have outputs that no tap reaches, and it has no bias.
             out.fill(0.0);
@@ -64,12 +66,13 @@ impl Dense<'_> {
         let parts = if self.shape.macs() < WORTH_A_THREAD { 1 } else { rayon::current_num_threads() };
         let cuts: Vec<_> = threads::ranges(plan.units(), parts).collect();
         with_scratch(Purpose::Weights, packed_len, |packed| {
-            pack(&plan, self.shape, self.direction, lanes, self.w, packed);
+            pack::<P>(&plan, self.shape, self.direction, lanes, self.w, packed);
             let (plan, packed, bias) = (&plan, &*packed, self.bias);
             let offset = |unit| plan.out_offset(unit);
             threads::for_each_cut(out, &cuts, offset, |units, out| {
                 with_scratch(Purpose::Source, plan.scratch_len(), |scratch| {
-                    dispatch(self.isa, Strips { plan, packed, bias, source, units, out, scratch });
+                    let product = PhantomData;
+                    P::dispatch(self.isa, Strips::<P> { plan, packed, bias, source, units, out, scratch, product });
                 });
             });
         });
@@ -77,7 +80,7 @@ impl Dense<'_> {
 }
 
 /// Fills `packed` in the layout of the file header.
-fn pack(plan: &Plan, shape: &ConvShape, direction: Direction, lanes: usize, w: &[f32], packed: &mut [f32]) {
+fn pack<P: Product>(plan: &Plan, shape: &ConvShape, direction: Direction, lanes: usize, w: &[f32], packed: &mut [f32]) {
     let taps = shape.kernel[0] * shape.kernel[1];
     let (in_group, out_group) = (shape.c_in / shape.groups, shape.c_out / shape.groups);
     // Elements of `w` from one summed channel to the next, from one produced channel to the next, from group to group.
@@ -85,6 +88,7 @@ fn pack(plan: &Plan, shape: &ConvShape, direction: Direction, lanes: usize, w: &
         Direction::Forward => (in_group, taps, out_group, in_group * taps),
         Direction::InputGradient => (out_group, in_group * taps, in_group, taps),
     };
+    let elements = summed / P::NUMBERS;
     let mut rest = packed;
     for pass in &plan.passes {
         for group in 0..plan.groups {
@@ -92,13 +96,16 @@ fn pack(plan: &Plan, shape: &ConvShape, direction: Direction, lanes: usize, w: &
             for first in (0..produced).step_by(BLOCK * lanes) {
                 let width = (produced - first).next_multiple_of(lanes).min(BLOCK * lanes);
                 let valid = (produced - first).min(width);
-                let (block, tail) = rest.split_at_mut(pass.taps.len() * summed * width);
+                let (block, tail) = rest.split_at_mut(pass.taps.len() * elements * width);
                 rest = tail;
-                for (tap, rows) in pass.taps.iter().zip(block.chunks_exact_mut(summed * width)) {
+                for (tap, rows) in pass.taps.iter().zip(block.chunks_exact_mut(elements * width)) {
                     let w = &w[first * out_stride + tap[0] * shape.kernel[1] + tap[1]..];
                     for (channel, row) in rows.chunks_exact_mut(width).enumerate() {
-                        let column = w[channel * sum_stride..].iter().step_by(out_stride);
-                        row[..valid].iter_mut().zip(column).for_each(|(to, &from)| *to = from);
+                        let first = &w[channel * P::NUMBERS * sum_stride..];
+                        let second = if P::NUMBERS == 2 { &first[sum_stride..] } else { first };
+                        for (lane, to) in row[..valid].iter_mut().enumerate() {
+                            *to = P::element([first[lane * out_stride], second[lane * out_stride]]);
+                        }
                         row[valid..].fill(0.0);
                     }
                 }
@@ -108,7 +115,7 @@ fn pack(plan: &Plan, shape: &ConvShape, direction: Direction, lanes: usize, w: &
 }
 
 /// The strips `units`, whose outputs are `out`.
-struct Strips<'a> {
+struct Strips<'a, P> {
     plan: &'a Plan,
     packed: &'a [f32],
     bias: Option<&'a [f32]>,
@@ -116,9 +123,10 @@ struct Strips<'a> {
     units: Range<usize>,
     out: &'a mut [f32],
     scratch: &'a mut [f32],
+    product: PhantomData<P>,
 }
 
-impl Kernel for Strips<'_> {
+impl<P: Product> Kernel for Strips<'_, P> {
     type Output = ();
 
     #[inline(always)]
@@ -127,7 +135,14 @@ impl Kernel for Strips<'_> {
         let start = plan.out_offset(self.units.start);
         for unit in self.units {
             let (image, rows) = plan.unit(unit);
-            let source = plan.source_rows(self.source, image, &rows, self.scratch);
+            let source = if P::NUMBERS == 1 {
+                plan.source_rows(self.source, image, &rows, self.scratch)
+            } else {
+                let len = plan.image_len() * P::NUMBERS;
+                let lines = Along::<P, V>::new(&self.source[image * len..(image + 1) * len]);
+                // SAFETY: the caller promises the instruction set.
+                unsafe { plan.padded_rows(&lines, &rows, self.scratch) }
+            };
             let out = &mut self.out[plan.out_offset(unit) - start..plan.out_offset(unit + 1) - start];
             let mut packed = self.packed;
             for pass in &plan.passes {
@@ -136,7 +151,7 @@ impl Kernel for Strips<'_> {
                 packed = rest;
                 if !pass.runs.is_empty() {
                     // SAFETY: the caller promises the instruction set.
-                    unsafe { pass_of_strip::<V>(plan, pass, &rows, weights, self.bias, source, out) };
+                    unsafe { pass_of_strip::<P, V>(plan, pass, &rows, weights, self.bias, source, out) };
                 }
             }
         }
@@ -148,7 +163,7 @@ impl Kernel for Strips<'_> {
 /// # Safety
 /// The CPU has the instruction set of `V`.
 #[inline(always)]
-unsafe fn pass_of_strip<V: Vector>(
+unsafe fn pass_of_strip<P: Product, V: Vector>(
     plan: &Plan,
     pass: &Pass,
     rows: &Range<usize>,
@@ -197,9 +212,9 @@ unsafe fn pass_of_strip<V: Vector>(
                     // SAFETY: the assertions above, the packed layout, and the caller's promise of the instruction set.
                     unsafe {
                         if vectors == 2 {
-                            row_of_tiles::<V, 2>(&tile, pass.w.count, from.as_ptr(), to.as_mut_ptr());
+                            row_of_tiles::<P, V, 2>(&tile, pass.w.count, from.as_ptr(), to.as_mut_ptr());
                         } else {
-                            row_of_tiles::<V, 1>(&tile, pass.w.count, from.as_ptr(), to.as_mut_ptr());
+                            row_of_tiles::<P, V, 1>(&tile, pass.w.count, from.as_ptr(), to.as_mut_ptr());
                         }
                     }
                 }
@@ -238,7 +253,12 @@ pub(super) struct Tile<'a> {
 /// # Safety
 /// As [`tile`], for all `count` pixels.
 #[inline(always)]
-pub(super) unsafe fn row_of_tiles<V: Vector, const Q: usize>(t: &Tile, count: usize, from: *const f32, to: *mut f32) {
+pub(super) unsafe fn row_of_tiles<P: Product, V: Vector, const Q: usize>(
+    t: &Tile,
+    count: usize,
+    from: *const f32,
+    to: *mut f32,
+) {
     let mut done = 0;
     // Tiles of nearly equal width: 14 pixels are 7 + 7, not 8 + 6.
     let widest = if V::REGISTERS == 32 {
@@ -255,16 +275,16 @@ pub(super) unsafe fn row_of_tiles<V: Vector, const Q: usize>(t: &Tile, count: us
         unsafe {
             let (from, to) = (from.add(done * t.source_step), to.add(done * t.out_step));
             done += match width {
-                16 if V::REGISTERS == 32 && Q == 1 => tile::<V, 16, Q>(t, from, to),
-                12.. if V::REGISTERS == 32 && Q == 1 => tile::<V, 12, Q>(t, from, to),
-                8.. if V::REGISTERS == 32 || Q == 1 => tile::<V, 8, Q>(t, from, to),
-                7 if V::REGISTERS == 32 || Q == 1 => tile::<V, 7, Q>(t, from, to),
-                6.. => tile::<V, 6, Q>(t, from, to),
-                5 => tile::<V, 5, Q>(t, from, to),
-                4 => tile::<V, 4, Q>(t, from, to),
-                3 => tile::<V, 3, Q>(t, from, to),
-                2 => tile::<V, 2, Q>(t, from, to),
-                _ => tile::<V, 1, Q>(t, from, to),
+                16 if V::REGISTERS == 32 && Q == 1 => tile::<P, V, 16, Q>(t, from, to),
+                12.. if V::REGISTERS == 32 && Q == 1 => tile::<P, V, 12, Q>(t, from, to),
+                8.. if V::REGISTERS == 32 || Q == 1 => tile::<P, V, 8, Q>(t, from, to),
+                7 if V::REGISTERS == 32 || Q == 1 => tile::<P, V, 7, Q>(t, from, to),
+                6.. => tile::<P, V, 6, Q>(t, from, to),
+                5 => tile::<P, V, 5, Q>(t, from, to),
+                4 => tile::<P, V, 4, Q>(t, from, to),
+                3 => tile::<P, V, 3, Q>(t, from, to),
+                2 => tile::<P, V, 2, Q>(t, from, to),
+                _ => tile::<P, V, 1, Q>(t, from, to),
             };
         }
     }
@@ -276,7 +296,11 @@ pub(super) unsafe fn row_of_tiles<V: Vector, const Q: usize>(t: &Tile, count: us
 /// The CPU has the instruction set of `V`; for each of the `P` pixels, every run's elements of `from` are readable, `Q`
 /// vectors less the missing lanes of the last are writable at `to`, and `t.weights` holds the packed runs.
 #[inline(always)]
-unsafe fn tile<V: Vector, const P: usize, const Q: usize>(t: &Tile, from: *const f32, to: *mut f32) -> usize {
+unsafe fn tile<K: Product, V: Vector, const P: usize, const Q: usize>(
+    t: &Tile,
+    from: *const f32,
+    to: *mut f32,
+) -> usize {
     // SAFETY: the function's contract.
     unsafe {
         let mut sums = [[V::zero(); Q]; P];
@@ -307,7 +331,7 @@ unsafe fn tile<V: Vector, const P: usize, const Q: usize>(t: &Tile, from: *const
                 for (p, sums) in sums.iter_mut().enumerate() {
                     let x = V::splat(*from.add(p * t.source_step + k));
                     for (sum, w) in sums.iter_mut().zip(w) {
-                        *sum = x.mul_add(w, *sum);
+                        *sum = K::add(x, w, *sum);
                     }
                 }
             }

@@ -27,10 +27,7 @@ pub(super) fn run(
     bias: Option<&[f32]>,
     out: &mut [f32],
 ) {
-    let plan = match direction {
-        Direction::Forward => Plan::forward(shape),
-        Direction::InputGradient => Plan::input_gradient(shape),
-    };
+    let plan = Plan::of(shape, direction, 1);
     if !plan.complete {
         out.fill(0.0);
     }

@@ -12,6 +12,9 @@
 //! no tap ever leaves the source.
 
 use super::ConvShape;
+use super::dense::Direction;
+use super::product::{Along, Lines, Singles};
+use crate::simd::Portable;
 use std::ops::Range;
 
 /// One tap along one axis: the kernel index and where it reads.
@@ -51,7 +54,7 @@ pub(super) struct Pass {
 pub(super) struct Plan {
     pub batch: usize,
     pub groups: usize,
-    /// Source height, width, channels.
+    /// Source height, width, channels; these in elements of so many numbers as the plan was made for.
     pub source: [usize; 3],
     /// Output height, width, channels.
     pub out: [usize; 3],
@@ -89,6 +92,21 @@ impl Plan {
         let source = [s.in_h, s.in_w, s.c_in];
         let out = [out_h, out_w, s.c_out];
         Plan::new(s, source, out, vec![axis(0, out_h)], vec![axis(1, out_w)])
+    }
+
+    /// The plan of either direction, with `numbers` channels of the source in each element.
+    pub fn of(s: &ConvShape, direction: Direction, numbers: usize) -> Plan {
+        let plan = match direction {
+            Direction::Forward => Plan::forward(&ConvShape { c_in: s.c_in / numbers, ..*s }),
+            Direction::InputGradient => Plan::input_gradient(&ConvShape { c_out: s.c_out / numbers, ..*s }),
+        };
+        if numbers > 1 { plan.copying() } else { plan }
+    }
+
+    /// Copies source rows even where no tap ever leaves the source: into elements.
+    pub fn copying(mut self) -> Plan {
+        self.direct = false;
+        self
     }
 
     /// The plan of `dx` from `dy`.
@@ -253,13 +271,33 @@ impl Plan {
         rows: &Range<usize>,
         scratch: &'a mut [f32],
     ) -> &'a [f32] {
-        let [source_h, source_w, channels] = self.source;
-        let image_len = source_h * source_w * channels;
-        let source = &source[image * image_len..(image + 1) * image_len];
-        let first = (rows.start * self.step()) as isize + self.first_row;
+        let source = &source[image * self.image_len()..(image + 1) * self.image_len()];
         if self.direct {
-            return &source[first as usize * source_w * channels..];
+            let first = (rows.start * self.step()) as isize + self.first_row;
+            return &source[first as usize * self.source[1] * self.source[2]..];
         }
+        // SAFETY: plain copies, which need no instruction set.
+        unsafe { self.padded_rows(&Along::<Singles, Portable>::new(source), rows, scratch) }
+    }
+
+    /// Elements of the source of one image.
+    pub fn image_len(&self) -> usize {
+        self.source.iter().product()
+    }
+
+    /// [`Plan::source_rows`] of an image whose lines are given, copied whatever the taps.
+    ///
+    /// # Safety
+    /// As [`Lines::line`].
+    #[inline(always)]
+    pub unsafe fn padded_rows<'a>(
+        &self,
+        source: &impl Lines,
+        rows: &Range<usize>,
+        scratch: &'a mut [f32],
+    ) -> &'a [f32] {
+        let [source_h, source_w, channels] = self.source;
+        let first = (rows.start * self.step()) as isize + self.first_row;
         let count = self.scratch_rows(rows.len());
         let line = source_w * channels;
         for (r, to) in scratch[..count * self.row_len()].chunks_exact_mut(self.row_len()).enumerate() {
@@ -271,7 +309,8 @@ impl Plan {
             let (before, rest) = to.split_at_mut(self.left * channels);
             let (middle, after) = rest.split_at_mut(line);
             before.fill(0.0);
-            middle.copy_from_slice(&source[row as usize * line..][..line]);
+            // SAFETY: the function's contract.
+            unsafe { source.line(row as usize, middle) };
             after.fill(0.0);
         }
         &scratch[..count * self.row_len()]

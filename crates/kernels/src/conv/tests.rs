@@ -1,7 +1,8 @@
 //! The fast convolutions against the reference, on every instruction set of this machine.
 
+use super::product::{Pairs, Product, Singles};
 use super::winograd::{self, Size};
-use super::{ConvShape, Direction, correlate_directly, weight_gradient_directly};
+use super::{ConvShape, Direction, Precision, correlate_directly, weight_gradient_directly};
 use crate::isa::Isa;
 use crate::reference::conv as naive;
 use crate::testing::{UNIT, assert_within, bitwise, on_every_level, values};
@@ -22,56 +23,87 @@ fn check(shape: &ConvShape) {
     let (ax, aw, ady, abias) = (magnitudes(&x), magnitudes(&w), magnitudes(&dy), magnitudes(&bias));
     let has_bias = shape.in_w % 2 == 1;
     let (bias, abias) = (has_bias.then_some(&bias[..]), has_bias.then_some(&abias[..]));
-    let window = shape.kernel[0] * shape.kernel[1];
-    let pixels = shape.batch * shape.out_h() * shape.out_w();
-
-    let (mut y, mut y_bound) = (dy.clone(), dy.clone());
-    naive::forward(shape, &x, &w, bias, &mut y);
-    naive::forward(shape, &ax, &aw, abias, &mut y_bound);
-    let (mut dx, mut dx_bound) = (x.clone(), x.clone());
-    naive::backward_input(shape, &dy, &w, &mut dx);
-    naive::backward_input(shape, &ady, &aw, &mut dx_bound);
-    let (mut dw, mut dw_bound) = (w.clone(), w.clone());
-    naive::backward_weight(shape, &x, &dy, &mut dw);
-    naive::backward_weight(shape, &ax, &ady, &mut dw_bound);
-
+    let slow = |values: [&[f32]; 3], bias: Option<&[f32]>| {
+        let [x, w, dy] = values;
+        let (mut y, mut dx, mut dw) = (dy.to_vec(), x.to_vec(), w.to_vec());
+        naive::forward(shape, x, w, bias, &mut y);
+        naive::backward_input(shape, dy, w, &mut dx);
+        naive::backward_weight(shape, x, dy, &mut dw);
+        [y, dx, dw]
+    };
+    let case = Case {
+        shape: *shape,
+        values: [&x, &w, &dy],
+        bias,
+        slow: slow([&x, &w, &dy], bias),
+        bounds: slow([&ax, &aw, &ady], abias),
+    };
     for isa in Isa::available() {
+        case.hold::<Singles>(isa, 0.0);
+        if isa.lanes() < 16 || isa.has_bf16() {
+            // Both operands are off by at most 2⁻⁸ of themselves.
+            case.hold::<Pairs>(isa, 2.0 / 256.0 + 1.0 / 65_536.0);
+        }
+    }
+}
+
+/// A shape with numbers, what the reference makes of them and of their magnitudes.
+struct Case<'a> {
+    shape: ConvShape,
+    /// Input, weight, gradient of the output.
+    values: [&'a [f32]; 3],
+    bias: Option<&'a [f32]>,
+    /// Output, gradients of input and weight.
+    slow: [Vec<f32>; 3],
+    bounds: [Vec<f32>; 3],
+}
+
+impl Case<'_> {
+    /// Compares everything; products are off by `rounding` of themselves besides.
+    fn hold<P: Product>(&self, isa: Isa, rounding: f64) {
+        let (shape, [x, w, dy], bias) = (&self.shape, self.values, self.bias);
+        let numbers = P::NUMBERS;
         let near = |what: &str, n: usize, fast: &[f32], slow: &[f32], bounds: &[f32]| {
-            let limit = |i: usize| (n + 2) as f64 * UNIT * f64::from(bounds[i]);
-            assert_within(format_args!("{what} {isa:?} {shape:?}"), fast, slow, limit);
+            let limit = |i: usize| ((n + 2) as f64 * UNIT + rounding) * f64::from(bounds[i]);
+            assert_within(format_args!("{what} {isa:?} {numbers} {shape:?}"), fast, slow, limit);
         };
+        let window = shape.kernel[0] * shape.kernel[1];
+        let pixels = shape.batch * shape.out_h() * shape.out_w();
+        let ([y, dx, dw], [y_bound, dx_bound, dw_bound]) = (&self.slow, &self.bounds);
         // NaN in the outputs beforehand: everything must be written, nothing read.
         let (mut fast_y, mut fast_dx) = (vec![f32::NAN; y.len()], vec![f32::NAN; dx.len()]);
         let mut fast_dw = vec![f32::NAN; dw.len()];
-        correlate_directly(isa, shape, Direction::Forward, &x, &w, bias, &mut fast_y);
-        near("forward", window * shape.c_in / shape.groups + 1, &fast_y, &y, &y_bound);
-        correlate_directly(isa, shape, Direction::InputGradient, &dy, &w, None, &mut fast_dx);
-        near("input gradient", window * shape.c_out / shape.groups, &fast_dx, &dx, &dx_bound);
-        weight_gradient_directly(isa, shape, &x, &dy, &mut fast_dw);
-        near("weight gradient", pixels, &fast_dw, &dw, &dw_bound);
-        if winograd::applies(shape) {
-            // The bounds of `winograd` with max|x| = max|w| = max|dy| = 1, and a bias of at most 1. They are worst cases that would
-            // hide a wrong tile; errors as they are lie within a few times those of direct sums.
-            let direct = [rms(&fast_y, &y), rms(&fast_dx, &dx), rms(&fast_dw, &dw)];
-            for (size, side, k, k_weight, roundings) in [(Size::Two, 2, 81, 64, 12), (Size::Four, 4, 3100, 9800, 24)] {
-                let near = |what: &str, (k, n): (usize, usize), fast: &[f32], slow: &[f32], direct: f64| {
-                    let limit = (k * n * (n + roundings)) as f64 * UNIT;
-                    let what = format!("winograd {size:?} {what} {isa:?} {shape:?}");
-                    assert_within(format_args!("{what}"), fast, slow, |_| limit);
-                    let usual = direct + UNIT * rms(&vec![0.0; slow.len()], slow);
-                    assert!(rms(fast, slow) <= 16.0 * usual, "{what}: {:e} where {usual:e} is usual", rms(fast, slow));
-                };
-                fast_y.fill(f32::NAN);
-                winograd::run(isa, size, (shape, Direction::Forward), &x, &w, bias, &mut fast_y);
-                near("forward", (k, shape.c_in), &fast_y, &y, direct[0]);
-                fast_dx.fill(f32::NAN);
-                winograd::run(isa, size, (shape, Direction::InputGradient), &dy, &w, None, &mut fast_dx);
-                near("input gradient", (k, shape.c_out), &fast_dx, &dx, direct[1]);
-                fast_dw.fill(f32::NAN);
-                winograd::weight_gradient(isa, size, shape, &x, &dy, &mut fast_dw);
-                let tiles = shape.batch * shape.out_h().div_ceil(side) * shape.out_w().div_ceil(side);
-                near("weight gradient", (k_weight, tiles), &fast_dw, &dw, direct[2]);
-            }
+        correlate_directly::<P>(isa, shape, Direction::Forward, x, w, bias, &mut fast_y);
+        near("forward", window * shape.c_in / shape.groups + 1, &fast_y, y, y_bound);
+        correlate_directly::<P>(isa, shape, Direction::InputGradient, dy, w, None, &mut fast_dx);
+        near("input gradient", window * shape.c_out / shape.groups, &fast_dx, dx, dx_bound);
+        weight_gradient_directly::<P>(isa, shape, x, dy, &mut fast_dw);
+        near("weight gradient", pixels, &fast_dw, dw, dw_bound);
+        if !winograd::applies(shape) {
+            return;
+        }
+        // The bounds of `winograd` with max|x| = max|w| = max|dy| = 1, and a bias of at most 1. They are worst cases that would
+        // hide a wrong tile; errors as they are lie within a few times those of direct sums.
+        let direct = [rms(&fast_y, y), rms(&fast_dx, dx), rms(&fast_dw, dw)];
+        for (size, side, k, k_weight, roundings) in [(Size::Two, 2, 81, 64, 12), (Size::Four, 4, 3100, 9800, 24)] {
+            let near = |what: &str, (k, n): (usize, usize), fast: &[f32], slow: &[f32], direct: f64| {
+                let limit = (k * n) as f64 * ((n + roundings) as f64 * UNIT + rounding);
+                let what = format!("winograd {size:?} {what} {isa:?} {numbers} {shape:?}");
+                assert_within(format_args!("{what}"), fast, slow, |_| limit);
+                let usual = direct + (UNIT + rounding / 8.0) * rms(&vec![0.0; slow.len()], slow);
+                let most = if P::NUMBERS == 1 { 16.0 } else { 48.0 };
+                assert!(rms(fast, slow) <= most * usual, "{what}: {:e} where {usual:e} is usual", rms(fast, slow));
+            };
+            fast_y.fill(f32::NAN);
+            winograd::run::<P>(isa, size, (shape, Direction::Forward), x, w, bias, &mut fast_y);
+            near("forward", (k, shape.c_in), &fast_y, y, direct[0]);
+            fast_dx.fill(f32::NAN);
+            winograd::run::<P>(isa, size, (shape, Direction::InputGradient), dy, w, None, &mut fast_dx);
+            near("input gradient", (k, shape.c_out), &fast_dx, dx, direct[1]);
+            fast_dw.fill(f32::NAN);
+            winograd::weight_gradient::<P>(isa, size, shape, x, dy, &mut fast_dw);
+            let tiles = shape.batch * shape.out_h().div_ceil(side) * shape.out_w().div_ceil(side);
+            near("weight gradient", (k_weight, tiles), &fast_dw, dw, direct[2]);
         }
     }
 }
@@ -167,22 +199,37 @@ fn public_functions_follow_the_level_in_use() {
             };
             let (of_y, of_x, of_w) = (dy.len(), x.len(), w.len());
             let (forward, input) = (Direction::Forward, Direction::InputGradient);
-            let by = |size| run(of_y, &|y| super::correlate(isa, &shape, forward, size, &x, &w, None, y));
+            let by = |size| run(of_y, &|y| super::correlate::<Singles>(isa, &shape, forward, size, &x, &w, None, y));
             let coarse = winograd::coarse(&shape);
             let pairs = [
                 (run(of_y, &|y| super::forward(&shape, &x, &w, None, y)), by(Size::Two)),
                 (run(of_y, &|y| super::forward_training(&shape, &x, &w, None, y)), by(coarse)),
                 (
                     run(of_y, &|y| super::forward_direct(&shape, &x, &w, None, y)),
-                    run(of_y, &|y| correlate_directly(isa, &shape, forward, &x, &w, None, y)),
+                    run(of_y, &|y| correlate_directly::<Singles>(isa, &shape, forward, &x, &w, None, y)),
                 ),
                 (
-                    run(of_x, &|dx| super::backward_input(&shape, &dy, &w, dx)),
-                    run(of_x, &|dx| super::correlate(isa, &shape, input, coarse, &dy, &w, None, dx)),
+                    run(of_x, &|dx| super::backward_input(&shape, Precision::Full, &dy, &w, dx)),
+                    run(of_x, &|dx| super::correlate::<Singles>(isa, &shape, input, coarse, &dy, &w, None, dx)),
                 ),
                 (
-                    run(of_w, &|dw| super::backward_weight(&shape, &x, &dy, dw)),
-                    run(of_w, &|dw| super::weight_gradient(isa, &shape, &x, &dy, dw)),
+                    run(of_w, &|dw| super::backward_weight(&shape, Precision::Full, &x, &dy, dw)),
+                    run(of_w, &|dw| super::weight_gradient::<Singles>(isa, &shape, &x, &dy, dw)),
+                ),
+                // Rounded where the hardware multiplies such pairs, and only there.
+                (
+                    run(of_x, &|dx| super::backward_input(&shape, Precision::Bf16, &dy, &w, dx)),
+                    run(of_x, &|dx| match isa.has_bf16() {
+                        true => super::correlate::<Pairs>(isa, &shape, input, coarse, &dy, &w, None, dx),
+                        false => super::correlate::<Singles>(isa, &shape, input, coarse, &dy, &w, None, dx),
+                    }),
+                ),
+                (
+                    run(of_w, &|dw| super::backward_weight(&shape, Precision::Bf16, &x, &dy, dw)),
+                    run(of_w, &|dw| match isa.has_bf16() {
+                        true => super::weight_gradient::<Pairs>(isa, &shape, &x, &dy, dw),
+                        false => super::weight_gradient::<Singles>(isa, &shape, &x, &dy, dw),
+                    }),
                 ),
             ];
             assert!(pairs.iter().all(|(public, inner)| bitwise(public, inner)), "{isa:?} {shape:?}");
@@ -199,17 +246,42 @@ fn winograd_costs_little_accuracy() {
     naive::forward(&shape, &x, &w, None, &mut y);
     naive::backward_weight(&shape, &x, &dy, &mut dw);
     for isa in Isa::available() {
-        correlate_directly(isa, &shape, Direction::Forward, &x, &w, None, &mut fast_y);
-        weight_gradient_directly(isa, &shape, &x, &dy, &mut fast_dw);
+        correlate_directly::<Singles>(isa, &shape, Direction::Forward, &x, &w, None, &mut fast_y);
+        weight_gradient_directly::<Singles>(isa, &shape, &x, &dy, &mut fast_dw);
         let direct = [rms(&fast_y, &y), rms(&fast_dw, &dw)];
         for (size, most) in [(Size::Two, 4.0), (Size::Four, 8.0)] {
-            winograd::run(isa, size, (&shape, Direction::Forward), &x, &w, None, &mut fast_y);
-            winograd::weight_gradient(isa, size, &shape, &x, &dy, &mut fast_dw);
+            winograd::run::<Singles>(isa, size, (&shape, Direction::Forward), &x, &w, None, &mut fast_y);
+            winograd::weight_gradient::<Singles>(isa, size, &shape, &x, &dy, &mut fast_dw);
             let transformed = [rms(&fast_y, &y), rms(&fast_dw, &dw)];
             println!("{isa:?} {size:?}: forward and weight gradient {transformed:?}, direct {direct:?}");
             for (transformed, direct) in transformed.iter().zip(direct) {
                 assert!(*transformed <= most * direct, "{isa:?} {size:?}: {transformed:e} against {direct:e}");
             }
+        }
+    }
+}
+
+/// What bf16 costs: the root mean square error relative to that of the result, direct and by Winograd.
+#[test]
+fn pairs_of_bf16_cost_what_numerics_says() {
+    let shape = ConvShape::square(2, 16, 64, 64, 3, 1);
+    let (x, w, dy) = (values(shape.input_len(), 1), values(shape.weight_len(), 2), values(shape.output_len(), 3));
+    let (mut dx, mut dw, mut fast_dx, mut fast_dw) = (x.clone(), w.clone(), x.clone(), w.clone());
+    naive::backward_input(&shape, &dy, &w, &mut dx);
+    naive::backward_weight(&shape, &x, &dy, &mut dw);
+    let size = |x: &[f32]| rms(x, &vec![0.0; x.len()]);
+    for isa in Isa::available().filter(|isa| isa.lanes() < 16 || isa.has_bf16()) {
+        correlate_directly::<Pairs>(isa, &shape, Direction::InputGradient, &dy, &w, None, &mut fast_dx);
+        weight_gradient_directly::<Pairs>(isa, &shape, &x, &dy, &mut fast_dw);
+        let direct = [rms(&fast_dx, &dx) / size(&dx), rms(&fast_dw, &dw) / size(&dw)];
+        println!("{isa:?} direct: input and weight gradient {direct:?}");
+        assert!(direct.iter().all(|error| *error <= 0.003), "{direct:?}");
+        for tiles in [Size::Two, Size::Four] {
+            winograd::run::<Pairs>(isa, tiles, (&shape, Direction::InputGradient), &dy, &w, None, &mut fast_dx);
+            winograd::weight_gradient::<Pairs>(isa, tiles, &shape, &x, &dy, &mut fast_dw);
+            let errors = [rms(&fast_dx, &dx) / size(&dx), rms(&fast_dw, &dw) / size(&dw)];
+            println!("{isa:?} {tiles:?}: {errors:?}");
+            assert!(errors.iter().all(|error| *error <= 0.02), "{tiles:?} {errors:?}");
         }
     }
 }

@@ -13,28 +13,39 @@
 //! pixels and all R broadcasts are at constant distances. Every strip starts its sums at zero: rounding errors grow with
 //! the pixels of a strip plus the number of strips, not with the pixels of the batch.
 //!
+//! With pairs of bf16 (`product`) two images go together: an element of the source holds the same pixel and channel of both,
+//! one of the gradient too, and what follows is the same.
+//!
 //! Sums: `[group][block][product][Q * lanes]`, channels past the last padded.
 
 use super::ConvShape;
 use super::plan::{Pass, Plan};
+use super::product::{Across, Product};
 use crate::buffer::{Purpose, with_scratch};
 use crate::isa::Isa;
-use crate::simd::{Kernel, Vector, dispatch};
+use crate::simd::{Kernel, Vector};
 use crate::threads;
+use std::marker::PhantomData;
 use std::ops::Range;
 
 /// Elements of source plus gradient per strip: most of them stay in a 32 KiB first-level cache while the tiles of sums
 /// pass over them.
 const STRIP_ELEMENTS: usize = 10 * 1024;
 
+/// Fewer pixels per strip are not worth the sums that are loaded and stored for each, whatever the channels.
+const FEWEST_PIXELS: usize = 48;
+
 /// Vectors of output channels per tile.
 const BLOCK: usize = 2;
 
 /// Writes all of `dw`, OIHW.
-pub(super) fn run(isa: Isa, shape: &ConvShape, x: &[f32], dy: &[f32], dw: &mut [f32]) {
-    let mut plan = Plan::forward(shape);
+pub(super) fn run<P: Product>(isa: Isa, shape: &ConvShape, x: &[f32], dy: &[f32], dw: &mut [f32]) {
+    let mut plan = Plan::forward(&ConvShape { batch: shape.batch.div_ceil(P::NUMBERS), ..*shape });
+    if P::NUMBERS > 1 {
+        plan = plan.copying();
+    }
     let row = plan.row_len() * shape.stride[0] + plan.out[1] * plan.out[2];
-    plan.limit_strip(STRIP_ELEMENTS / row);
+    plan.limit_strip((STRIP_ELEMENTS / row).max(FEWEST_PIXELS / plan.out[1]));
     let lanes = isa.lanes();
     let group_out = (shape.c_out / shape.groups).next_multiple_of(lanes);
     let len = shape.kernel[0] * shape.kernel[1] * shape.c_in * group_out;
@@ -48,9 +59,11 @@ pub(super) fn run(isa: Isa, shape: &ConvShape, x: &[f32], dy: &[f32], dw: &mut [
             |units, sums| {
                 with_scratch(Purpose::Source, plan.scratch_len(), |scratch| {
                     let pixels = plan.strip_outputs();
-                    let padded = if lanes_divide(shape, lanes) { 0 } else { pixels * group_out * shape.groups };
+                    let as_it_is = P::NUMBERS == 1 && lanes_divide(shape, lanes);
+                    let padded = if as_it_is { 0 } else { pixels * group_out * shape.groups };
                     with_scratch(Purpose::Gradient, padded, |gradient| {
-                        dispatch(isa, Strips { plan: &plan, x, dy, units, sums, scratch, gradient });
+                        let (plan, product) = (&plan, PhantomData);
+                        P::dispatch(isa, Strips::<P> { plan, x, dy, units, sums, scratch, gradient, product });
                     });
                 });
             },
@@ -90,18 +103,19 @@ fn unpack(shape: &ConvShape, lanes: usize, sums: &[f32], dw: &mut [f32]) {
 }
 
 /// The strips `units`, added to `sums`.
-struct Strips<'a> {
+struct Strips<'a, P> {
     plan: &'a Plan,
     x: &'a [f32],
     dy: &'a [f32],
     units: Range<usize>,
     sums: &'a mut [f32],
     scratch: &'a mut [f32],
-    /// Room for a strip of `dy` with padded channels; empty if the lanes divide the channels.
+    /// Room for a strip of `dy` with padded channels; empty if `dy` can be read as it is.
     gradient: &'a mut [f32],
+    product: PhantomData<P>,
 }
 
-impl Kernel for Strips<'_> {
+impl<P: Product> Kernel for Strips<'_, P> {
     type Output = ();
 
     #[inline(always)]
@@ -112,20 +126,36 @@ impl Kernel for Strips<'_> {
         let padded_group = group.next_multiple_of(V::LANES);
         for unit in self.units {
             let (image, rows) = plan.unit(unit);
-            let source = plan.source_rows(self.x, image, &rows, self.scratch);
-            let dy = &self.dy[plan.out_offset(unit)..plan.out_offset(unit + 1)];
-            let dy = if self.gradient.is_empty() {
-                dy
+            let gradients = Across::<P, V>::new(self.dy, image, plan.out.iter().product());
+            let of_strip = gradients.part(rows.start * out_w * channels..rows.end * out_w * channels);
+            let source = if P::NUMBERS == 1 {
+                plan.source_rows(self.x, image, &rows, self.scratch)
             } else {
-                for (from, to) in dy.chunks_exact(group).zip(self.gradient.chunks_exact_mut(padded_group)) {
-                    to[..group].copy_from_slice(from);
-                    to[group..].fill(0.0);
+                let lines = Across::<P, V>::new(self.x, image, plan.image_len());
+                // SAFETY: the caller promises the instruction set.
+                unsafe { plan.padded_rows(&lines, &rows, self.scratch) }
+            };
+            let dy = if self.gradient.is_empty() {
+                of_strip[0]
+            } else {
+                let gradient = &mut self.gradient[..rows.len() * out_w * plan.groups * padded_group];
+                if group == padded_group {
+                    // SAFETY: as above.
+                    unsafe { P::across::<V>(of_strip, gradient) };
+                } else {
+                    for (number, to) in gradient.chunks_exact_mut(padded_group).enumerate() {
+                        let range = number * group..(number + 1) * group;
+                        let from = of_strip.map(|image| image.get(range.clone()).unwrap_or_default());
+                        // SAFETY: as above.
+                        unsafe { P::across::<V>(from, &mut to[..group]) };
+                        to[group..].fill(0.0);
+                    }
                 }
-                &self.gradient[..rows.len() * out_w * plan.groups * padded_group]
+                &*gradient
             };
             for pass in &plan.passes {
                 // SAFETY: the caller promises the instruction set.
-                unsafe { strip::<V>(plan, pass, rows.len(), source, dy, self.sums) };
+                unsafe { strip::<P, V>(plan, pass, rows.len(), source, dy, self.sums) };
             }
         }
     }
@@ -136,7 +166,14 @@ impl Kernel for Strips<'_> {
 /// # Safety
 /// The CPU has the instruction set of `V`.
 #[inline(always)]
-unsafe fn strip<V: Vector>(plan: &Plan, pass: &Pass, rows: usize, source: &[f32], dy: &[f32], sums: &mut [f32]) {
+unsafe fn strip<P: Product, V: Vector>(
+    plan: &Plan,
+    pass: &Pass,
+    rows: usize,
+    source: &[f32],
+    dy: &[f32],
+    sums: &mut [f32],
+) {
     let channels = plan.source[2];
     let group_in = channels / plan.groups;
     let padded_group = (plan.out[2] / plan.groups).next_multiple_of(V::LANES);
@@ -165,9 +202,9 @@ unsafe fn strip<V: Vector>(plan: &Plan, pass: &Pass, rows: usize, source: &[f32]
                 // SAFETY: the assertions above; `run_sums` holds `run_len` rows of `width` sums.
                 unsafe {
                     if vectors == 2 {
-                        run_of_tiles::<V, 2>(&pixels, pass.run_len, x.as_ptr(), dy.as_ptr(), run_sums.as_mut_ptr());
+                        run_of_tiles::<P, V, 2>(&pixels, pass.run_len, x.as_ptr(), dy.as_ptr(), run_sums.as_mut_ptr());
                     } else {
-                        run_of_tiles::<V, 1>(&pixels, pass.run_len, x.as_ptr(), dy.as_ptr(), run_sums.as_mut_ptr());
+                        run_of_tiles::<P, V, 1>(&pixels, pass.run_len, x.as_ptr(), dy.as_ptr(), run_sums.as_mut_ptr());
                     }
                 }
             }
@@ -191,7 +228,7 @@ pub(super) struct Pixels {
 /// # Safety
 /// As [`tile`], for all `len` products.
 #[inline(always)]
-pub(super) unsafe fn run_of_tiles<V: Vector, const Q: usize>(
+pub(super) unsafe fn run_of_tiles<P: Product, V: Vector, const Q: usize>(
     pixels: &Pixels,
     len: usize,
     x: *const f32,
@@ -209,22 +246,22 @@ pub(super) unsafe fn run_of_tiles<V: Vector, const Q: usize>(
         unsafe {
             let (x, sums) = (x.add(done), sums.add(done * Q * V::LANES));
             done += match height {
-                24.. if wide && Q == 1 => tile::<V, 24, Q>(pixels, x, dy, sums),
-                20.. if wide && Q == 1 => tile::<V, 20, Q>(pixels, x, dy, sums),
-                16.. if wide && Q == 1 => tile::<V, 16, Q>(pixels, x, dy, sums),
-                14.. if wide && Q == 1 => tile::<V, 14, Q>(pixels, x, dy, sums),
-                12.. if wide || Q == 1 => tile::<V, 12, Q>(pixels, x, dy, sums),
-                11 if wide || Q == 1 => tile::<V, 11, Q>(pixels, x, dy, sums),
-                10 if wide || Q == 1 => tile::<V, 10, Q>(pixels, x, dy, sums),
-                9 if wide || Q == 1 => tile::<V, 9, Q>(pixels, x, dy, sums),
-                8 if wide || Q == 1 => tile::<V, 8, Q>(pixels, x, dy, sums),
-                7 if wide || Q == 1 => tile::<V, 7, Q>(pixels, x, dy, sums),
-                6.. => tile::<V, 6, Q>(pixels, x, dy, sums),
-                5 => tile::<V, 5, Q>(pixels, x, dy, sums),
-                4 => tile::<V, 4, Q>(pixels, x, dy, sums),
-                3 => tile::<V, 3, Q>(pixels, x, dy, sums),
-                2 => tile::<V, 2, Q>(pixels, x, dy, sums),
-                _ => tile::<V, 1, Q>(pixels, x, dy, sums),
+                24.. if wide && Q == 1 => tile::<P, V, 24, Q>(pixels, x, dy, sums),
+                20.. if wide && Q == 1 => tile::<P, V, 20, Q>(pixels, x, dy, sums),
+                16.. if wide && Q == 1 => tile::<P, V, 16, Q>(pixels, x, dy, sums),
+                14.. if wide && Q == 1 => tile::<P, V, 14, Q>(pixels, x, dy, sums),
+                12.. if wide || Q == 1 => tile::<P, V, 12, Q>(pixels, x, dy, sums),
+                11 if wide || Q == 1 => tile::<P, V, 11, Q>(pixels, x, dy, sums),
+                10 if wide || Q == 1 => tile::<P, V, 10, Q>(pixels, x, dy, sums),
+                9 if wide || Q == 1 => tile::<P, V, 9, Q>(pixels, x, dy, sums),
+                8 if wide || Q == 1 => tile::<P, V, 8, Q>(pixels, x, dy, sums),
+                7 if wide || Q == 1 => tile::<P, V, 7, Q>(pixels, x, dy, sums),
+                6.. => tile::<P, V, 6, Q>(pixels, x, dy, sums),
+                5 => tile::<P, V, 5, Q>(pixels, x, dy, sums),
+                4 => tile::<P, V, 4, Q>(pixels, x, dy, sums),
+                3 => tile::<P, V, 3, Q>(pixels, x, dy, sums),
+                2 => tile::<P, V, 2, Q>(pixels, x, dy, sums),
+                _ => tile::<P, V, 1, Q>(pixels, x, dy, sums),
             };
         }
     }
@@ -236,7 +273,7 @@ pub(super) unsafe fn run_of_tiles<V: Vector, const Q: usize>(
 /// The CPU has the instruction set of `V`; at every pixel `R` elements of `x` and `Q` vectors of `dy` are readable; `sums`
 /// holds `R * Q` vectors.
 #[inline(always)]
-unsafe fn tile<V: Vector, const R: usize, const Q: usize>(
+unsafe fn tile<P: Product, V: Vector, const R: usize, const Q: usize>(
     pixels: &Pixels,
     x: *const f32,
     dy: *const f32,
@@ -256,7 +293,7 @@ unsafe fn tile<V: Vector, const R: usize, const Q: usize>(
                 for (r, tile) in tile.iter_mut().enumerate() {
                     let x = V::splat(*x.add(r));
                     for (sum, g) in tile.iter_mut().zip(g) {
-                        *sum = x.mul_add(g, *sum);
+                        *sum = P::add(x, g, *sum);
                     }
                 }
                 // Past the last pixel these are never read; wrapping, because they may leave the slice.

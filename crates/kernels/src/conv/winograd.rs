@@ -19,6 +19,9 @@
 //! largest sums of their columns count. Measured on 32 channels of 16x16, root mean square: forward 0.7 (m = 2) and 2.6 (m = 4) times the error of the direct
 //! sum, weight gradient 2.8 and 2.1 times.
 //!
+//! With pairs of bf16 (`product`), `v`, `u` and `dm` are rounded to it after their transforms, and pairs of summed channels (for the weight: of
+//! tiles) lie side by side in an element: each product is off by 2⁻⁷ of itself more, times the same k. Measured as above: see `docs/numerics.md`.
+//!
 //! A block of tiles is transformed, multiplied and transformed back while it is in the second-level cache.
 //! Layouts: `v [position][tile][channel]`, `m [position][tile][channel]`, `u [block][position][channel][Q * lanes]`.
 
@@ -26,7 +29,8 @@ mod scheme;
 
 use super::ConvShape;
 use super::dense::{Direction, Init, Tile, row_of_tiles};
-use super::weight_grad::{Pixels, run_of_tiles};
+use super::product::Product;
+use super::weight_grad::{self, run_of_tiles};
 use crate::buffer::{Purpose, with_scratch};
 use crate::isa::Isa;
 use crate::simd::{Kernel, Vector, dispatch};
@@ -126,7 +130,7 @@ impl Geometry {
 }
 
 /// Forward or input gradient; writes all of `out`.
-pub(super) fn run(
+pub(super) fn run<P: Product>(
     isa: Isa,
     size: Size,
     of: (&ConvShape, Direction),
@@ -136,12 +140,12 @@ pub(super) fn run(
     out: &mut [f32],
 ) {
     match size {
-        Size::Two => correlate::<F2>(isa, of, source, w, bias, out),
-        Size::Four => correlate::<F4>(isa, of, source, w, bias, out),
+        Size::Two => correlate::<F2, P>(isa, of, source, w, bias, out),
+        Size::Four => correlate::<F4, P>(isa, of, source, w, bias, out),
     }
 }
 
-fn correlate<S: Scheme>(
+fn correlate<S: Scheme, P: Product>(
     isa: Isa,
     (shape, direction): (&ConvShape, Direction),
     source: &[f32],
@@ -150,7 +154,8 @@ fn correlate<S: Scheme>(
     out: &mut [f32],
 ) {
     let geometry = &Geometry::new::<S>(shape, direction);
-    let (c_in, c_out) = (geometry.source[2], geometry.out[2]);
+    // Elements of a source pixel.
+    let (c_in, c_out) = (geometry.source[2] / P::NUMBERS, geometry.out[2]);
     let cuts: Vec<_> = threads::ranges(geometry.rows(), rayon::current_num_threads()).collect();
     with_scratch(Purpose::Weights, S::POSITIONS * c_in * c_out, |u| {
         let blocks = blocks(c_out, BLOCK * isa.lanes(), S::POSITIONS * c_in);
@@ -160,7 +165,7 @@ fn correlate<S: Scheme>(
             |block| blocks.offset(block),
             |range, u| {
                 let channels = blocks.channels(&range);
-                dispatch(isa, TransformWeight::<S> { shape, direction, w, channels, u, scheme: PhantomData });
+                P::dispatch(isa, TransformWeight::<S, P> { shape, direction, w, channels, u, kind: PhantomData });
             },
         );
         let u = &*u;
@@ -169,10 +174,11 @@ fn correlate<S: Scheme>(
             &cuts,
             |row| geometry.out_offset(row),
             |rows, out| {
-                with_scratch(Purpose::Source, S::POSITIONS * geometry.position(c_in) + c_in, |v| {
+                let zeros = geometry.source[2];
+                with_scratch(Purpose::Source, S::POSITIONS * geometry.position(c_in) + zeros, |v| {
                     with_scratch(Purpose::Gradient, S::POSITIONS * geometry.position(c_out), |m| {
-                        let scheme = PhantomData;
-                        dispatch(isa, Correlate::<S> { geometry, source, u, bias, rows, out, v, m, scheme });
+                        let kind = PhantomData;
+                        P::dispatch(isa, Correlate::<S, P> { geometry, source, u, bias, rows, out, v, m, kind });
                     });
                 });
             },
@@ -209,16 +215,16 @@ impl Blocks {
 }
 
 /// `u = G w Gᵀ` for some produced channels, whole blocks, and all summed ones.
-struct TransformWeight<'a, S> {
+struct TransformWeight<'a, S, P> {
     shape: &'a ConvShape,
     direction: Direction,
     w: &'a [f32],
     channels: Range<usize>,
     u: &'a mut [f32],
-    scheme: PhantomData<S>,
+    kind: PhantomData<(S, P)>,
 }
 
-impl<S: Scheme> Kernel for TransformWeight<'_, S> {
+impl<S: Scheme, P: Product> Kernel for TransformWeight<'_, S, P> {
     type Output = ();
 
     #[inline(always)]
@@ -231,33 +237,42 @@ impl<S: Scheme> Kernel for TransformWeight<'_, S> {
         };
         let turned = self.direction == Direction::InputGradient;
         let Range { start, end } = self.channels;
-        assert!(self.w.len() == 9 * c_in * c_out && self.u.len() == S::POSITIONS * summed * (end - start));
+        let elements = summed / P::NUMBERS;
+        assert!(self.w.len() == 9 * c_in * c_out && self.u.len() == S::POSITIONS * elements * (end - start));
         for first in (start..end).step_by(V::LANES) {
             let block = first - first % (BLOCK * V::LANES);
             let width = (end - block).min(BLOCK * V::LANES);
-            for channel in 0..summed {
-                let mut taps = [[0.0_f32; 16]; 9];
-                let kernels = self.w[channel * sum_stride + first * out_stride..].chunks(out_stride);
-                for (lane, kernel) in kernels.take(V::LANES).enumerate() {
-                    for (tap, &w) in kernel[..9].iter().enumerate() {
-                        taps[if turned { 8 - tap } else { tap }][lane] = w;
-                    }
-                }
-                let at = (block - start) * S::POSITIONS * summed + channel * width + (first - block);
-                // SAFETY: each row of `taps` holds a vector; `at` plus a vector lies inside each position of the block in `u`, which
-                // has `summed * width` elements. The caller promises the instruction set.
-                unsafe {
-                    let mut rows = [[V::zero(); 3]; 6];
-                    for column in 0..3 {
-                        let g = |row: usize| V::load(taps[row * 3 + column].as_ptr());
-                        let transformed = S::weight([g(0), g(1), g(2)]);
-                        for (row, value) in rows.iter_mut().zip(&transformed) {
-                            row[column] = *value;
+            for element in 0..elements {
+                let mut taps = [[[0.0_f32; 16]; 9]; 2];
+                for (number, taps) in taps.iter_mut().enumerate().take(P::NUMBERS) {
+                    let channel = element * P::NUMBERS + number;
+                    let kernels = self.w[channel * sum_stride + first * out_stride..].chunks(out_stride);
+                    for (lane, kernel) in kernels.take(V::LANES).enumerate() {
+                        for (tap, &w) in kernel[..9].iter().enumerate() {
+                            taps[if turned { 8 - tap } else { tap }][lane] = w;
                         }
                     }
-                    for (i, row) in rows.iter().enumerate().take(S::IN) {
-                        for (j, value) in S::weight(*row).iter().enumerate().take(S::IN) {
-                            value.store(self.u[(i * S::IN + j) * summed * width + at..].as_mut_ptr());
+                }
+                let at = (block - start) * S::POSITIONS * elements + element * width + (first - block);
+                // SAFETY: each row of `taps` holds a vector; `at` plus a vector lies inside each position of the block in `u`, which
+                // has `elements * width` elements. The caller promises the instruction set.
+                unsafe {
+                    let mut rows = [[[V::zero(); 3]; 6]; 2];
+                    for (rows, taps) in rows.iter_mut().zip(&taps).take(P::NUMBERS) {
+                        for column in 0..3 {
+                            let line = [0, 1, 2].map(|row| taps[row * 3 + column].as_ptr());
+                            let transformed = S::weight([V::load(line[0]), V::load(line[1]), V::load(line[2])]);
+                            for (row, value) in rows.iter_mut().zip(&transformed) {
+                                row[column] = *value;
+                            }
+                        }
+                    }
+                    for i in 0..S::IN {
+                        let low = S::weight(rows[0][i]);
+                        let high = if P::NUMBERS == 2 { S::weight(rows[1][i]) } else { low };
+                        for j in 0..S::IN {
+                            let to = self.u[(i * S::IN + j) * elements * width + at..].as_mut_ptr();
+                            P::join([low[j], high[j]]).store(to);
                         }
                     }
                 }
@@ -267,7 +282,7 @@ impl<S: Scheme> Kernel for TransformWeight<'_, S> {
 }
 
 /// The outputs of some rows of tiles.
-struct Correlate<'a, S> {
+struct Correlate<'a, S, P> {
     geometry: &'a Geometry,
     source: &'a [f32],
     u: &'a [f32],
@@ -277,16 +292,16 @@ struct Correlate<'a, S> {
     /// Room for `v`, and one pixel of zeros behind it.
     v: &'a mut [f32],
     m: &'a mut [f32],
-    scheme: PhantomData<S>,
+    kind: PhantomData<(S, P)>,
 }
 
-impl<S: Scheme> Kernel for Correlate<'_, S> {
+impl<S: Scheme, P: Product> Kernel for Correlate<'_, S, P> {
     type Output = ();
 
     #[inline(always)]
     unsafe fn run<V: Vector>(self) {
         let g = self.geometry;
-        let (c_in, c_out) = (g.source[2], g.out[2]);
+        let (c_in, c_out) = (g.source[2] / P::NUMBERS, g.out[2]);
         let start = g.out_offset(self.rows.start);
         let all = self.rows.start * g.tiles[1]..self.rows.end * g.tiles[1];
         let (v, zeros) = self.v.split_at_mut(S::POSITIONS * g.position(c_in));
@@ -296,7 +311,7 @@ impl<S: Scheme> Kernel for Correlate<'_, S> {
             // SAFETY: the caller promises the instruction set; `v` and `m` hold `block` tiles at every position, `u` is
             // packed as `row_of_tiles` expects, and the assertions of the callees bound the rest.
             unsafe {
-                transform_source::<S, V>(g, self.source, zeros, &tiles, v);
+                transform_source::<S, P, V>(g, self.source, zeros, &tiles, v);
                 for position in 0..S::POSITIONS {
                     let from = v[position * g.position(c_in)..].as_ptr();
                     for channel in (0..c_out).step_by(BLOCK * V::LANES) {
@@ -312,9 +327,9 @@ impl<S: Scheme> Kernel for Correlate<'_, S> {
                         };
                         let to = self.m[position * g.position(c_out) + channel..].as_mut_ptr();
                         if vectors == 2 {
-                            row_of_tiles::<V, 2>(&tile, tiles.len(), from, to);
+                            row_of_tiles::<P, V, 2>(&tile, tiles.len(), from, to);
                         } else {
-                            row_of_tiles::<V, 1>(&tile, tiles.len(), from, to);
+                            row_of_tiles::<P, V, 1>(&tile, tiles.len(), from, to);
                         }
                     }
                 }
@@ -324,84 +339,216 @@ impl<S: Scheme> Kernel for Correlate<'_, S> {
     }
 }
 
-/// `v = Bᵀ d B` of all channels of some tiles.
+/// Where the pixels of a tile lie.
+trait Pixels {
+    /// The first channel of row `i`, column `j`.
+    fn at(&self, i: usize, j: usize) -> *const f32;
+}
+
+/// Pixels of a tile inside an image: where the first is, and elements to the next below and to the right.
+#[derive(Clone, Copy)]
+struct Inside {
+    at: *const f32,
+    line: usize,
+    pixel: usize,
+}
+
+impl Pixels for Inside {
+    #[inline(always)]
+    fn at(&self, i: usize, j: usize) -> *const f32 {
+        self.at.wrapping_add(i * self.line + j * self.pixel)
+    }
+}
+
+/// Pixels anywhere.
+struct Table([[*const f32; 6]; 6]);
+
+impl Pixels for Table {
+    #[inline(always)]
+    fn at(&self, i: usize, j: usize) -> *const f32 {
+        self.0[i][j]
+    }
+}
+
+/// The source pixels of tiles, and the pixel of zeros that is everywhere outside.
+struct Source<'a> {
+    geometry: &'a Geometry,
+    source: &'a [f32],
+    zeros: &'a [f32],
+    size: usize,
+}
+
+impl<'a> Source<'a> {
+    fn new<S: Scheme>(geometry: &'a Geometry, source: &'a [f32], zeros: &'a [f32]) -> Self {
+        let [height, width, channels] = geometry.source;
+        assert!(source.len() == geometry.batch * height * width * channels && zeros.len() == channels);
+        Source { geometry, source, zeros, size: S::IN }
+    }
+
+    /// The pixels of a tile all of which lie inside the image.
+    #[inline(always)]
+    fn inside(&self, tile: usize) -> Option<Inside> {
+        let g = self.geometry;
+        let [height, width, channels] = g.source;
+        let [image, row, column] = g.tile(tile);
+        let (y, x) = ((row * g.size).checked_sub(g.top)?, (column * g.size).checked_sub(g.left)?);
+        let corner = ((image * height + y) * width + x) * channels;
+        let fits = y + self.size <= height && x + self.size <= width;
+        fits.then(|| Inside { at: self.source[corner..].as_ptr(), line: width * channels, pixel: channels })
+    }
+
+    /// The pixels of any tile; of one that is none, zeros.
+    fn anywhere(&self, tile: Option<usize>) -> Table {
+        let g = self.geometry;
+        let [height, width, channels] = g.source;
+        let mut pixels = [[self.zeros.as_ptr(); 6]; 6];
+        let Some(tile) = tile else { return Table(pixels) };
+        let [image, row, column] = g.tile(tile);
+        for (i, pixels) in pixels.iter_mut().enumerate().take(self.size) {
+            let Some(y) = (row * g.size + i).checked_sub(g.top).filter(|&y| y < height) else { continue };
+            for (j, pixel) in pixels.iter_mut().enumerate().take(self.size) {
+                let Some(x) = (column * g.size + j).checked_sub(g.left).filter(|&x| x < width) else { continue };
+                *pixel = self.source[((image * height + y) * width + x) * channels..].as_ptr();
+            }
+        }
+        Table(pixels)
+    }
+}
+
+/// `v = Bᵀ d B` of all channels of some tiles, channels joined.
 ///
 /// # Safety
 /// The CPU has the instruction set of `V`; the channels of the source are whole vectors, `zeros` is one pixel, and `v`
 /// holds `tiles` at each position.
 #[inline(always)]
-unsafe fn transform_source<S: Scheme, V: Vector>(
+unsafe fn transform_source<S: Scheme, P: Product, V: Vector>(
     g: &Geometry,
     source: &[f32],
     zeros: &[f32],
     tiles: &Range<usize>,
     v: &mut [f32],
 ) {
-    let [height, width, channels] = g.source;
-    let position = g.position(channels);
-    assert!(source.len() == g.batch * height * width * channels && zeros.len() == channels);
+    let elements = g.source[2] / P::NUMBERS;
+    let position = g.position(elements);
     assert!(v.len() >= S::POSITIONS * position && tiles.len() <= g.block);
-    let (pixel, line) = (channels, width * channels);
+    let source = Source::new::<S>(g, source, zeros);
     for (number, tile) in tiles.clone().enumerate() {
-        let [image, row, column] = g.tile(tile);
-        let to = v[number * channels..].as_mut_ptr();
-        let (top, left) = ((row * S::OUT).checked_sub(g.top), (column * S::OUT).checked_sub(g.left));
-        match (top, left) {
-            (Some(y), Some(x)) if y + S::IN <= height && x + S::IN <= width => {
-                let corner = source[((image * height + y) * width + x) * channels..].as_ptr();
-                // SAFETY: all pixels of the tile lie inside the image, as just tested; `v` has room as asserted. The
-                // function's contract.
-                unsafe { transform_tile::<S, V>(channels, position, to, |i, j| corner.add(i * line + j * pixel)) };
-            }
-            _ => {
-                // Pixels outside the source are the pixel of zeros.
-                let mut pixels = [[zeros.as_ptr(); 6]; 6];
-                for (i, pixels) in pixels.iter_mut().enumerate().take(S::IN) {
-                    let Some(y) = (row * S::OUT + i).checked_sub(g.top).filter(|&y| y < height) else { continue };
-                    for (j, pixel) in pixels.iter_mut().enumerate().take(S::IN) {
-                        let Some(x) = (column * S::OUT + j).checked_sub(g.left).filter(|&x| x < width) else {
-                            continue;
-                        };
-                        *pixel = source[((image * height + y) * width + x) * channels..].as_ptr();
-                    }
-                }
-                // SAFETY: every pixel has `channels` elements; `v` has room as asserted. The function's contract.
-                unsafe { transform_tile::<S, V>(channels, position, to, |i, j| pixels[i][j]) };
+        let to = v[number * elements..].as_mut_ptr();
+        // SAFETY: every pixel has all channels, inside the image or not; `v` has room as asserted. The function's contract.
+        unsafe {
+            match source.inside(tile) {
+                Some(pixels) => transform_tile::<S, P, V>(&pixels, g.source[2], position, to),
+                None => transform_tile::<S, P, V>(&source.anywhere(Some(tile)), g.source[2], position, to),
             }
         }
     }
 }
 
-/// `v = Bᵀ d B` of all channels of one tile whose pixels lie where `pixel` says.
+/// `v = Bᵀ d B` of all channels of one tile.
 ///
 /// # Safety
-/// The CPU has the instruction set of `V`; `channels` elements are readable at every pixel and writable at `to` and every
-/// `position` elements on.
+/// The CPU has the instruction set of `V`; `channels` numbers are readable at every pixel, and as many writable in elements at `to` and
+/// every `position` elements on.
 #[inline(always)]
-unsafe fn transform_tile<S: Scheme, V: Vector>(
+unsafe fn transform_tile<S: Scheme, P: Product, V: Vector>(
+    pixels: &impl Pixels,
     channels: usize,
     position: usize,
     to: *mut f32,
-    pixel: impl Fn(usize, usize) -> *const f32,
 ) {
     for channel in (0..channels).step_by(V::LANES) {
         // SAFETY: the function's contract.
         unsafe {
-            let mut rows = [[V::zero(); 6]; 6];
-            for (i, row) in rows.iter_mut().enumerate().take(S::IN) {
-                let mut line = [V::zero(); 6];
-                for (j, value) in line.iter_mut().enumerate().take(S::IN) {
-                    *value = V::load(pixel(i, j).add(channel));
-                }
-                *row = S::source(line);
-            }
+            let rows = half_transformed::<S, V>(pixels, channel);
             for j in 0..S::IN {
                 let done = S::source(column_of(&rows, j));
                 for (i, value) in done.iter().enumerate().take(S::IN) {
-                    value.store(to.add((i * S::IN + j) * position + channel));
+                    P::store(*value, to.add((i * S::IN + j) * position + channel / P::NUMBERS));
                 }
             }
         }
+    }
+}
+
+/// `v = Bᵀ d B` of all channels of some tiles, groups of as many tiles as an element has numbers joined.
+///
+/// # Safety
+/// As [`transform_source`].
+#[inline(always)]
+unsafe fn transform_groups<S: Scheme, P: Product, V: Vector>(
+    g: &Geometry,
+    source: &[f32],
+    zeros: &[f32],
+    tiles: &Range<usize>,
+    v: &mut [f32],
+) {
+    if P::NUMBERS == 1 {
+        // SAFETY: the function's contract.
+        return unsafe { transform_source::<S, P, V>(g, source, zeros, tiles, v) };
+    }
+    let channels = g.source[2];
+    let position = g.position(channels / P::NUMBERS);
+    assert!(v.len() >= S::POSITIONS * position && tiles.len() <= g.block && g.block.is_multiple_of(2));
+    let source = Source::new::<S>(g, source, zeros);
+    for (number, tile) in tiles.clone().step_by(2).enumerate() {
+        let to = v[number * channels..].as_mut_ptr();
+        let next = Some(tile + 1).filter(|next| tiles.contains(next));
+        // SAFETY: as in `transform_source`.
+        unsafe {
+            match (source.inside(tile), next.and_then(|next| source.inside(next))) {
+                (Some(first), Some(second)) => transform_two::<S, P, V>([&first, &second], channels, position, to),
+                _ => {
+                    let (first, second) = (source.anywhere(Some(tile)), source.anywhere(next));
+                    transform_two::<S, P, V>([&first, &second], channels, position, to);
+                }
+            }
+        }
+    }
+}
+
+/// `v = Bᵀ d B` of all channels of two tiles, joined.
+///
+/// # Safety
+/// As [`transform_tile`] for both.
+#[inline(always)]
+unsafe fn transform_two<S: Scheme, P: Product, V: Vector>(
+    pixels: [&impl Pixels; 2],
+    channels: usize,
+    position: usize,
+    to: *mut f32,
+) {
+    for channel in (0..channels).step_by(V::LANES) {
+        // SAFETY: the function's contract.
+        unsafe {
+            let first = half_transformed::<S, V>(pixels[0], channel);
+            let second = half_transformed::<S, V>(pixels[1], channel);
+            for j in 0..S::IN {
+                let done = [S::source(column_of(&first, j)), S::source(column_of(&second, j))];
+                for i in 0..S::IN {
+                    P::join([done[0][i], done[1][i]]).store(to.add((i * S::IN + j) * position + channel));
+                }
+            }
+        }
+    }
+}
+
+/// The lines of a tile, `d B`, of the channels of one vector.
+///
+/// # Safety
+/// The CPU has the instruction set of `V`; a vector is readable at every pixel from `channel` on.
+#[inline(always)]
+unsafe fn half_transformed<S: Scheme, V: Vector>(pixels: &impl Pixels, channel: usize) -> [Line<V>; 6] {
+    // SAFETY: the function's contract.
+    unsafe {
+        let mut rows = [[V::zero(); 6]; 6];
+        for (i, row) in rows.iter_mut().enumerate().take(S::IN) {
+            let mut line = [V::zero(); 6];
+            for (j, value) in line.iter_mut().enumerate().take(S::IN) {
+                *value = V::load(pixels.at(i, j).add(channel));
+            }
+            *row = S::source(line);
+        }
+        rows
     }
 }
 
@@ -485,14 +632,21 @@ unsafe fn transform_tile_back<S: Scheme, V: Vector>(
 }
 
 /// The weight gradient; writes all of `dw`.
-pub(super) fn weight_gradient(isa: Isa, size: Size, shape: &ConvShape, x: &[f32], dy: &[f32], dw: &mut [f32]) {
+pub(super) fn weight_gradient<P: Product>(
+    isa: Isa,
+    size: Size,
+    shape: &ConvShape,
+    x: &[f32],
+    dy: &[f32],
+    dw: &mut [f32],
+) {
     match size {
-        Size::Two => gradient::<F2>(isa, shape, x, dy, dw),
-        Size::Four => gradient::<F4>(isa, shape, x, dy, dw),
+        Size::Two => gradient::<F2, P>(isa, shape, x, dy, dw),
+        Size::Four => gradient::<F4, P>(isa, shape, x, dy, dw),
     }
 }
 
-fn gradient<S: Scheme>(isa: Isa, shape: &ConvShape, x: &[f32], dy: &[f32], dw: &mut [f32]) {
+fn gradient<S: Scheme, P: Product>(isa: Isa, shape: &ConvShape, x: &[f32], dy: &[f32], dw: &mut [f32]) {
     let geometry = &Geometry::new::<S>(shape, Direction::Forward);
     let (c_in, c_out) = (shape.c_in, shape.c_out);
     let (width, len) = (BLOCK * isa.lanes(), S::POSITIONS * c_in * c_out);
@@ -503,10 +657,11 @@ fn gradient<S: Scheme>(isa: Isa, shape: &ConvShape, x: &[f32], dy: &[f32], dw: &
     let copies = if by_channels { 1 } else { cuts.len() };
     let add = |rows: Range<usize>, channels: Range<usize>, sums: &mut [f32]| {
         sums.fill(0.0);
-        with_scratch(Purpose::Source, S::POSITIONS * geometry.position(c_in) + c_in, |v| {
-            with_scratch(Purpose::Gradient, S::POSITIONS * geometry.position(channels.len()), |m| {
-                let scheme = PhantomData;
-                dispatch(isa, Gradient::<S> { geometry, x, dy, rows, channels, sums, v, m, scheme });
+        let position = |channels: usize| S::POSITIONS * geometry.position(channels / P::NUMBERS);
+        with_scratch(Purpose::Source, position(c_in) + c_in, |v| {
+            with_scratch(Purpose::Gradient, position(channels.len()), |m| {
+                let kind = PhantomData;
+                P::dispatch(isa, Gradient::<S, P> { geometry, x, dy, rows, channels, sums, v, m, kind });
             });
         });
     };
@@ -555,7 +710,9 @@ impl<S: Scheme> Kernel for TransformSums<'_, S> {
     #[inline(always)]
     unsafe fn run<V: Vector>(self) {
         let pairs = self.sums.len() / S::POSITIONS;
-        assert!(self.sums.len() == S::POSITIONS * pairs && pairs.is_multiple_of(V::LANES) && self.dw.len() == 9 * pairs);
+        assert!(
+            self.sums.len() == S::POSITIONS * pairs && pairs.is_multiple_of(V::LANES) && self.dw.len() == 9 * pairs
+        );
         for first in (0..pairs).step_by(V::LANES) {
             // SAFETY: a vector of pairs lies inside each position, as asserted; the caller promises the instruction set.
             unsafe {
@@ -590,7 +747,7 @@ impl<S: Scheme> Kernel for TransformSums<'_, S> {
 }
 
 /// `du` of some rows of tiles and output channels, added to `sums` in the layout of `u`.
-struct Gradient<'a, S> {
+struct Gradient<'a, S, P> {
     geometry: &'a Geometry,
     x: &'a [f32],
     dy: &'a [f32],
@@ -600,10 +757,10 @@ struct Gradient<'a, S> {
     sums: &'a mut [f32],
     v: &'a mut [f32],
     m: &'a mut [f32],
-    scheme: PhantomData<S>,
+    kind: PhantomData<(S, P)>,
 }
 
-impl<S: Scheme> Kernel for Gradient<'_, S> {
+impl<S: Scheme, P: Product> Kernel for Gradient<'_, S, P> {
     type Output = ();
 
     #[inline(always)]
@@ -611,28 +768,29 @@ impl<S: Scheme> Kernel for Gradient<'_, S> {
         let g = self.geometry;
         let (c_in, c_out) = (g.source[2], self.channels.len());
         let all = self.rows.start * g.tiles[1]..self.rows.end * g.tiles[1];
-        let (v, zeros) = self.v.split_at_mut(S::POSITIONS * g.position(c_in));
+        let (v, zeros) = self.v.split_at_mut(S::POSITIONS * g.position(c_in / P::NUMBERS));
         zeros.fill(0.0);
         assert!(self.sums.len() == S::POSITIONS * c_in * c_out);
         for first in all.clone().step_by(g.block) {
             let tiles = first..(first + g.block).min(all.end);
-            let pixels = Pixels { rows: 1, columns: tiles.len(), x_row: 0, x_step: c_in, dy_step: c_out };
+            let columns = tiles.len().div_ceil(P::NUMBERS);
+            let pixels = weight_grad::Pixels { rows: 1, columns, x_row: 0, x_step: c_in, dy_step: c_out };
             // SAFETY: the caller promises the instruction set; `v` and `m` hold `block` tiles at every position, and the
             // sums of a block of vectors are `c_in` rows of its width.
             unsafe {
-                transform_source::<S, V>(g, self.x, zeros, &tiles, v);
-                transform_gradient::<S, V>(g, self.dy, &self.channels, &tiles, self.m);
+                transform_groups::<S, P, V>(g, self.x, zeros, &tiles, v);
+                transform_gradient::<S, P, V>(g, self.dy, &self.channels, &tiles, self.m);
                 for position in 0..S::POSITIONS {
-                    let v = v[position * g.position(c_in)..].as_ptr();
+                    let v = v[position * g.position(c_in / P::NUMBERS)..].as_ptr();
                     for channel in (0..c_out).step_by(BLOCK * V::LANES) {
-                        let m = self.m[position * g.position(c_out) + channel..].as_ptr();
+                        let m = self.m[position * g.position(c_out / P::NUMBERS) + channel..].as_ptr();
                         let vectors = ((c_out - channel) / V::LANES).min(BLOCK);
                         let at = (channel * S::POSITIONS + position * vectors * V::LANES) * c_in;
                         let sums = self.sums[at..].as_mut_ptr();
                         if vectors == 2 {
-                            run_of_tiles::<V, 2>(&pixels, c_in, v, m, sums);
+                            run_of_tiles::<P, V, 2>(&pixels, c_in, v, m, sums);
                         } else {
-                            run_of_tiles::<V, 1>(&pixels, c_in, v, m, sums);
+                            run_of_tiles::<P, V, 1>(&pixels, c_in, v, m, sums);
                         }
                     }
                 }
@@ -641,12 +799,12 @@ impl<S: Scheme> Kernel for Gradient<'_, S> {
     }
 }
 
-/// `dm = A dy Aᵀ` of some channels of some tiles.
+/// `dm = A dy Aᵀ` of some channels of some tiles, groups of as many tiles as an element has numbers joined.
 ///
 /// # Safety
 /// The CPU has the instruction set of `V`; the channels are whole vectors.
 #[inline(always)]
-unsafe fn transform_gradient<S: Scheme, V: Vector>(
+unsafe fn transform_gradient<S: Scheme, P: Product, V: Vector>(
     g: &Geometry,
     dy: &[f32],
     of: &Range<usize>,
@@ -654,69 +812,90 @@ unsafe fn transform_gradient<S: Scheme, V: Vector>(
     m: &mut [f32],
 ) {
     let [height, width, channels] = g.out;
-    let position = g.position(of.len());
+    let position = g.position(of.len() / P::NUMBERS);
     assert!(dy.len() == g.batch * height * width * channels && of.end <= channels && of.len().is_multiple_of(V::LANES));
-    assert!(m.len() >= S::POSITIONS * position && tiles.len() <= g.block);
-    for (number, tile) in tiles.clone().enumerate() {
-        let [image, row, column] = g.tile(tile);
-        let corner = &dy[((image * height + row * S::OUT) * width + column * S::OUT) * channels..];
-        let rows = (height - row * S::OUT).min(S::OUT);
-        let columns = (width - column * S::OUT).min(S::OUT);
-        assert!(((rows - 1) * width + columns) * channels <= corner.len());
+    assert!(m.len() >= S::POSITIONS * position && tiles.len() <= g.block && g.block.is_multiple_of(P::NUMBERS));
+    for (number, tile) in tiles.clone().step_by(P::NUMBERS).enumerate() {
+        let mut parts = [Part { at: dy.as_ptr(), line: width * channels, pixel: channels, rows: 0, columns: 0 }; 2];
+        for (tile, part) in (tile..tiles.end).zip(&mut parts[..P::NUMBERS]) {
+            let [image, row, column] = g.tile(tile);
+            let corner = &dy[((image * height + row * S::OUT) * width + column * S::OUT) * channels..];
+            part.rows = (height - row * S::OUT).min(S::OUT);
+            part.columns = (width - column * S::OUT).min(S::OUT);
+            assert!(((part.rows - 1) * width + part.columns) * channels <= corner.len());
+            part.at = corner[of.start..].as_ptr();
+        }
         let to = m[number * of.len()..].as_mut_ptr();
-        let from = Lines { at: corner[of.start..].as_ptr(), line: width * channels, pixel: channels };
-        // SAFETY: the assertions above; the function's contract. Whole tiles have a loop of known length.
+        let whole = |part: &Part| (part.rows, part.columns) == (S::OUT, S::OUT);
+        // SAFETY: the assertions above; the function's contract. Whole tiles have loops of known length.
         unsafe {
-            if (rows, columns) == (S::OUT, S::OUT) {
-                spread_tile::<S, V>(from, of.len(), (S::OUT, S::OUT), position, to);
+            if parts[..P::NUMBERS].iter().all(whole) {
+                let parts = parts.map(|part| Part { rows: S::OUT, columns: S::OUT, ..part });
+                spread_tiles::<S, P, V>(parts, of.len(), position, to);
             } else {
-                spread_tile::<S, V>(from, of.len(), (rows, columns), position, to);
+                spread_tiles::<S, P, V>(parts, of.len(), position, to);
             }
         }
     }
 }
 
-/// Pixels of a tile: where the first is, and elements to the next below and to the right.
+/// Pixels of the gradient under a tile: where the first is, elements to the next below and to the right, and how many rows and columns exist.
 #[derive(Clone, Copy)]
-struct Lines {
+struct Part {
     at: *const f32,
     line: usize,
     pixel: usize,
+    rows: usize,
+    columns: usize,
 }
 
-/// `dm = A dy Aᵀ` of the first channels of one tile, of which the first rows and columns exist: outputs outside the image have
-/// no gradient.
+/// `dm = A dy Aᵀ` of the first channels of the tiles that are joined: outputs outside the image have no gradient.
 ///
 /// # Safety
 /// The CPU has the instruction set of `V`; `channels` elements are readable at each row and column that exists, and writable at
 /// `to` and every `position` elements on.
 #[inline(always)]
-unsafe fn spread_tile<S: Scheme, V: Vector>(
-    from: Lines,
+unsafe fn spread_tiles<S: Scheme, P: Product, V: Vector>(
+    parts: [Part; 2],
     channels: usize,
-    (rows, columns): (usize, usize),
     position: usize,
     to: *mut f32,
 ) {
     for channel in (0..channels).step_by(V::LANES) {
         // SAFETY: the function's contract.
         unsafe {
-            let mut lines = [[V::zero(); 6]; 6];
-            for (i, done) in lines.iter_mut().enumerate().take(S::OUT) {
-                let mut d = [V::zero(); 6];
-                for (j, d) in d.iter_mut().enumerate().take(S::OUT) {
-                    if i < rows && j < columns {
-                        *d = V::load(from.at.add(i * from.line + j * from.pixel + channel));
-                    }
-                }
-                *done = S::spread(d);
-            }
+            let low = half_spread::<S, V>(&parts[0], channel);
+            let high = if P::NUMBERS == 2 { half_spread::<S, V>(&parts[1], channel) } else { low };
             for j in 0..S::IN {
-                for (i, value) in S::spread(column_of(&lines, j)).iter().enumerate().take(S::IN) {
-                    value.store(to.add((i * S::IN + j) * position + channel));
+                let first = S::spread(column_of(&low, j));
+                let second = if P::NUMBERS == 2 { S::spread(column_of(&high, j)) } else { first };
+                for i in 0..S::IN {
+                    P::join([first[i], second[i]]).store(to.add((i * S::IN + j) * position + channel));
                 }
             }
         }
+    }
+}
+
+/// The lines of a tile, `dy Aᵀ`, of the channels of one vector.
+///
+/// # Safety
+/// The CPU has the instruction set of `V`; a vector is readable from `channel` on at each row and column that exists.
+#[inline(always)]
+unsafe fn half_spread<S: Scheme, V: Vector>(part: &Part, channel: usize) -> [Line<V>; 6] {
+    // SAFETY: the function's contract.
+    unsafe {
+        let mut lines = [[V::zero(); 6]; 6];
+        for (i, done) in lines.iter_mut().enumerate().take(S::OUT) {
+            let mut d = [V::zero(); 6];
+            for (j, d) in d.iter_mut().enumerate().take(S::OUT) {
+                if i < part.rows && j < part.columns {
+                    *d = V::load(part.at.add(i * part.line + j * part.pixel + channel));
+                }
+            }
+            *done = S::spread(d);
+        }
+        lines
     }
 }
 

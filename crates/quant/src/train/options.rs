@@ -34,6 +34,19 @@ pub enum ScheduleName {
     Constant,
 }
 
+/// How products that make gradients are formed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum GradientPrecision {
+    /// bf16 in networks with rounded weights, f32 in others.
+    #[default]
+    Auto,
+    /// f32.
+    F32,
+    /// bf16, summed in f32, where the CPU has instructions for it.
+    Bf16,
+}
+
 /// What moves the step of an activation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -74,6 +87,8 @@ options! {
         pub distill_temperature: f32 = 2.0,
         /// Multiply rounded weights with rounded activations as integers, in linear layers: exactly what the packed model does, and faster; false: in float.
         pub integers: bool = true,
+        /// Numbers that are multiplied for gradients of convolutions and linear layers: "f32", "bf16" (summed in f32; faster, on CPUs that multiply them), or "auto" (bf16 where weights are rounded).
+        pub gradients: GradientPrecision = GradientPrecision::Auto,
         /// Strength of the regulariser that draws weights to the values they are rounded to, once widths are fixed; below 0: the method's own (`sdq`: 0.1; others: none). Of no effect on `dorefa` and on soft bits of `csq`.
         pub bins: f64 = -1.0,
         /// Learning rate of activation steps, relative to that of float weights.

@@ -6,11 +6,12 @@ use std::collections::BTreeMap;
 use bitsmith_engine::optim::{Algorithm, Rates, State as Memory};
 use bitsmith_engine::{Device, Engine, EngineOptions, Loss, Params, Role, StepOptions, StepOutput};
 use bitsmith_graph::{Granularity, Grid, Model, Op, QParams, Role as SiteRole, Site, ValueId};
+use bitsmith_kernels::conv::Precision;
 
 use super::activations::Activations;
 use super::data::{Batch, Data, InMemory};
 use super::events::Bits;
-use super::options::TrainOptions;
+use super::options::{GradientPrecision, TrainOptions};
 use crate::blocks::cost::{Costs, mean_bits};
 use crate::blocks::grid::SMALLEST_STEP;
 use crate::blocks::range::Range;
@@ -61,7 +62,7 @@ impl<Q: Quantizer> State<Q> {
         let engine_options =
             EngineOptions { device, step_gradient: options.step_gradient(), ..EngineOptions::default() };
         let engine = Engine::new(&model, &engine_options)?;
-        let params = Params::from_model(&model);
+        let mut params = Params::from_model(&model);
         let teacher = match options.distill > 0.0 {
             true => {
                 let float = Model { sites: BTreeMap::new(), ..model.clone() };
@@ -114,6 +115,11 @@ impl<Q: Quantizer> State<Q> {
         };
         let steps = params.steps.iter().map(step).collect();
         let integers = options.integers;
+        params.gradients = match options.gradients {
+            GradientPrecision::Auto if quantizes => Precision::Bf16,
+            GradientPrecision::Bf16 => Precision::Bf16,
+            GradientPrecision::Auto | GradientPrecision::F32 => Precision::Full,
+        };
         Ok(Self { model, engine, params, teacher, slots, biases, others, steps, activations: None, integers })
     }
 
