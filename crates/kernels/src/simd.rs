@@ -76,6 +76,12 @@ pub(crate) trait Vector: Copy {
             Self::load(sums.as_ptr())
         }
     }
+    /// All lanes the pair at `p`. As integers: compilers then read it in the instruction that multiplies, without a register for it.
+    #[inline(always)]
+    unsafe fn splat_pair(p: *const f32) -> Self {
+        // SAFETY: the caller promises an element.
+        unsafe { Self::splat(*p) }
+    }
     /// Lanes of two bf16 numbers each: `low` and `high`, rounded.
     #[inline(always)]
     unsafe fn pairs(low: Self, high: Self) -> Self {
@@ -485,6 +491,12 @@ mod x86 {
         unsafe fn dot_pairs(self, b: Self, c: Self) -> Self {
             // SAFETY: see above; registers of the same size, whose bits stay what they are.
             unsafe { _mm512_dpbf16_ps(c, transmute::<__m512, __m512bh>(self), transmute::<__m512, __m512bh>(b)) }
+        }
+
+        #[inline(always)]
+        unsafe fn splat_pair(p: *const f32) -> Self {
+            // SAFETY: see above; four bytes, wherever they lie.
+            unsafe { _mm512_castsi512_ps(_mm512_set1_epi32(p.cast::<i32>().read_unaligned())) }
         }
 
         #[inline(always)]

@@ -329,7 +329,7 @@ unsafe fn tile<K: Product, V: Vector, const P: usize, const Q: usize>(
                 };
                 weights = weights.add(Q * V::LANES);
                 for (p, sums) in sums.iter_mut().enumerate() {
-                    let x = V::splat(*from.add(p * t.source_step + k));
+                    let x = K::splat::<V>(from.add(p * t.source_step + k));
                     for (sum, w) in sums.iter_mut().zip(w) {
                         *sum = K::add(x, w, *sum);
                     }

@@ -21,6 +21,8 @@ pub(super) trait Product: Sync {
     fn dispatch<K: Kernel>(isa: Isa, kernel: K) -> K::Output;
     /// An element of up to two numbers.
     fn element(numbers: [f32; 2]) -> f32;
+    /// The element at `p` in all lanes.
+    unsafe fn splat<V: Vector>(p: *const f32) -> V;
     /// `sum` plus the products of all numbers of the elements.
     unsafe fn add<V: Vector>(x: V, w: V, sum: V) -> V;
     /// Writes the elements of a vector of neighbouring numbers.
@@ -45,6 +47,12 @@ impl Product for Singles {
 
     fn element([number, _]: [f32; 2]) -> f32 {
         number
+    }
+
+    #[inline(always)]
+    unsafe fn splat<V: Vector>(p: *const f32) -> V {
+        // SAFETY: the trait's contract; the caller promises an element.
+        unsafe { V::splat(*p) }
     }
 
     #[inline(always)]
@@ -87,6 +95,12 @@ impl Product for Pairs {
 
     fn element([low, high]: [f32; 2]) -> f32 {
         f32::from_bits(simd::to_bf16(low) | simd::to_bf16(high) << 16)
+    }
+
+    #[inline(always)]
+    unsafe fn splat<V: Vector>(p: *const f32) -> V {
+        // SAFETY: the trait's contract; the caller promises an element.
+        unsafe { V::splat_pair(p) }
     }
 
     #[inline(always)]

@@ -291,7 +291,7 @@ unsafe fn tile<P: Product, V: Vector, const R: usize, const Q: usize>(
                     *g = V::load(dy.add(q * V::LANES));
                 }
                 for (r, tile) in tile.iter_mut().enumerate() {
-                    let x = V::splat(*x.add(r));
+                    let x = P::splat::<V>(x.add(r));
                     for (sum, g) in tile.iter_mut().zip(g) {
                         *sum = P::add(x, g, *sum);
                     }
