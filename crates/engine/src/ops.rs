@@ -111,6 +111,15 @@ pub(crate) struct Integers<'a> {
     pub steps: &'a [f32],
 }
 
+/// How the products of a convolution or linear layer may be computed, where kernels can.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Products<'a> {
+    /// Forward, if there are integers.
+    pub integers: Option<Integers<'a>>,
+    /// Backward.
+    pub gradients: Precision,
+}
+
 /// Which pixels a shortcut takes, from a tensor `[batch, rows, columns, channels]`, and what it adds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Shortcut {
@@ -126,13 +135,13 @@ pub(crate) trait TrainOps: 'static {
     /// The backend.
     type B: Backend;
 
-    /// Convolution; `w` is OIHW. Its gradients may be computed as `gradients` says, those of linear layers too.
+    /// Convolution; `w` is OIHW.
     fn conv(
         x: Tensor<Self>,
         w: Tensor<Self>,
         bias: Option<Tensor<Self>>,
         shape: &ConvShape,
-        _gradients: Precision,
+        _products: Products<'_>,
     ) -> Tensor<Self> {
         composed::conv::<Self::B>(x, w, bias, shape)
     }
@@ -191,14 +200,13 @@ pub(crate) trait TrainOps: 'static {
         composed::global_average_pool::<Self::B>(x)
     }
 
-    /// `x [m, k]` times `w [k, n]` (or `[n, k]` where `transposed`), plus a bias `[n]`; by integers, if there are and it can.
+    /// `x [m, k]` times `w [k, n]` (or `[n, k]` where `transposed`), plus a bias `[n]`.
     fn linear(
         x: Tensor<Self>,
         w: Tensor<Self>,
         bias: Option<Tensor<Self>>,
         transposed: bool,
-        _integers: Option<Integers<'_>>,
-        _gradients: Precision,
+        _products: Products<'_>,
     ) -> Tensor<Self> {
         composed::linear::<Self::B>(x, w, bias, transposed)
     }

@@ -1,7 +1,7 @@
 //! The fused operators on the CPU, forward: our kernels on burn-flex tensors.
 
 use bitsmith_kernels::activation::Activation;
-use bitsmith_kernels::conv::{ConvShape, Precision};
+use bitsmith_kernels::conv::ConvShape;
 use bitsmith_kernels::integer::rows;
 use bitsmith_kernels::pool::PoolShape;
 use bitsmith_kernels::threads::for_each_part;
@@ -10,8 +10,8 @@ use burn_backend::{Shape, TensorMetadata};
 use burn_flex::{Flex, FlexTensor};
 
 use super::{
-    BatchStatistics, FakeQuant, Fused, Integers, Norm, Pair, Shortcut, Statistics, TrainOps, attention, composed,
-    integers, rounding, shortcut,
+    BatchStatistics, FakeQuant, Fused, Integers, Norm, Pair, Products, Shortcut, Statistics, TrainOps, attention,
+    composed, integers, rounding, shortcut,
 };
 use crate::memory::{dense, floats, recycle, take, tensor};
 use crate::profile;
@@ -24,10 +24,10 @@ impl TrainOps for Fused<Flex> {
         w: FlexTensor,
         bias: Option<FlexTensor>,
         shape: &ConvShape,
-        _gradients: Precision,
+        products: Products<'_>,
     ) -> FlexTensor {
         let x = dense(x);
-        let y = convolve(conv::forward, &x, &dense(w), bias.map(dense).as_ref(), shape);
+        let y = convolve((conv::forward, products.integers), &x, &dense(w), bias.map(dense).as_ref(), shape);
         recycle(x);
         y
     }
@@ -113,11 +113,10 @@ impl TrainOps for Fused<Flex> {
         w: FlexTensor,
         bias: Option<FlexTensor>,
         transposed: bool,
-        integers: Option<Integers<'_>>,
-        _gradients: Precision,
+        products: Products<'_>,
     ) -> FlexTensor {
         let x = dense(x);
-        let y = multiply(&x, &dense(w), bias.map(dense).as_ref(), transposed, integers);
+        let y = multiply(&x, &dense(w), bias.map(dense).as_ref(), transposed, products.integers);
         recycle(x);
         y
     }
@@ -190,11 +189,11 @@ pub(super) fn channels(values: Vec<f32>) -> FlexTensor {
     tensor(values, Shape::new([len]))
 }
 
-/// [`conv::forward`] or one of its kin.
+/// [`conv::forward`] or one of its kin: what computes where there are no integers, or none that the kernels take.
 pub(super) type Forward = fn(&ConvShape, &[f32], &[f32], Option<&[f32]>, &mut [f32]);
 
 pub(super) fn convolve(
-    forward: Forward,
+    (forward, integers): (Forward, Option<Integers<'_>>),
     x: &FlexTensor,
     w: &FlexTensor,
     bias: Option<&FlexTensor>,
@@ -202,7 +201,16 @@ pub(super) fn convolve(
 ) -> FlexTensor {
     let _time = profile::span("conv");
     let mut y = take(shape.output_len());
-    forward(shape, floats(x), floats(w), bias.map(floats), &mut y);
+    let summed = shape.weight_len() / shape.c_out;
+    match integers.filter(|grids| grids.fit(summed, shape.c_out)) {
+        Some(grids) => {
+            integers::convolve(shape, floats(x), floats(w), &grids, &mut y);
+            if let Some(bias) = bias {
+                for_each_part(&mut y, shape.c_out, |_, y| rows::add_rows(floats(bias), y));
+            }
+        }
+        None => forward(shape, floats(x), floats(w), bias.map(floats), &mut y),
+    }
     tensor(y, Shape::new([shape.batch, shape.out_h(), shape.out_w(), shape.c_out]))
 }
 

@@ -1,5 +1,9 @@
 //! Products of numbers that lie on grids, by the integer kernels of deployment: exact, and several times as fast as floats.
 
+use std::cell::Cell;
+use std::thread::LocalKey;
+
+use bitsmith_kernels::conv::ConvShape;
 use bitsmith_kernels::integer::{ConvWeights, conv_with, linear_shape, rows};
 use bitsmith_kernels::numerics::quantize;
 use bitsmith_kernels::threads::for_each_part_weighing;
@@ -29,39 +33,87 @@ impl Integers<'_> {
     }
 }
 
+thread_local! {
+    /// Codes of inputs and of weights, kept from layer to layer: fresh pages cost more than what is written there.
+    static CODES: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
+    static WEIGHTS: Cell<Vec<i8>> = const { Cell::new(Vec::new()) };
+}
+
+/// Lends `len` elements of arbitrary content.
+fn with_scratch<T: Copy + Default>(scratch: &'static LocalKey<Cell<Vec<T>>>, len: usize, run: impl FnOnce(&mut [T])) {
+    let mut buffer = scratch.take();
+    if buffer.len() < len {
+        buffer.resize(len, T::default());
+    }
+    run(&mut buffer[..len]);
+    scratch.set(buffer);
+}
+
 /// `y = x · w`, where `x` is `[m, k]` and `w` is `[k, n]`, or `[n, k]` if transposed.
 pub(super) fn multiply(
     [m, k, n]: [usize; 3],
     x: &[f32],
     w: &[f32],
     transposed: bool,
-    &Integers { grid, steps }: &Integers<'_>,
+    integers: &Integers<'_>,
     y: &mut [f32],
 ) {
-    let offset = grid.offset();
-    let mut inputs = vec![0u8; m * k];
-    for_each_part_weighing(&mut inputs, 1, m * k, |at, codes| {
-        let x = &x[at..at + codes.len()];
-        rows::quantize_u8(x, grid.step, offset, grid.low + offset, grid.high + offset, codes);
-    });
-    let step = |c: usize| if steps.len() == 1 { steps[0] } else { steps[c] };
-    let mut weights = vec![0i8; n * k];
-    for_each_part_weighing(&mut weights, k, n * k, |at, part| {
-        let code = |w: f32, c: usize| quantize(w, step(c), 0, -LARGEST, LARGEST) as i8;
-        for (block, part) in part.chunks_mut(COLUMNS * k).enumerate() {
-            let first = at / k + block * COLUMNS;
-            for i in 0..k {
-                for (c, codes) in part.chunks_exact_mut(k).enumerate() {
-                    let channel = first + c;
-                    codes[i] = code(if transposed { w[channel * k + i] } else { w[i * n + channel] }, channel);
+    let shape = linear_shape(m, k, n);
+    if transposed {
+        return convolve(&shape, x, w, integers, y);
+    }
+    with_scratch(&WEIGHTS, n * k, |weights| {
+        for_each_part_weighing(weights, k, n * k, |at, part| {
+            for (block, part) in part.chunks_mut(COLUMNS * k).enumerate() {
+                let first = at / k + block * COLUMNS;
+                for i in 0..k {
+                    for (c, codes) in part.chunks_exact_mut(k).enumerate() {
+                        codes[i] = integers.code(w[i * n + first + c], first + c);
+                    }
                 }
             }
-        }
+        });
+        integers.run(&shape, x, weights, y);
     });
-    let shape = linear_shape(m, k, n);
-    let packed = ConvWeights::for_inputs(&shape, &weights, (grid.high + offset) as u8);
-    let scale: Vec<f32> = (0..n).map(|c| grid.step * step(c)).collect();
-    conv_with(&shape, &inputs, offset, &packed, y, |_, acc, y| rows::scale_rows(acc, &scale, y));
+}
+
+/// `y = conv(x, w)`, channels-last, `w` OIHW.
+pub(super) fn convolve(shape: &ConvShape, x: &[f32], w: &[f32], integers: &Integers<'_>, y: &mut [f32]) {
+    let filter = w.len() / shape.c_out;
+    with_scratch(&WEIGHTS, w.len(), |weights| {
+        for_each_part_weighing(weights, filter, w.len(), |at, part| {
+            let w = &w[at..at + part.len()];
+            let channels = part.chunks_exact_mut(filter).zip(w.chunks_exact(filter)).enumerate();
+            channels.for_each(|(c, (codes, w))| {
+                codes.iter_mut().zip(w).for_each(|(code, &w)| *code = integers.code(w, at / filter + c));
+            });
+        });
+        integers.run(shape, x, weights, y);
+    });
+}
+
+impl Integers<'_> {
+    fn step(&self, channel: usize) -> f32 {
+        if self.steps.len() == 1 { self.steps[0] } else { self.steps[channel] }
+    }
+
+    fn code(&self, w: f32, channel: usize) -> i8 {
+        quantize(w, self.step(channel), 0, -LARGEST, LARGEST) as i8
+    }
+
+    /// `y = conv(x, weights)` by the kernels of deployment.
+    fn run(&self, shape: &ConvShape, x: &[f32], weights: &[i8], y: &mut [f32]) {
+        let (grid, offset) = (self.grid, self.grid.offset());
+        let packed = ConvWeights::for_inputs(shape, weights, (grid.high + offset) as u8);
+        let scale: Vec<f32> = (0..shape.c_out).map(|c| grid.step * self.step(c)).collect();
+        with_scratch(&CODES, x.len(), |inputs| {
+            for_each_part_weighing(inputs, 1, x.len(), |at, codes| {
+                let x = &x[at..at + codes.len()];
+                rows::quantize_u8(x, grid.step, offset, grid.low + offset, grid.high + offset, codes);
+            });
+            conv_with(shape, &*inputs, offset, &packed, y, |_, acc, y| rows::scale_rows(acc, &scale, y));
+        });
+    }
 }
 
 #[cfg(test)]
@@ -91,6 +143,17 @@ mod tests {
                 }
             }
         }
+        // A convolution: signed codes, padding, a stride, one step for all.
+        let shape = ConvShape::square(2, 7, 5, 18, 3, 2);
+        let code = |i: usize, modulo: usize| (i * 7919 % modulo) as f32;
+        let x: Vec<f32> = (0..shape.input_len()).map(|i| 0.5 * (code(i, 16) - 8.0)).collect();
+        let w: Vec<f32> = (0..shape.weight_len()).map(|i| 0.125 * (code(i, 15) - 7.0)).collect();
+        let grids = Integers { grid: Grid { step: 0.5, low: -8, high: 7 }, steps: &[0.125] };
+        let (mut y, mut slow) = (vec![0.0; shape.output_len()], vec![0.0; shape.output_len()]);
+        convolve(&shape, &x, &w, &grids, &mut y);
+        bitsmith_kernels::reference::conv::forward(&shape, &x, &w, None, &mut slow);
+        // All powers of two: exact.
+        assert_eq!(y, slow);
         let grids = |low, high| Integers { grid: Grid { step: 1.0, low, high }, steps: &[1.0] };
         assert!(!grids(-10, 245).fit(10, 10) && !grids(0, 256).fit(10, 10) && !grids(0, 255).fit(70_000, 10));
     }

@@ -25,7 +25,7 @@ use burn_flex::{Flex, FlexTensor};
 
 use super::flex::{self, Affine, channels, scalar};
 use super::{
-    BatchStatistics, FakeQuant, Fused, Integers, Norm, Pair, Shortcut, Statistics, TrainOps, attention, composed,
+    BatchStatistics, FakeQuant, Fused, Norm, Pair, Products, Shortcut, Statistics, TrainOps, attention, composed,
     rounding, shortcut,
 };
 use crate::memory::{dense, floats, give, into_buffer, recycle, take, tensor};
@@ -57,13 +57,14 @@ where
 impl TrainOps for Fused<Cpu> {
     type B = Cpu;
 
-    fn conv(x: Tracked, w: Tracked, bias: Option<Tracked>, shape: &ConvShape, gradients: Precision) -> Tracked {
+    fn conv(x: Tracked, w: Tracked, bias: Option<Tracked>, shape: &ConvShape, products: Products<'_>) -> Tracked {
         let (x_data, w_data) = (dense(x.primitive().clone()), dense(w.primitive().clone()));
         let bias_data = bias.as_ref().map(|b| dense(b.primitive().clone()));
-        let y = flex::convolve(conv::forward_training, &x_data, &w_data, bias_data.as_ref(), shape);
+        let y =
+            flex::convolve((conv::forward_training, products.integers), &x_data, &w_data, bias_data.as_ref(), shape);
         let state = ConvState {
             shape: *shape,
-            gradients,
+            gradients: products.gradients,
             x: w.is_tracked().then_some(x_data),
             w: x.is_tracked().then_some(w_data),
         };
@@ -157,18 +158,11 @@ impl TrainOps for Fused<Cpu> {
         record(GlobalAverage, [x], y, || shape)
     }
 
-    fn linear(
-        x: Tracked,
-        w: Tracked,
-        bias: Option<Tracked>,
-        transposed: bool,
-        integers: Option<Integers<'_>>,
-        gradients: Precision,
-    ) -> Tracked {
+    fn linear(x: Tracked, w: Tracked, bias: Option<Tracked>, transposed: bool, products: Products<'_>) -> Tracked {
         let (x_data, w_data) = (dense(x.primitive().clone()), dense(w.primitive().clone()));
         let bias_data = bias.as_ref().map(|b| dense(b.primitive().clone()));
-        let y = flex::multiply(&x_data, &w_data, bias_data.as_ref(), transposed, integers);
-        record(Linear, [x, w, bias.unwrap_or_else(absent)], y, || (x_data, w_data, transposed, gradients))
+        let y = flex::multiply(&x_data, &w_data, bias_data.as_ref(), transposed, products.integers);
+        record(Linear, [x, w, bias.unwrap_or_else(absent)], y, || (x_data, w_data, transposed, products.gradients))
     }
 
     fn matmul(a: Tracked, b: Tracked) -> Tracked {

@@ -13,11 +13,11 @@ use burn_flex::Flex;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use super::{Composed, FakeQuant, Fused, Norm, Pair, Shortcut, Statistics, TrainOps};
+use super::{Composed, FakeQuant, Fused, Norm, Pair, Products, Shortcut, Statistics, TrainOps};
 #[cfg(any(feature = "cuda", feature = "wgpu"))]
 use crate::device::gpu::Cube;
 
-const F32: Precision = Precision::Full;
+const BY_FLOATS: Products<'_> = Products { integers: None, gradients: Precision::Full };
 
 type Cpu = Autodiff<Flex>;
 type T = FloatTensor<Cpu>;
@@ -191,19 +191,19 @@ fn convolution() {
     };
     let plain = shape(4, 5, 1, [1, 1], [1; 4], [1, 1]);
     check(
-        &case!("plain", [&[2, 7, 6, 4], &[5, 4, 3, 3], &[5]], true, (-1.0, 1.0), O, [x, w, b] => O::conv(x, w, Some(b), &plain, F32)),
+        &case!("plain", [&[2, 7, 6, 4], &[5, 4, 3, 3], &[5]], true, (-1.0, 1.0), O, [x, w, b] => O::conv(x, w, Some(b), &plain, BY_FLOATS)),
     );
     let odd = shape(4, 6, 2, [2, 1], [0, 1, 2, 1], [1, 2]);
     check(
-        &case!("groups", [&[2, 7, 6, 4], &[6, 2, 3, 3]], true, (-1.0, 1.0), O, [x, w] => O::conv(x, w, None, &odd, F32)),
+        &case!("groups", [&[2, 7, 6, 4], &[6, 2, 3, 3]], true, (-1.0, 1.0), O, [x, w] => O::conv(x, w, None, &odd, BY_FLOATS)),
     );
     let depthwise = shape(8, 8, 8, [2, 2], [1; 4], [1, 1]);
     check(
-        &case!("depthwise", [&[2, 7, 6, 8], &[8, 1, 3, 3]], true, (-1.0, 1.0), O, [x, w] => O::conv(x, w, None, &depthwise, F32)),
+        &case!("depthwise", [&[2, 7, 6, 8], &[8, 1, 3, 3]], true, (-1.0, 1.0), O, [x, w] => O::conv(x, w, None, &depthwise, BY_FLOATS)),
     );
     let line = ConvShape { in_h: 1, kernel: [1, 3], pads: [0, 1, 0, 1], ..plain };
     check(
-        &case!("one axis", [&[2, 1, 6, 4], &[5, 4, 3]], true, (-1.0, 1.0), O, [x, w] => O::conv(x, w, None, &line, F32)),
+        &case!("one axis", [&[2, 1, 6, 4], &[5, 4, 3]], true, (-1.0, 1.0), O, [x, w] => O::conv(x, w, None, &line, BY_FLOATS)),
     );
 }
 
@@ -353,10 +353,10 @@ fn pooling() {
 #[test]
 fn linear_layers_and_layouts() {
     check(
-        &case!("[n, k]", [&[5, 7], &[3, 7], &[3]], true, (-1.0, 1.0), O, [x, w, b] => O::linear(x, w, Some(b), true, None, F32)),
+        &case!("[n, k]", [&[5, 7], &[3, 7], &[3]], true, (-1.0, 1.0), O, [x, w, b] => O::linear(x, w, Some(b), true, BY_FLOATS)),
     );
     check(
-        &case!("[k, n]", [&[5, 7], &[7, 3]], true, (-1.0, 1.0), O, [x, w] => O::linear(x, w, None, false, None, F32)),
+        &case!("[k, n]", [&[5, 7], &[7, 3]], true, (-1.0, 1.0), O, [x, w] => O::linear(x, w, None, false, BY_FLOATS)),
     );
     check(&case!("last", [&[2, 3, 4, 5]], true, (0.0, 1.0), O, [x] => O::to_channels_last(x)));
     check(&case!("first", [&[2, 3, 4, 5]], true, (0.0, 1.0), O, [x] => O::to_channels_first(x)));

@@ -12,7 +12,7 @@ use burn_backend::{Scalar, Shape as BurnShape, Slice, TensorData, TensorMetadata
 use super::compile::stored_order;
 use super::{Arg, Binary, Kind, Layout, NormStep, Plan, Step};
 use crate::error::{Error, Kind as ErrorKind};
-use crate::ops::{BatchStatistics, Grid, Integers, Norm, Statistics, Tensor, TrainOps};
+use crate::ops::{BatchStatistics, Grid, Integers, Norm, Products, Statistics, Tensor, TrainOps};
 use crate::params::Params;
 use crate::profile;
 
@@ -118,8 +118,20 @@ fn grid_after(run: &Run<'_>, kind: &Kind, before: Option<Grid>) -> Option<Grid> 
             Some(Grid { step: *run.params.steps.get(site)?, low: quant.low, high: quant.high })
         }
         Kind::Reshape | Kind::Permute(_) | Kind::ToLast | Kind::ToFirst | Kind::Split { .. } => before,
+        // Some of the values, and zeros.
+        Kind::MaxPool(_) | Kind::Shortcut(_) => before.filter(|grid| grid.low <= 0 && grid.high >= 0),
         _ => None,
     }
+}
+
+/// How a product with the second input may be computed, the first one being of this grid.
+fn products<'a>(run: &Run<'a>, step: &Step, grid: Option<Grid>) -> Products<'a> {
+    let steps = match step.inputs.get(1) {
+        Some(Arg::Constant(id)) => run.params.grids.get(id),
+        _ => None,
+    };
+    let integers = grid.zip(steps).map(|(grid, steps)| Integers { grid, steps });
+    Products { integers, gradients: run.params.gradients }
 }
 
 fn perform<O: TrainOps>(
@@ -157,7 +169,7 @@ fn perform<O: TrainOps>(
         Kind::Conv(op) => {
             let w = next()?;
             let shape = conv_shape(op, x_shape, &w.shape())?;
-            O::conv(x, w, inputs.next(), &shape, run.params.gradients)
+            O::conv(x, w, inputs.next(), &shape, products(run, step, grid))
         }
         Kind::Norm(norm) => {
             let (gamma, beta) = (next()?, next()?);
@@ -188,13 +200,8 @@ fn perform<O: TrainOps>(
             // Leading axes are samples.
             let features = x_shape.last().copied().unwrap_or(1);
             let rows = x.shape().num_elements() / features.max(1);
-            let steps = match step.inputs.get(1) {
-                Some(Arg::Constant(id)) => run.params.grids.get(id),
-                _ => None,
-            };
-            let integers = grid.zip(steps).map(|(grid, steps)| Integers { grid, steps });
             let x = reshape::<O>(x, &[rows, features]);
-            let y = O::linear(x, w, inputs.next(), *transposed, integers, run.params.gradients);
+            let y = O::linear(x, w, inputs.next(), *transposed, products(run, step, grid));
             reshape::<O>(y, y_shape)
         }
         Kind::ToLast => O::to_channels_last(spatial::<O>(x)),

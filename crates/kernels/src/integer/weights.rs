@@ -17,6 +17,7 @@ use super::dot::Kernel;
 use super::narrow::Narrow;
 use super::winograd::{self, Winograd};
 use crate::conv::ConvShape;
+use crate::threads;
 
 /// Output channels per block.
 pub(super) const LANES: usize = 16;
@@ -222,21 +223,28 @@ pub(super) fn in_order(shape: &ConvShape, w: &[i8]) -> Vec<i8> {
     let (group_in, taps) = (layout.group_in(), kernel_h * kernel_w);
     let (group_out, blocks) = (layout.group_out(), layout.blocks());
     let mut out = vec![0i8; layout.groups * blocks * layout.block_len()];
-    for (c, filter) in w.chunks_exact(group_in * taps).enumerate() {
-        let lane = c / group_out * blocks * LANES + c % group_out;
-        let block = &mut out[lane / LANES * layout.block_len()..][..layout.block_len()];
-        for tap in 0..taps {
-            // Position of this tap's first input in its segment.
-            let (segment, first) = match layout.kind {
-                Kind::Rows => (tap / kernel_w, tap % kernel_w * group_in),
-                Kind::Depthwise | Kind::Taps => (tap, 0),
-            };
-            let first = segment * layout.segment_quads() * QUAD + first;
-            for (at, &w) in (first..).zip(filter[tap..].iter().step_by(taps)) {
-                block[at / QUAD * QUAD * LANES + lane % LANES * QUAD + at % QUAD] = w;
+    threads::for_each_part_weighing(&mut out, layout.block_len(), w.len(), |start, part| {
+        let first = start / layout.block_len().max(1);
+        for (number, block) in (first..).zip(part.chunks_exact_mut(layout.block_len().max(1))) {
+            // The channels of the group from this block on.
+            let (group, channel) = (number / blocks, number % blocks * LANES);
+            let filters = &w[(group * group_out + channel) * group_in * taps..];
+            for (lane, filter) in filters.chunks_exact(group_in * taps).take(LANES.min(group_out - channel)).enumerate()
+            {
+                for tap in 0..taps {
+                    // Position of this tap's first input in its segment.
+                    let (segment, first) = match layout.kind {
+                        Kind::Rows => (tap / kernel_w, tap % kernel_w * group_in),
+                        Kind::Depthwise | Kind::Taps => (tap, 0),
+                    };
+                    let first = segment * layout.segment_quads() * QUAD + first;
+                    for (at, &w) in (first..).zip(filter[tap..].iter().step_by(taps)) {
+                        block[at / QUAD * QUAD * LANES + lane * QUAD + at % QUAD] = w;
+                    }
+                }
             }
         }
-    }
+    });
     out
 }
 

@@ -40,6 +40,7 @@ use super::conv::{COLLIDING_BYTES, LINE_BYTES, room};
 use super::dot::Kernel;
 use super::weights::{GROUP, Kind, LANES, QUAD, by_pairs, short_sums};
 use crate::conv::ConvShape;
+use crate::threads;
 
 /// Most products per tile and channel.
 const MOST_POSITIONS: usize = 36;
@@ -255,14 +256,32 @@ impl Winograd {
             Form::Bytes => largest.checked_mul(4)?,
             Form::Words(_) => 0,
         };
-        let offset = most / 2;
+        let blocks = shape.c_out.div_ceil(LANES);
+        let ranges = threads::ranges(blocks, threads::parts_for(w.len())).collect();
+        let parts = threads::map_jobs(ranges, |blocks| Self::some_blocks((form, kernel, most), shape, w, blocks));
+        let mut parts = parts.into_iter();
+        let mut all = parts.next()??;
+        for part in parts {
+            all.append(part?);
+        }
+        Some(all)
+    }
+
+    /// [`Winograd::new`] for some blocks of output channels, `most` being the largest transformed input.
+    fn some_blocks(
+        (form, kernel, most): (Form, Kernel, u8),
+        shape: &ConvShape,
+        w: &[i8],
+        blocks: Range<usize>,
+    ) -> Option<Self> {
+        let (size, taps, offset) = (form.size(), shape.kernel[0] * shape.kernel[1], most / 2);
         let (positions, centre) = (size.positions(), size.centre());
         let quads = shape.c_in.div_ceil(QUAD);
-        let (blocks, len) = (shape.c_out.div_ceil(LANES), quads * GROUP);
-        let mut weights = vec![0i16; blocks * positions * len];
-        let mut start = vec![0i32; blocks * positions * LANES];
+        let len = quads * GROUP;
+        let mut weights = vec![0i16; blocks.len() * positions * len];
+        let mut start = vec![0i32; blocks.len() * positions * LANES];
         let each = weights.chunks_exact_mut(positions * len).zip(start.chunks_exact_mut(positions * LANES));
-        for (block, (weights, start)) in each.enumerate() {
+        for (block, (weights, start)) in blocks.zip(each) {
             for quad in 0..quads {
                 // A group at a time, so that what is written lies close together.
                 let mut g = [[0i16; GROUP]; 9];
@@ -300,6 +319,19 @@ impl Winograd {
             }
         };
         Some(Winograd { form, weights, start, quads })
+    }
+
+    /// Adds later blocks of the same layer.
+    fn append(&mut self, later: Self) {
+        self.start.extend(later.start);
+        match (&mut self.weights, later.weights) {
+            (Weights::Words(weights), Weights::Words(more)) => weights.extend(more),
+            (Weights::Bytes { weights, short_sums, .. }, Weights::Bytes { weights: more, short_sums: room, .. }) => {
+                weights.extend(more);
+                short_sums.iter_mut().zip(room).for_each(|(sums, room)| *sums = room.min(*sums));
+            }
+            _ => unreachable!("blocks of one form"),
+        }
     }
 
     /// Outputs of a tile along an axis, and what else depends on it.
