@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use bitsmith_graph::{Graph, Grid, Model, QParams, Role as SiteRole, Shape, ValueId};
 use bitsmith_kernels::fakequant::Inside;
-use bitsmith_kernels::threads::team;
+use bitsmith_kernels::threads::{for_each_part, team};
 use burn_autodiff::Autodiff;
 use burn_backend::ops::FloatTensorOps;
 use burn_backend::{AutodiffBackend, BackendTypes, Shape as BurnShape, TensorData, TensorMetadata};
@@ -517,7 +517,7 @@ type DeviceOf<O> = <<O as TrainOps>::B as BackendTypes>::Device;
 
 fn upload<O: TrainOps>(values: &[f32], shape: &[usize], device: &DeviceOf<O>) -> Tensor<O> {
     let mut buffer = memory::take(values.len());
-    buffer.copy_from_slice(values);
+    for_each_part(&mut buffer, 1, |at, part| part.copy_from_slice(&values[at..at + part.len()]));
     let data = TensorData::new(buffer, BurnShape::from(shape.to_vec()));
     O::B::float_from_data(data, device)
 }

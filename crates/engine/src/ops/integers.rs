@@ -84,9 +84,7 @@ pub(super) fn convolve(shape: &ConvShape, x: &[f32], w: &[f32], integers: &Integ
         for_each_part_weighing(weights, filter, w.len(), |at, part| {
             let w = &w[at..at + part.len()];
             let channels = part.chunks_exact_mut(filter).zip(w.chunks_exact(filter)).enumerate();
-            channels.for_each(|(c, (codes, w))| {
-                codes.iter_mut().zip(w).for_each(|(code, &w)| *code = integers.code(w, at / filter + c));
-            });
+            channels.for_each(|(c, (codes, w))| integers.codes(w, at / filter + c, codes));
         });
         integers.run(shape, x, weights, y);
     });
@@ -99,6 +97,16 @@ impl Integers<'_> {
 
     fn code(&self, w: f32, channel: usize) -> i8 {
         quantize(w, self.step(channel), 0, -LARGEST, LARGEST) as i8
+    }
+
+    /// The codes of weights of one channel.
+    fn codes(&self, w: &[f32], channel: usize, codes: &mut [i8]) {
+        let mut bytes = [0u8; 256];
+        for (w, codes) in w.chunks(bytes.len()).zip(codes.chunks_mut(bytes.len())) {
+            let bytes = &mut bytes[..w.len()];
+            rows::quantize_u8(w, self.step(channel), 128, 128 - LARGEST, 128 + LARGEST, bytes);
+            codes.iter_mut().zip(bytes).for_each(|(code, byte)| *code = (*byte ^ 0x80) as i8);
+        }
     }
 
     /// `y = conv(x, weights)` by the kernels of deployment.

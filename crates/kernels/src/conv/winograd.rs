@@ -267,9 +267,10 @@ impl<S: Scheme, P: Product> Kernel for TransformWeight<'_, S, P> {
                             }
                         }
                     }
-                    for i in 0..S::IN {
-                        let low = S::weight(rows[0][i]);
-                        let high = if P::NUMBERS == 2 { S::weight(rows[1][i]) } else { low };
+                    let [first, second] = &rows;
+                    for (i, (first, second)) in first.iter().zip(second).enumerate().take(S::IN) {
+                        let low = S::weight(*first);
+                        let high = if P::NUMBERS == 2 { S::weight(*second) } else { low };
                         for j in 0..S::IN {
                             let to = self.u[(i * S::IN + j) * elements * width + at..].as_mut_ptr();
                             P::join([low[j], high[j]]).store(to);
@@ -523,9 +524,9 @@ unsafe fn transform_two<S: Scheme, P: Product, V: Vector>(
             let first = half_transformed::<S, V>(pixels[0], channel);
             let second = half_transformed::<S, V>(pixels[1], channel);
             for j in 0..S::IN {
-                let done = [S::source(column_of(&first, j)), S::source(column_of(&second, j))];
-                for i in 0..S::IN {
-                    P::join([done[0][i], done[1][i]]).store(to.add((i * S::IN + j) * position + channel));
+                let (low, high) = (S::source(column_of(&first, j)), S::source(column_of(&second, j)));
+                for (i, (low, high)) in low.into_iter().zip(high).enumerate().take(S::IN) {
+                    P::join([low, high]).store(to.add((i * S::IN + j) * position + channel));
                 }
             }
         }
