@@ -61,7 +61,7 @@ pub enum Precision {
 
 impl Precision {
     /// Whether pairs of bf16 are multiplied.
-    fn pairs(self, isa: Isa) -> bool {
+    pub(crate) fn pairs(self, isa: Isa) -> bool {
         self == Precision::Bf16 && isa.has_bf16()
     }
 }
@@ -233,12 +233,7 @@ pub fn forward_training(shape: &ConvShape, x: &[f32], w: &[f32], bias: Option<&[
 /// [`forward_training`] of operands rounded as `precision` says: for products that are part of a gradient.
 pub(crate) fn forward_rounded(shape: &ConvShape, precision: Precision, x: &[f32], w: &[f32], y: &mut [f32]) {
     shape.assert_lengths(x.len(), w.len(), y.len());
-    let (isa, size) = (Isa::current(), winograd::coarse(shape));
-    if precision.pairs(isa) {
-        correlate::<Pairs>(isa, shape, Direction::Forward, size, x, w, None, y);
-    } else {
-        correlate::<Singles>(isa, shape, Direction::Forward, size, x, w, None, y);
-    }
+    correlate_coarsely(shape, Direction::Forward, precision, x, w, y);
 }
 
 /// `dx = ∂L/∂x` from `dy = ∂L/∂y`, with products as `precision` says.
@@ -247,12 +242,7 @@ pub(crate) fn forward_rounded(shape: &ConvShape, precision: Precision, x: &[f32]
 /// As [`forward`].
 pub fn backward_input(shape: &ConvShape, precision: Precision, dy: &[f32], w: &[f32], dx: &mut [f32]) {
     shape.assert_lengths(dx.len(), w.len(), dy.len());
-    let (isa, size) = (Isa::current(), winograd::coarse(shape));
-    if precision.pairs(isa) {
-        correlate::<Pairs>(isa, shape, Direction::InputGradient, size, dy, w, None, dx);
-    } else {
-        correlate::<Singles>(isa, shape, Direction::InputGradient, size, dy, w, None, dx);
-    }
+    correlate_coarsely(shape, Direction::InputGradient, precision, dy, w, dx);
 }
 
 /// `dw = ∂L/∂w` (OIHW) from the input and `dy = ∂L/∂y`, summed over batch and pixels, with products as `precision` says.
@@ -278,6 +268,23 @@ pub fn forward_direct(shape: &ConvShape, x: &[f32], w: &[f32], bias: Option<&[f3
     shape.assert_lengths(x.len(), w.len(), y.len());
     assert!(bias.is_none_or(|b| b.len() == shape.c_out), "one bias per output channel");
     correlate_directly::<Singles>(Isa::current(), shape, Direction::Forward, x, w, bias, y);
+}
+
+/// Products that are part of a gradient: with the largest tiles, and operands as `precision` says; lengths already checked.
+fn correlate_coarsely(
+    shape: &ConvShape,
+    direction: Direction,
+    precision: Precision,
+    source: &[f32],
+    w: &[f32],
+    out: &mut [f32],
+) {
+    let (isa, size) = (Isa::current(), winograd::coarse(shape));
+    if precision.pairs(isa) {
+        correlate::<Pairs>(isa, shape, direction, size, source, w, None, out);
+    } else {
+        correlate::<Singles>(isa, shape, direction, size, source, w, None, out);
+    }
 }
 
 /// Forward or input gradient with the vectors of `isa`; lengths already checked.

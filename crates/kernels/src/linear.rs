@@ -47,7 +47,7 @@ pub fn backward_weight(
 /// are two images, so that pairs of pixels can be summed, of lines that fit the tiles. None where that cannot be or is not worth it.
 fn pointwise([m, k, n]: [usize; 3], precision: Precision, transposed: bool) -> Option<ConvShape> {
     let is_small = m.saturating_mul(k).saturating_mul(n) < WORTH_CONVERTING || k.min(n) < 16;
-    if precision == Precision::Full || !Isa::current().has_bf16() || is_small || !m.is_multiple_of(2) {
+    if !precision.pairs(Isa::current()) || is_small || !m.is_multiple_of(2) {
         return None;
     }
     let pixels = m / 2;

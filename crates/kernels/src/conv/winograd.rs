@@ -202,15 +202,19 @@ fn blocks(channels: usize, width: usize, len: usize) -> Blocks {
 }
 
 impl Blocks {
+    /// The first channel of a block.
+    fn first(&self, block: usize) -> usize {
+        (block * self.width).min(self.channels)
+    }
+
     /// The channels of some blocks.
     fn channels(&self, blocks: &Range<usize>) -> Range<usize> {
-        let first = |block: usize| (block * self.width).min(self.channels);
-        first(blocks.start)..first(blocks.end)
+        self.first(blocks.start)..self.first(blocks.end)
     }
 
     /// Where the elements of a block begin.
     fn offset(&self, block: usize) -> usize {
-        (block * self.width).min(self.channels) * self.len
+        self.first(block) * self.len
     }
 }
 
