@@ -76,7 +76,8 @@ pub(crate) trait Vector: Copy {
             Self::load(sums.as_ptr())
         }
     }
-    /// All lanes the pair at `p`. As integers: compilers then read it in the instruction that multiplies, without a register for it.
+    /// All lanes the pair at `p`. As integers, and first in [`Vector::dot_pairs`]: compilers then read it in the instruction that
+    /// multiplies, without a register for it.
     #[inline(always)]
     unsafe fn splat_pair(p: *const f32) -> Self {
         // SAFETY: the caller promises an element.
@@ -489,8 +490,9 @@ mod x86 {
 
         #[inline(always)]
         unsafe fn dot_pairs(self, b: Self, c: Self) -> Self {
-            // SAFETY: see above; registers of the same size, whose bits stay what they are.
-            unsafe { _mm512_dpbf16_ps(c, transmute::<__m512, __m512bh>(self), transmute::<__m512, __m512bh>(b)) }
+            // SAFETY: see above; registers of the same size, whose bits stay what they are. The last operand is the one that may come
+            // from memory.
+            unsafe { _mm512_dpbf16_ps(c, transmute::<__m512, __m512bh>(b), transmute::<__m512, __m512bh>(self)) }
         }
 
         #[inline(always)]
