@@ -92,9 +92,11 @@ impl TrainOps for Fused<Cpu> {
         let statistics = affine.statistics.take().map(|s| s.map(|v| Cpu::from_inner(channels(v))));
         // Under fake-quant the output no longer tells the slope; input and addend, which others hold anyway, do.
         let wants_input = quant.is_some() || norm.activation.saved() == Saved::Input;
+        // Here, not when this function ends: until then nobody could take the buffer of an addend that nothing saves.
+        let add_data = add_data.filter(|_| wants_input);
         let state = NormState {
             y: (!wants_input && norm.activation != Activation::Identity).then(|| y.clone()),
-            add: if wants_input { add_data } else { None },
+            add: add_data,
             x: x_data,
             affine: std::sync::Arc::new(affine),
             gamma: gamma_data,
