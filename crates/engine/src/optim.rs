@@ -11,6 +11,7 @@
 
 use std::collections::BTreeMap;
 
+use bitsmith_kernels::threads::{for_each_job, parts_for, ranges};
 use serde::{Deserialize, Serialize};
 
 /// The rule that turns a gradient into an update.
@@ -129,16 +130,20 @@ impl Sgd {
         let first = fit(&mut state.first, &mut state.step, if self.momentum == 0.0 { 0 } else { parameters.len() });
         state.step += 1;
         if self.momentum == 0.0 {
-            for (w, &g) in parameters.iter_mut().zip(gradients) {
-                *w -= learning_rate * (g + weight_decay * *w);
-            }
+            for_each_piece([parameters], gradients, |[w], gradients| {
+                for (w, &g) in w.iter_mut().zip(gradients) {
+                    *w -= learning_rate * (g + weight_decay * *w);
+                }
+            });
             return;
         }
-        for ((w, &g), v) in parameters.iter_mut().zip(gradients).zip(first) {
-            let g = g + weight_decay * *w;
-            *v = self.momentum * *v + g;
-            *w -= learning_rate * if self.nesterov { g + self.momentum * *v } else { *v };
-        }
+        for_each_piece([parameters, first], gradients, |[w, v], gradients| {
+            for ((w, &g), v) in w.iter_mut().zip(gradients).zip(v) {
+                let g = g + weight_decay * *w;
+                *v = self.momentum * *v + g;
+                *w -= learning_rate * if self.nesterov { g + self.momentum * *v } else { *v };
+            }
+        });
     }
 }
 
@@ -152,13 +157,30 @@ impl AdamW {
         let steps = state.step as f64;
         let correction1 = (1.0 - f64::from(self.beta1).powf(steps)) as f32;
         let correction2 = (1.0 - f64::from(self.beta2).powf(steps)) as f32;
-        for (((w, &g), m), u) in parameters.iter_mut().zip(gradients).zip(first).zip(second) {
-            *m = self.beta1 * *m + (1.0 - self.beta1) * g;
-            *u = self.beta2 * *u + (1.0 - self.beta2) * g * g;
-            *w *= 1.0 - learning_rate * weight_decay;
-            *w -= learning_rate * (*m / correction1) / ((*u / correction2).sqrt() + self.epsilon);
-        }
+        for_each_piece([parameters, first, second], gradients, |[w, m, u], gradients| {
+            for (((w, &g), m), u) in w.iter_mut().zip(gradients).zip(m).zip(u) {
+                *m = self.beta1 * *m + (1.0 - self.beta1) * g;
+                *u = self.beta2 * *u + (1.0 - self.beta2) * g * g;
+                *w *= 1.0 - learning_rate * weight_decay;
+                *w -= learning_rate * (*m / correction1) / ((*u / correction2).sqrt() + self.epsilon);
+            }
+        });
     }
+}
+
+/// Runs `run` on the same pieces of all slices, by several threads where they are long: an update passes over all that a network
+/// learns.
+fn for_each_piece<const N: usize>(
+    mut slices: [&mut [f32]; N],
+    mut gradients: &[f32],
+    run: impl Fn([&mut [f32]; N], &[f32]) + Sync + Send,
+) {
+    let mut pieces = vec![];
+    for range in ranges(gradients.len(), parts_for(gradients.len())) {
+        let piece = slices.each_mut().map(|rest| rest.split_off_mut(..range.len()).unwrap_or_default());
+        pieces.push((piece, gradients.split_off(..range.len()).unwrap_or_default()));
+    }
+    for_each_job(pieces, |(piece, gradients)| run(piece, gradients));
 }
 
 /// The buffer with `len` entries: as it is, or zeros (and the step count restarted) if it had another size.
