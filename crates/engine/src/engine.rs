@@ -18,7 +18,7 @@ use crate::loss::Loss;
 use crate::memory;
 use crate::ops::{Composed, FakeQuant, Fused, Pair, Rounding, Tensor, TrainOps, read, read_all};
 use crate::params::{Between, Params, name_of};
-use crate::plan::{Batch, Facts, Leaves, Plan, Role, Run, Seen, compile, execute};
+use crate::plan::{Batch, Facts, Leaves, Observed, Plan, Role, Run, Seen, compile, execute};
 use crate::profile;
 
 /// How a model is executed.
@@ -284,8 +284,9 @@ impl Engine {
         let x = upload::<O>(x, &shapes[self.graph.inputs()[0].value.index()], device);
         drop(time);
         let time = profile::span("forward, all");
-        let mut seen = vec![];
-        let mut outputs = execute::<O>(&run, x, &leaves, &mut seen)?;
+        let mut observed = Observed::default();
+        let mut outputs = execute::<O>(&run, x, &leaves, &mut observed)?;
+        let seen = observed.statistics;
         let Some(output) = outputs.pop() else { return Err(Error::input("the plan has no output")) };
         let logits = read::<B::InnerBackend>(B::inner(output.clone()))?;
         drop(time);
@@ -538,6 +539,7 @@ fn leaves<O: TrainOps>(plan: &Plan, params: &Params, device: &DeviceOf<O>) -> Le
         constants: plan.constants.iter().filter_map(constant).collect(),
         steps: plan.sites.iter().filter_map(step).collect(),
         pairs: plan.pairs.iter().filter_map(pair).collect(),
+        errors: BTreeMap::new(),
     }
 }
 
@@ -548,7 +550,7 @@ fn outputs<O: TrainOps>(
     device: &DeviceOf<O>,
 ) -> Result<Vec<Vec<f32>>, Error> {
     let leaves = leaves::<O>(run.plan, run.params, device);
-    let outputs = execute::<O>(run, upload::<O>(x, shape, device), &leaves, &mut Vec::new())?;
+    let outputs = execute::<O>(run, upload::<O>(x, shape, device), &leaves, &mut Observed::default())?;
     read_all::<O::B>(outputs)
 }
 
@@ -566,5 +568,8 @@ fn blend(params: &mut Params, seen: &Seen<Vec<f32>>) {
     }
 }
 
+mod rounding_errors;
 #[cfg(test)]
 mod tests;
+
+pub use rounding_errors::{RoundingErrors, WeightError};

@@ -41,9 +41,11 @@ mod schedule;
 mod threads;
 
 pub use device::Device;
-pub use engine::{Engine, EngineOptions, Operators, Parameter, StepGradient, StepOptions, StepOutput};
+pub use engine::{
+    Engine, EngineOptions, Operators, Parameter, RoundingErrors, StepGradient, StepOptions, StepOutput, WeightError,
+};
 pub use error::{Error, Kind};
-pub use loss::{Distill, Loss};
+pub use loss::{Distill, Follow, Loss};
 pub use params::{Between, Params};
 pub use plan::Role;
 pub use schedule::{Curve, Schedule};

@@ -6,8 +6,9 @@
 //! ```text
 //! CE      = -Σ_c t_c log p_c           t = (1 - s)·onehot + s / classes      (label smoothing s)
 //! KD      = T² · KL(softmax(z_teacher / T) ‖ softmax(z / T))                 (arXiv 1503.02531)
-//! loss    = mean over the batch of (1 - w)·CE + w·KD
-//! ∂/∂z    = ((1 - w)·(p - t) + w·T·(p_T - q_T)) / batch
+//! FO      = -Σ_c p_c log r_c           r = softmax(z of the same network, rounded)     (arXiv 2210.15623)
+//! loss    = mean over the batch of (1 - w)·CE + w·KD + λ·FO
+//! ∂/∂z    = ((1 - w)·(p - t) + w·T·(p_T - q_T) - λ·p·(log r + FO)) / batch
 //! ```
 
 use crate::error::Error;
@@ -19,6 +20,17 @@ pub struct Loss {
     pub label_smoothing: f32,
     /// Imitation of a teacher.
     pub distill: Option<Distill>,
+    /// Staying close to what rounding makes of the network.
+    pub follow: Option<Follow>,
+}
+
+/// A pull towards the answers of the same network, rounded, which are constants here.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Follow {
+    /// The rounded network's logits for this batch, `[batch, classes]`.
+    pub logits: Vec<f32>,
+    /// λ, at least 0.
+    pub weight: f32,
 }
 
 /// Imitation of a teacher's softened answers.
@@ -72,6 +84,15 @@ impl Loss {
                 return Err(Error::input(format!("distillation weight is {} but must be in 0..=1", distill.weight)));
             }
         }
+        if let Some(follow) = &self.follow {
+            let (found, wanted) = (follow.logits.len(), batch * classes);
+            if found != wanted || !(follow.weight >= 0.0 && follow.weight.is_finite()) {
+                let weight = follow.weight;
+                return Err(Error::input(format!(
+                    "{found} logits to follow with weight {weight}: {wanted} are needed, and a weight of at least 0"
+                )));
+            }
+        }
         Ok(())
     }
 
@@ -109,12 +130,23 @@ impl Loss {
                 log_softmax(z, temperature, &mut row);
                 let mut teacher = vec![0.0_f64; classes];
                 log_softmax(&distill.teacher_logits[range.clone()], temperature, &mut teacher);
-                for ((g, &log_p), &log_q) in gradient[range].iter_mut().zip(&row).zip(&teacher) {
+                for ((g, &log_p), &log_q) in gradient[range.clone()].iter_mut().zip(&row).zip(&teacher) {
                     let q = log_q.exp();
                     if q > 0.0 {
                         *total += imitation * temperature * temperature * q * (log_q - log_p);
                     }
                     *g += (imitation * temperature * (log_p.exp() - q) / batch as f64) as f32;
+                }
+            }
+            if let Some(follow) = &self.follow {
+                let weight = f64::from(follow.weight);
+                log_softmax(z, 1.0, &mut row);
+                let mut rounded = vec![0.0_f64; classes];
+                log_softmax(&follow.logits[range.clone()], 1.0, &mut rounded);
+                let cross = cross_entropy(&row, &rounded);
+                *total += weight * cross;
+                for ((g, &log_p), &log_r) in gradient[range].iter_mut().zip(&row).zip(&rounded) {
+                    *g -= (weight * log_p.exp() * (log_r + cross) / batch as f64) as f32;
                 }
             }
         }
@@ -126,6 +158,28 @@ impl Loss {
     pub fn per_sample(&self, logits: &[f32], classes: usize, labels: &[u32]) -> Vec<f64> {
         self.evaluate(logits, classes, labels).losses
     }
+}
+
+/// The mean over a batch of `-Σ_c softmax(z)_c · log softmax(other)_c`.
+pub fn mean_cross_entropy(z: &[f32], other: &[f32], classes: usize) -> f64 {
+    let (mut p, mut q) = (vec![0.0; classes], vec![0.0; classes]);
+    let rows = z.chunks_exact(classes.max(1)).zip(other.chunks_exact(classes.max(1)));
+    let batch = rows.len().max(1);
+    let of_row = |(z, other): (&[f32], &[f32])| {
+        log_softmax(z, 1.0, &mut p);
+        log_softmax(other, 1.0, &mut q);
+        cross_entropy(&p, &q)
+    };
+    rows.map(of_row).sum::<f64>() / batch as f64
+}
+
+/// `-Σ p log q`, both as logarithms. What has no probability counts nothing.
+fn cross_entropy(log_p: &[f64], log_q: &[f64]) -> f64 {
+    let term = |(log_p, log_q): (&f64, &f64)| match log_p.exp() {
+        0.0 => 0.0,
+        p => -p * log_q,
+    };
+    log_p.iter().zip(log_q).map(term).sum()
 }
 
 /// Writes `log softmax(z / temperature)`.
@@ -158,8 +212,12 @@ mod tests {
         vec![
             Loss::default(),
             Loss { label_smoothing: 0.1, ..Loss::default() },
-            Loss { label_smoothing: 0.0, distill: distill(0.3, 4.0) },
-            Loss { label_smoothing: 0.2, distill: distill(1.0, 1.0) },
+            Loss { distill: distill(0.3, 4.0), ..Loss::default() },
+            Loss { label_smoothing: 0.2, distill: distill(1.0, 1.0), ..Loss::default() },
+            Loss {
+                follow: Some(Follow { logits: vec![0.5, 0.1, -2.0, 1.0, 3.0, 0.2], weight: 0.7 }),
+                ..Loss::default()
+            },
         ]
     }
 

@@ -15,7 +15,7 @@ mod compile;
 mod execute;
 
 pub(crate) use compile::{Facts, compile};
-pub(crate) use execute::{Batch, Leaves, Run, Seen, execute};
+pub(crate) use execute::{Batch, Leaves, Observed, Run, Seen, execute};
 
 use bitsmith_graph::ValueId;
 use bitsmith_graph::ops::{AveragePool, BatchNormalization, Conv, MaxPool};

@@ -138,12 +138,36 @@ pub struct Progress {
 /// Measures the mean loss over calibration batches with the quantizers as they are.
 pub type Trial<'a, Q> = dyn FnMut(&mut [Slot<Q>]) -> Result<f64, Error> + 'a;
 
+/// How strongly constraints on rounding count in a step.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Multipliers {
+    /// One for each slot.
+    pub layers: Vec<f64>,
+    /// Of the distance between the answers of the network and of its rounded copy.
+    pub output: f64,
+}
+
+/// What a step under constraints found; means over its batch.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Constrained {
+    /// Of the float network, constraints included.
+    pub loss: f64,
+    /// For each slot, the share of rounding error in its layer's output ([`bitsmith_engine::RoundingErrors`]).
+    pub shares: Vec<f64>,
+    /// Cross entropy of the rounded network's answers to the float network's.
+    pub output: f64,
+}
+
 /// The passes that a step may make over its batch.
 pub trait Passes<Q> {
     /// Forward and backward: weights from the quantizers, gradients into them. Returns the loss.
     fn full(&mut self, slots: &mut [Slot<Q>]) -> Result<f64, Error>;
     /// Forward alone, by the batch's own statistics, of which nothing is kept. Returns the loss.
     fn loss(&mut self, slots: &mut [Slot<Q>]) -> Result<f64, Error>;
+    /// Forward through the rounded network, then forward and backward through the same network in float, under the constraint that rounding
+    /// changes little: its weights ([`Quantizer::latent`]) get the gradients of the loss and of the constraints through
+    /// [`Quantizer::backward`]. No gradient passes a rounding.
+    fn constrained(&mut self, slots: &mut [Slot<Q>], multipliers: &Multipliers) -> Result<Constrained, Error>;
 }
 
 /// A training strategy. Only the first three functions are mandatory.

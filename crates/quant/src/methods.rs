@@ -8,6 +8,7 @@ pub mod float;
 pub mod fracbits;
 pub mod fractional;
 pub mod lsq;
+pub mod pdqat;
 pub mod sdq;
 
 use bitsmith_engine::Device;
@@ -64,6 +65,7 @@ pub const METHODS: &[MethodEntry] = &[
     entry::<float::Float>(),
     entry::<fracbits::FracBits>(),
     entry::<lsq::Lsq>(),
+    entry::<pdqat::PdQat>(),
     entry::<sdq::Sdq>(),
 ];
 

@@ -18,6 +18,10 @@ pub trait Quantizer: Send {
     fn latent_gradient(&self, _grad: &mut [f32]) -> bool {
         false
     }
+    /// Writes the latent float weights, in the tensor's own layout. Returns whether there are any that a network could compute with.
+    fn latent(&self, _weights: &mut [f32]) -> bool {
+        false
+    }
     /// Shows every parameter, always in the same order.
     fn visit(&mut self, f: &mut dyn FnMut(&mut Param));
     /// The steps of the grid that Ŵ of the last [`Quantizer::forward`] lies on, one per row of its granularity, where it is one of integers

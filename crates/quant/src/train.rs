@@ -7,6 +7,7 @@
 
 pub mod activations;
 pub mod checkpoint;
+mod constrained;
 pub mod data;
 pub mod events;
 pub mod options;
@@ -24,7 +25,7 @@ use bitsmith_graph::Model;
 
 use crate::blocks::cost::Costs;
 use crate::error::{Error, Kind};
-use crate::method::{Method, Passes, Phase, Progress, Slot};
+use crate::method::{Constrained, Method, Multipliers, Passes, Phase, Progress, Slot};
 use crate::options::Options;
 use crate::quantizer::Quantizer;
 
@@ -280,7 +281,8 @@ impl<M: Method> Run<'_, M> {
 
     /// One step, by its number in the phase: passes, penalty, update. Returns loss and number of correct answers.
     fn step(&mut self, batch: &data::Batch, step: u64, rate: f32) -> Result<(f64, usize), Error> {
-        let loss = Loss { label_smoothing: self.options.label_smoothing, distill: self.imitate(batch)? };
+        let distill = self.imitate(batch)?;
+        let loss = Loss { label_smoothing: self.options.label_smoothing, distill, ..Loss::default() };
         let mut slots = std::mem::take(&mut self.state.slots);
         let sharpness = Sharpness { options: &self.options.sharpness, step };
         let mut passes = StepPasses { state: &mut self.state, batch, loss, sharpness, correct: 0 };
@@ -391,6 +393,13 @@ impl<Q: Quantizer> Passes<Q> for StepPasses<'_, Q> {
         let logits = self.state.engine.forward_live(&self.state.params, &self.batch.x, n)?;
         let losses = self.loss.per_sample(&logits, (logits.len() / n).max(1), labels);
         Ok(losses.iter().sum::<f64>() / n as f64)
+    }
+
+    fn constrained(&mut self, slots: &mut [Slot<Q>], multipliers: &Multipliers) -> Result<Constrained, Error> {
+        let sharpness = Some(self.sharpness).filter(|s| s.options.acts(s.step));
+        let (found, correct) = self.state.constrained(slots, (self.batch, &self.loss), multipliers, sharpness)?;
+        self.correct = correct;
+        Ok(found)
     }
 }
 

@@ -38,7 +38,7 @@ use crate::{files, suggest};
   bitsmith quantize mobilenetv2 --method ptq --data random --weight-bits 8       (no data: for benchmarks only)
   bitsmith quantize model.onnx --data photos --method csq --set train.epochs=10 --set train.distill=0.5
 
-Methods: csq, sdq, fracbits, bsq and adaqat learn how many bits each layer needs; lsq and dorefa train a fixed width; ptq calibrates
+Methods: csq, sdq, fracbits, bsq and adaqat learn how many bits each layer needs; lsq, dorefa and pdqat train a fixed width; ptq calibrates
 without training, and with --target-bits or --budget chooses widths by trial. Training methods are a recipe in short form: the folder keeps it as recipe.toml, and `--set` reaches every
 key of it. Without batch normalisation in the model, the learning rate is a tenth of the usual one unless set.
 
@@ -58,7 +58,7 @@ pub struct Args {
     /// What the model may cost, for a searching method or ptq: bits=2.5, bytes=80kB, bops=4G or latency=1.2ms
     #[arg(long, value_name = "KIND=AMOUNT", conflicts_with = "target_bits")]
     budget: Option<String>,
-    /// Bits of each weight for ptq, lsq and dorefa
+    /// Bits of each weight for ptq, lsq, dorefa and pdqat
     #[arg(long, value_name = "BITS")]
     weight_bits: Option<u8>,
     /// Bits of activations; 32 leaves them in float [default: 8 for ptq, 32 for training]

@@ -209,7 +209,7 @@ fn gradients_of_a_network_match_finite_differences() {
     let (x, labels) = (random(1, 4 * 40), [0, 2, 1, 1]);
     let teacher_logits = random(2, 12);
     let distill = Some(Distill { teacher_logits, temperature: 2.0, weight: 0.4 });
-    let loss = Loss { label_smoothing: 0.1, distill };
+    let loss = Loss { label_smoothing: 0.1, distill, ..Loss::default() };
     for train_norm in [true, false] {
         let options = StepOptions { update_statistics: false, train_norm };
         let mut params = Params::from_model(&model);
@@ -529,4 +529,59 @@ fn bad_inputs_and_parameters_are_errors() {
     bad.constants.remove(&id);
     assert!(engine.forward(&bad, &[0.0; 64], 1).unwrap_err().to_string().contains("missing"));
     assert!(engine.forward_values(&params, &[0.0; 64], 1, &[id]).is_err(), "a constant is no computed value");
+}
+
+#[test]
+fn rounding_errors_are_shares_of_outputs() {
+    let mut model = smooth_net();
+    quantize(&mut model, 8, 0.02);
+    let x = random(1, 4 * 40);
+    let start = Params::from_model(&model);
+    let layers = model.layers().unwrap();
+    let mut errors = BTreeMap::new();
+    for (i, layer) in layers.iter().enumerate() {
+        let error = random(50 + i as u64, start.constants[&layer.weight].len()).iter().map(|e| 0.1 * e).collect();
+        errors.insert(layer.weight, WeightError { error, multiplier: 0.7 * i as f32 });
+    }
+    for operators in [Operators::Fused, Operators::Composed] {
+        let engine = engine(&model, operators);
+        let mut params = start.clone();
+        let found = engine.rounding_errors(&mut params, &x, &errors).unwrap();
+        close("logits", &found.logits, &engine.forward_live(&start, &x, 4).unwrap(), 1e-6);
+        let mut stepped = start.clone();
+        engine.step(&mut stepped, &x, &[0, 2, 1, 1], &Loss::default(), StepOptions::default()).unwrap();
+        for (id, values) in &stepped.constants {
+            close("statistics", &params.constants[id], values, 1e-6);
+        }
+        for layer in &layers {
+            let name = &model.graph.value(layer.weight).name;
+            let output = model.graph.nodes()[layer.node].outputs[0];
+            let output = |params: &Params| engine.forward_values_live(params, &x, 4, &[output]).unwrap().remove(0);
+            let WeightError { error, multiplier } = &errors[&layer.weight];
+            // A layer is linear in its weight: what the error makes of the input is what the output changes by.
+            let share = |error: &[f32]| {
+                let mut moved = start.clone();
+                moved.constants.get_mut(&layer.weight).unwrap().iter_mut().zip(error).for_each(|(w, e)| *w += e);
+                let (whole, moved) = (output(&start), output(&moved));
+                let square = |x: f32| f64::from(x) * f64::from(x);
+                let change: f64 = whole.iter().zip(&moved).map(|(a, b)| square(b - a)).sum();
+                change / whole.iter().map(|&y| square(y)).sum::<f64>()
+            };
+            let wanted = share(error);
+            let got = f64::from(found.shares[&layer.weight]);
+            assert!((got - wanted).abs() < 1e-4 * wanted, "{name}, {operators:?}: {got} against {wanted}");
+            let Some(gradient) = found.gradients.get(&layer.weight) else {
+                assert_eq!(*multiplier, 0.0, "{name}");
+                continue;
+            };
+            let direction = random(88, error.len());
+            let at = |h: f32| share(&error.iter().zip(&direction).map(|(e, d)| e + h * d).collect::<Vec<_>>());
+            let numeric = f64::from(*multiplier) * (at(1e-2) - at(-1e-2)) / 2e-2;
+            let exact: f64 = gradient.iter().zip(&direction).map(|(g, d)| f64::from(*g) * f64::from(*d)).sum();
+            assert!((numeric - exact).abs() < 1e-3 * numeric.abs(), "{name}: {numeric} against {exact}");
+        }
+    }
+    let id = layers[0].weight;
+    let short = BTreeMap::from([(id, WeightError { error: vec![0.0; 3], multiplier: 1.0 })]);
+    assert!(engine(&model, Operators::Fused).rounding_errors(&mut start.clone(), &x, &short).is_err());
 }

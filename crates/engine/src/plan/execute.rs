@@ -53,12 +53,28 @@ impl<T> Seen<T> {
     }
 }
 
+/// What an execution leaves besides its outputs.
+pub(crate) struct Observed<T> {
+    /// Of every normalisation that used the batch's own statistics.
+    pub statistics: Vec<Seen<T>>,
+    /// Of every layer whose weight is in [`Leaves::errors`]: the sums of squares of what it makes of the error, and of what it puts out.
+    pub errors: Vec<(ValueId, [T; 2])>,
+}
+
+impl<T> Default for Observed<T> {
+    fn default() -> Self {
+        Self { statistics: vec![], errors: vec![] }
+    }
+}
+
 /// The tensors of parameters.
 pub(crate) struct Leaves<T> {
     pub constants: BTreeMap<ValueId, T>,
     pub steps: BTreeMap<ValueId, T>,
     /// The narrower step and the mixture of sites between two widths.
     pub pairs: BTreeMap<ValueId, [T; 2]>,
+    /// Errors of weights, whose effect on their layer's output is asked for.
+    pub errors: BTreeMap<ValueId, T>,
 }
 
 /// Runs all steps; returns the plan's outputs.
@@ -66,7 +82,7 @@ pub(crate) fn execute<O: TrainOps>(
     run: &Run<'_>,
     x: Tensor<O>,
     leaves: &Leaves<Tensor<O>>,
-    seen: &mut Vec<Seen<Tensor<O>>>,
+    observed: &mut Observed<Tensor<O>>,
 ) -> Result<Vec<Tensor<O>>, Error> {
     let mut values: Vec<Option<Tensor<O>>> = (0..run.plan.slots).map(|_| None).collect();
     values[run.plan.input] = Some(x);
@@ -92,7 +108,7 @@ pub(crate) fn execute<O: TrainOps>(
         };
         let after = grid_after(run, &step.kind, before);
         step.outputs.iter().for_each(|slot| grids[*slot] = after);
-        let outputs = perform::<O>(run, step, (inputs, before), leaves, seen).map_err(|mut e| {
+        let outputs = perform::<O>(run, step, (inputs, before), leaves, observed).map_err(|mut e| {
             if e.place.is_empty() {
                 e.place.clone_from(&step.name);
             }
@@ -139,7 +155,7 @@ fn perform<O: TrainOps>(
     step: &Step,
     (inputs, grid): (Vec<Tensor<O>>, Option<Grid>),
     leaves: &Leaves<Tensor<O>>,
-    seen: &mut Vec<Seen<Tensor<O>>>,
+    observed: &mut Observed<Tensor<O>>,
 ) -> Result<Vec<Tensor<O>>, Error> {
     let (x_shape, y_shape) = (&run.shapes[step.x.index()], &run.shapes[step.y.index()]);
     let mut inputs = inputs.into_iter();
@@ -169,12 +185,16 @@ fn perform<O: TrainOps>(
         Kind::Conv(op) => {
             let w = next()?;
             let shape = conv_shape(op, x_shape, &w.shape())?;
-            O::conv(x, w, inputs.next(), &shape, products(run, step, grid))
+            let error = error_of(step, leaves);
+            let error = error.map(|(id, e)| (id, O::conv(x.clone(), e, None, &shape, products(run, step, None))));
+            let y = O::conv(x, w, inputs.next(), &shape, products(run, step, grid));
+            observed.errors.extend(error.map(|(id, error)| (id, energies::<O>(error, &y))));
+            y
         }
         Kind::Norm(norm) => {
             let (gamma, beta) = (next()?, next()?);
             let add = if norm.has_add { Some(next()?) } else { None };
-            normalise::<O>(run, norm, [x, gamma, beta], add, leaves, seen)?
+            normalise::<O>(run, norm, [x, gamma, beta], add, leaves, &mut observed.statistics)?
         }
         Kind::LayerNorm { epsilon } => {
             let (gamma, beta) = (next()?, next()?);
@@ -201,7 +221,11 @@ fn perform<O: TrainOps>(
             let features = x_shape.last().copied().unwrap_or(1);
             let rows = x.shape().num_elements() / features.max(1);
             let x = reshape::<O>(x, &[rows, features]);
+            let plain = products(run, step, None);
+            let error = error_of(step, leaves);
+            let error = error.map(|(id, e)| (id, O::linear(x.clone(), e, None, *transposed, plain)));
             let y = O::linear(x, w, inputs.next(), *transposed, products(run, step, grid));
+            observed.errors.extend(error.map(|(id, error)| (id, energies::<O>(error, &y))));
             reshape::<O>(y, y_shape)
         }
         Kind::ToLast => O::to_channels_last(spatial::<O>(x)),
@@ -249,6 +273,17 @@ fn perform<O: TrainOps>(
         }
     };
     Ok(vec![one])
+}
+
+/// The error of the weight that a layer reads, if it is asked for.
+fn error_of<T: Clone>(step: &Step, leaves: &Leaves<T>) -> Option<(ValueId, T)> {
+    let Some(Arg::Constant(id)) = step.inputs.get(1) else { return None };
+    leaves.errors.get(id).map(|error| (*id, error.clone()))
+}
+
+/// Sums of squares.
+fn energies<O: TrainOps>(error: Tensor<O>, output: &Tensor<O>) -> [Tensor<O>; 2] {
+    [error, output.clone()].map(|x| O::B::float_sum(O::B::float_mul(x.clone(), x)))
 }
 
 fn normalise<O: TrainOps>(

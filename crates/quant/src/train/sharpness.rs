@@ -223,15 +223,37 @@ impl<Q: Quantizer> State<Q> {
             }
             self.visit_with(slots, &mut |_, param| param.clear_grad());
         }
-        let is_norm = |id: &ValueId| self.others.iter().any(|(other, p)| other == id && p.group == Group::Norm);
-        if !options.norms {
-            direction.constants.retain(|id, _| !is_norm(id));
-        }
+        self.without_norms(&mut direction, options);
         if options.steps {
             let learned = |id: &ValueId| self.steps.iter().any(|(step, p)| step == id && !p.frozen);
             direction.steps = out.steps.into_iter().filter(|(id, _)| learned(id)).collect();
         }
         Ok(direction)
+    }
+
+    fn without_norms(&self, direction: &mut Direction, options: &SharpnessOptions) {
+        let is_norm = |id: &ValueId| self.others.iter().any(|(other, p)| other == id && p.group == Group::Norm);
+        if !options.norms {
+            direction.constants.retain(|id, _| !is_norm(id));
+        }
+    }
+
+    /// Where nothing is rounded all cases are one: moves what the network computes with along its gradient.
+    pub(super) fn perturb_floats(
+        &mut self,
+        constants: BTreeMap<ValueId, Vec<f32>>,
+        sharpness: Sharpness<'_>,
+    ) -> Result<(), Error> {
+        if sharpness.options.samples < 1.0 {
+            return Err(Error::option(
+                "sharpness.samples: a step under constraints sees its whole batch; leave it at 1",
+            ));
+        }
+        let mut direction = Direction { constants, steps: BTreeMap::new() };
+        self.without_norms(&mut direction, sharpness.options);
+        direction.thin_out(sharpness);
+        direction.add_to(&mut self.params, factor(sharpness.options, direction.norm()));
+        Ok(())
     }
 
     /// Case 2: moves the parameters behind the rounding along their gradients, which are cleared. Returns the values

@@ -37,6 +37,9 @@ pub(super) struct State<Q> {
     pub model: Model,
     pub engine: Engine,
     pub params: Params,
+    /// The same network without rounding of activations, once it was needed.
+    pub float: Option<Engine>,
+    pub device: Device,
     /// The model before quantization, if it is to be imitated.
     pub teacher: Option<(Engine, Params)>,
     pub slots: Vec<Slot<Q>>,
@@ -120,7 +123,8 @@ impl<Q: Quantizer> State<Q> {
             GradientPrecision::Bf16 => Precision::Bf16,
             GradientPrecision::Auto | GradientPrecision::F32 => Precision::Full,
         };
-        Ok(Self { model, engine, params, teacher, slots, biases, others, steps, activations: None, integers })
+        let (float, activations) = (None, None);
+        Ok(Self { model, engine, params, float, device, teacher, slots, biases, others, steps, activations, integers })
     }
 
     /// Shows every parameter with a name that is unique in the run, always in the same order.

@@ -50,7 +50,7 @@ fn float_model(train: &Loader, test: &Loader) -> (Model, f64) {
 fn options_for(method: &MethodEntry) -> Value {
     match method.name {
         "csq" => json!({"target_bits": 2.5, "search": 0.4}),
-        "dorefa" | "lsq" => json!({"weight_bits": 3}),
+        "dorefa" | "lsq" | "pdqat" => json!({"weight_bits": 3}),
         "adaqat" | "bsq" | "fracbits" | "sdq" => json!({"target_bits": 2.5}),
         _ => Value::Null,
     }
@@ -133,7 +133,7 @@ fn every_method_trains_and_ends_on_its_grid() {
             engine.forward(&bitsmith_engine::Params::from_model(model), &batch.x, batch.labels.len()).unwrap()
         };
         assert_eq!(logits(&outcome.model), logits(&frozen.to_model().unwrap()), "{}", method.name);
-        if !["float", "dorefa", "lsq", "adaqat"].contains(&method.name) {
+        if !["float", "dorefa", "lsq", "pdqat", "adaqat"].contains(&method.name) {
             assert!(frozen.mean_weight_bits().unwrap() <= 2.5, "{stored:?}");
         }
     }
@@ -559,7 +559,7 @@ fn events_are_lines_of_json() {
         crate::methods::find("cqs")
             .unwrap_err()
             .to_string()
-            .contains("there are adaqat, bsq, csq, dorefa, float, fracbits, lsq, sdq")
+            .contains("there are adaqat, bsq, csq, dorefa, float, fracbits, lsq, pdqat, sdq")
     );
 }
 
