@@ -116,6 +116,8 @@ pub(crate) struct Integers<'a> {
 pub(crate) struct Products<'a> {
     /// Forward, if there are integers.
     pub integers: Option<Integers<'a>>,
+    /// Forward in a step of training, if not.
+    pub forward: Precision,
     /// Backward.
     pub gradients: Precision,
 }

@@ -22,6 +22,8 @@ pub struct Params {
     /// Steps of weights that lie on integers times a step around zero, one per output channel or one for all, magnitudes of codes being
     /// at most 127. Products of these with rounded inputs are computed with integers.
     pub grids: BTreeMap<ValueId, Vec<f32>>,
+    /// How the products of convolutions are formed in steps of training, on the CPU, where they are not those of integers.
+    pub forward: Precision,
     /// How the products of gradients are formed, on the CPU; those of convolutions and linear layers.
     pub gradients: Precision,
     /// What else the sites between two widths compute with; see [`crate::Engine::set_sites`].
@@ -50,6 +52,7 @@ impl Params {
             steps: model.sites.iter().filter_map(step).collect(),
             still: BTreeSet::new(),
             grids: BTreeMap::new(),
+            forward: Precision::Full,
             gradients: Precision::Full,
             pairs: BTreeMap::new(),
         }

@@ -220,14 +220,27 @@ pub fn forward(shape: &ConvShape, x: &[f32], w: &[f32], bias: Option<&[f32]>, y:
     correlate::<Singles>(Isa::current(), shape, Direction::Forward, winograd::Size::Two, x, w, bias, y);
 }
 
-/// [`forward`] where a few more units in the last place do not matter: steps of training, whose gradients are noisy.
+/// [`forward`] where a few more units in the last place do not matter: steps of training, whose gradients are noisy. With operands of
+/// bf16, where they are asked for and direct sums are the fastest; a transform of rounded operands would be off by too much.
 ///
 /// # Panics
 /// As [`forward`].
-pub fn forward_training(shape: &ConvShape, x: &[f32], w: &[f32], bias: Option<&[f32]>, y: &mut [f32]) {
+pub fn forward_training(
+    shape: &ConvShape,
+    precision: Precision,
+    x: &[f32],
+    w: &[f32],
+    bias: Option<&[f32]>,
+    y: &mut [f32],
+) {
     shape.assert_lengths(x.len(), w.len(), y.len());
     assert!(bias.is_none_or(|b| b.len() == shape.c_out), "one bias per output channel");
-    correlate::<Singles>(Isa::current(), shape, Direction::Forward, winograd::coarse(shape), x, w, bias, y);
+    let isa = Isa::current();
+    if precision.pairs(isa) && !(winograd::applies(shape) && pays::<Pairs>(shape)) {
+        correlate_directly::<Pairs>(isa, shape, Direction::Forward, x, w, bias, y);
+    } else {
+        correlate::<Singles>(isa, shape, Direction::Forward, winograd::coarse(shape), x, w, bias, y);
+    }
 }
 
 /// [`forward_training`] of operands rounded as `precision` says: for products that are part of a gradient.

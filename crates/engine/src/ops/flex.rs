@@ -189,11 +189,9 @@ pub(super) fn channels(values: Vec<f32>) -> FlexTensor {
     tensor(values, Shape::new([len]))
 }
 
-/// [`conv::forward`] or one of its kin: what computes where there are no integers, or none that the kernels take.
-pub(super) type Forward = fn(&ConvShape, &[f32], &[f32], Option<&[f32]>, &mut [f32]);
-
+/// With `forward`, [`conv::forward`] or one of its kin, where there are no integers, or none that the kernels take.
 pub(super) fn convolve(
-    (forward, integers): (Forward, Option<Integers<'_>>),
+    (forward, integers): (impl Fn(&ConvShape, &[f32], &[f32], Option<&[f32]>, &mut [f32]), Option<Integers<'_>>),
     x: &FlexTensor,
     w: &FlexTensor,
     bias: Option<&FlexTensor>,

@@ -60,8 +60,10 @@ impl TrainOps for Fused<Cpu> {
     fn conv(x: Tracked, w: Tracked, bias: Option<Tracked>, shape: &ConvShape, products: Products<'_>) -> Tracked {
         let (x_data, w_data) = (dense(x.primitive().clone()), dense(w.primitive().clone()));
         let bias_data = bias.as_ref().map(|b| dense(b.primitive().clone()));
-        let y =
-            flex::convolve((conv::forward_training, products.integers), &x_data, &w_data, bias_data.as_ref(), shape);
+        let forward = |shape: &ConvShape, x: &[f32], w: &[f32], bias: Option<&[f32]>, y: &mut [f32]| {
+            conv::forward_training(shape, products.forward, x, w, bias, y);
+        };
+        let y = flex::convolve((forward, products.integers), &x_data, &w_data, bias_data.as_ref(), shape);
         let state = ConvState {
             shape: *shape,
             gradients: products.gradients,

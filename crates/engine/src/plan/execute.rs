@@ -147,7 +147,7 @@ fn products<'a>(run: &Run<'a>, step: &Step, grid: Option<Grid>) -> Products<'a> 
         _ => None,
     };
     let integers = grid.zip(steps).map(|(grid, steps)| Integers { grid, steps });
-    Products { integers, gradients: run.params.gradients }
+    Products { integers, forward: run.params.forward, gradients: run.params.gradients }
 }
 
 fn perform<O: TrainOps>(

@@ -203,7 +203,14 @@ fn public_functions_follow_the_level_in_use() {
             let coarse = winograd::coarse(&shape);
             let pairs = [
                 (run(of_y, &|y| super::forward(&shape, &x, &w, None, y)), by(Size::Two)),
-                (run(of_y, &|y| super::forward_training(&shape, &x, &w, None, y)), by(coarse)),
+                (run(of_y, &|y| super::forward_training(&shape, Precision::Full, &x, &w, None, y)), by(coarse)),
+                (
+                    run(of_y, &|y| super::forward_training(&shape, Precision::Bf16, &x, &w, None, y)),
+                    run(of_y, &|y| match isa.has_bf16() {
+                        true => correlate_directly::<Pairs>(isa, &shape, forward, &x, &w, None, y),
+                        false => super::correlate::<Singles>(isa, &shape, forward, coarse, &x, &w, None, y),
+                    }),
+                ),
                 (
                     run(of_y, &|y| super::forward_direct(&shape, &x, &w, None, y)),
                     run(of_y, &|y| correlate_directly::<Singles>(isa, &shape, forward, &x, &w, None, y)),

@@ -34,6 +34,17 @@ pub enum ScheduleName {
     Constant,
 }
 
+/// How products of the forward pass of a training step are formed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ForwardPrecision {
+    /// f32.
+    #[default]
+    F32,
+    /// bf16, summed in f32, where the CPU has instructions for it and that is faster.
+    Bf16,
+}
+
 /// How products that make gradients are formed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -87,6 +98,8 @@ options! {
         pub distill_temperature: f32 = 2.0,
         /// Multiply rounded weights with rounded activations as integers, in linear layers: exactly what the packed model does, and faster; false: in float.
         pub integers: bool = true,
+        /// Numbers that are multiplied in the forward pass of training steps, where they are not integers: "f32", or "bf16" (convolutions of up to 48 channels, and those of larger strides; summed in f32). Evaluation is always exact.
+        pub forward: ForwardPrecision = ForwardPrecision::F32,
         /// Numbers that are multiplied for gradients of convolutions and linear layers: "f32", "bf16" (summed in f32; faster, on CPUs that multiply them), or "auto" (bf16 where weights are rounded).
         pub gradients: GradientPrecision = GradientPrecision::Auto,
         /// Strength of the regulariser that draws weights to the values they are rounded to, once widths are fixed; below 0: the method's own (`sdq`: 0.1; others: none). Of no effect on `dorefa` and on soft bits of `csq`.

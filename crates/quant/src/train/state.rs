@@ -11,7 +11,7 @@ use bitsmith_kernels::conv::Precision;
 use super::activations::Activations;
 use super::data::{Batch, Data, InMemory};
 use super::events::Bits;
-use super::options::{GradientPrecision, TrainOptions};
+use super::options::{ForwardPrecision, GradientPrecision, TrainOptions};
 use crate::blocks::cost::{Costs, mean_bits};
 use crate::blocks::grid::SMALLEST_STEP;
 use crate::blocks::range::Range;
@@ -118,6 +118,10 @@ impl<Q: Quantizer> State<Q> {
         };
         let steps = params.steps.iter().map(step).collect();
         let integers = options.integers;
+        params.forward = match options.forward {
+            ForwardPrecision::F32 => Precision::Full,
+            ForwardPrecision::Bf16 => Precision::Bf16,
+        };
         params.gradients = match options.gradients {
             GradientPrecision::Auto if quantizes => Precision::Bf16,
             GradientPrecision::Bf16 => Precision::Bf16,
