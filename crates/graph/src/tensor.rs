@@ -1,5 +1,7 @@
 //! Tensors as plain data: a shape and a row-major vector of one of six element types.
 
+use std::sync::Arc;
+
 use crate::error::Error;
 
 /// Dimensions, outermost first. A scalar has none.
@@ -57,17 +59,21 @@ impl Data {
     }
 }
 
-/// A dense tensor on the host. The data always fills the shape exactly.
+/// A dense tensor on the host. The data always fills the shape exactly. Clones share it until one of them is written to: a model of many
+/// weights is passed around in several places.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Tensor {
     shape: Shape,
-    data: Data,
+    data: Arc<Data>,
 }
 
 impl Tensor {
     /// Checks that `data` has as many elements as `shape` asks for.
     pub fn new(shape: impl Into<Shape>, data: Data) -> Result<Self, Error> {
-        let shape = shape.into();
+        Self::sharing(shape.into(), Arc::new(data))
+    }
+
+    fn sharing(shape: Shape, data: Arc<Data>) -> Result<Self, Error> {
         match element_count(&shape) {
             Some(n) if n == data.len() => Ok(Self { shape, data }),
             Some(n) => Err(Error::shape(format!("shape {shape:?} needs {n} elements but the data has {}", data.len()))),
@@ -82,17 +88,17 @@ impl Tensor {
 
     /// A vector of 64-bit integers (rank 1).
     pub fn ints(data: Vec<i64>) -> Self {
-        Self { shape: vec![data.len()], data: Data::I64(data) }
+        Self { shape: vec![data.len()], data: Arc::new(Data::I64(data)) }
     }
 
     /// A rank-0 integer.
     pub fn int(value: i64) -> Self {
-        Self { shape: vec![], data: Data::I64(vec![value]) }
+        Self { shape: vec![], data: Arc::new(Data::I64(vec![value])) }
     }
 
     /// A vector of floats (rank 1).
     pub fn floats(data: Vec<f32>) -> Self {
-        Self { shape: vec![data.len()], data: Data::F32(data) }
+        Self { shape: vec![data.len()], data: Arc::new(Data::F32(data)) }
     }
 
     /// Dimensions, outermost first.
@@ -122,7 +128,7 @@ impl Tensor {
 
     /// The elements, if they are floats.
     pub fn as_f32(&self) -> Option<&[f32]> {
-        match &self.data {
+        match &*self.data {
             Data::F32(v) => Some(v),
             _ => None,
         }
@@ -130,7 +136,9 @@ impl Tensor {
 
     /// The elements for writing, if they are floats.
     pub fn as_f32_mut(&mut self) -> Option<&mut [f32]> {
-        match &mut self.data {
+        // Nothing is copied for nothing.
+        self.as_f32()?;
+        match Arc::make_mut(&mut self.data) {
             Data::F32(v) => Some(v),
             _ => None,
         }
@@ -138,7 +146,7 @@ impl Tensor {
 
     /// The elements as 64-bit integers, if they are integers or booleans of any width.
     pub fn to_ints(&self) -> Option<Vec<i64>> {
-        Some(match &self.data {
+        Some(match &*self.data {
             Data::I64(v) => v.clone(),
             Data::I32(v) => v.iter().map(|&x| x.into()).collect(),
             Data::I8(v) => v.iter().map(|&x| x.into()).collect(),
@@ -150,12 +158,12 @@ impl Tensor {
 
     /// The same elements under another shape.
     pub fn reshape(self, shape: impl Into<Shape>) -> Result<Self, Error> {
-        Self::new(shape, self.data)
+        Self::sharing(shape.into(), self.data)
     }
 
     /// Shape and elements, taken apart.
     pub fn into_parts(self) -> (Shape, Data) {
-        (self.shape, self.data)
+        (self.shape, Arc::unwrap_or_clone(self.data))
     }
 }
 
@@ -176,5 +184,15 @@ mod tests {
         assert!(Tensor::f32([usize::MAX, 2], vec![]).is_err());
         assert_eq!(Tensor::int(7).len(), 1, "a scalar has one element");
         assert!(Tensor::f32([0, 9], vec![]).is_ok());
+    }
+
+    #[test]
+    fn clones_share_their_data_until_one_is_written_to() {
+        let mut tensor = Tensor::floats(vec![1.0, 2.0]);
+        let clone = tensor.clone().reshape([2, 1]).unwrap();
+        assert_eq!(tensor.as_f32().unwrap().as_ptr(), clone.as_f32().unwrap().as_ptr());
+        tensor.as_f32_mut().unwrap()[0] = 5.0;
+        assert_eq!((tensor.as_f32().unwrap()[0], clone.as_f32().unwrap()[0]), (5.0, 1.0));
+        assert!(Tensor::int(1).as_f32_mut().is_none());
     }
 }
