@@ -228,7 +228,7 @@ impl Engine {
 
     /// One pass forward and backward: loss and gradients. Batch-norm statistics in `params` are updated as `options` say.
     ///
-    /// `labels` may be empty only where the loss is pure distillation.
+    /// `labels` may be empty only where the loss is pure distillation. Should this panic, parameters are lost; an error leaves them as they were.
     pub fn step(
         &self,
         params: &mut Params,
@@ -244,13 +244,25 @@ impl Engine {
             return Err(unsupported(name, format!("the output is {shape:?}: training needs [batch, classes]")));
         };
         loss.check(batch, classes, labels)?;
+        // Our own operators leave parameters as they are: those become leaves without a copy, and come back.
+        let mut lent = BTreeMap::new();
+        if matches!(self.place, Place::Fused) {
+            for (id, _, _) in self.trained() {
+                if let Some(values) = params.constants.get_mut(id).filter(|values| !values.is_empty()) {
+                    lent.insert(*id, std::mem::take(values));
+                }
+            }
+        }
         let call = StepCall { params, shapes: &shapes, x, labels, loss, options };
-        let (out, seen) = match &self.place {
-            Place::Fused => team(|| self.train::<Fused<Autodiff<Flex>>, _>(&call, &Default::default())),
-            Place::Composed => team(|| self.train::<Composed<Autodiff<Flex>>, _>(&call, &Default::default())),
+        let lend = &mut lent;
+        let stepped = match &self.place {
+            Place::Fused => team(|| self.train::<Fused<Autodiff<Flex>>, _>(&call, lend, &Default::default())),
+            Place::Composed => team(|| self.train::<Composed<Autodiff<Flex>>, _>(&call, lend, &Default::default())),
             #[cfg(any(feature = "cuda", feature = "wgpu"))]
-            Place::Gpu(gpu) => gpu.run(|| self.train::<Composed<Autodiff<Cube>>, _>(&call, &gpu.device)),
-        }?;
+            Place::Gpu(gpu) => gpu.run(|| self.train::<Composed<Autodiff<Cube>>, _>(&call, lend, &gpu.device)),
+        };
+        params.constants.extend(lent);
+        let (out, seen) = stepped?;
         if options.update_statistics {
             seen.iter().for_each(|seen| blend(params, seen));
         }
@@ -258,9 +270,54 @@ impl Engine {
         Ok(out)
     }
 
-    /// A step. Waits for the device twice: for the logits, which the loss on the host
-    /// needs, and for everything else.
-    fn train<O, B>(&self, call: &StepCall<'_>, device: &B::Device) -> Result<Stepped, Error>
+    /// Takes back the room of gradients that were read: the next step needs as much again, and fresh pages cost time.
+    pub fn recycle(&self, out: StepOutput) {
+        out.constants.into_values().for_each(memory::give);
+    }
+
+    /// The constants that learn.
+    fn trained(&self) -> impl Iterator<Item = &(ValueId, Role, Shape)> {
+        self.plan.constants.iter().filter(|(_, role, shape)| role.is_trained(shape.iter().product()))
+    }
+
+    /// A step. What is `lent` of the parameters is in its place again when this returns, whatever it returns.
+    fn train<O, B>(
+        &self,
+        call: &StepCall<'_>,
+        lent: &mut BTreeMap<ValueId, Vec<f32>>,
+        device: &B::Device,
+    ) -> Result<Stepped, Error>
+    where
+        O: TrainOps<B = B>,
+        B: AutodiffBackend,
+    {
+        let params = call.params;
+        let track = |tensor: Tensor<O>| B::float_set_require_grad(tensor, true);
+        let time = profile::span("parameters and input");
+        let mut leaves = leaves::<O>(&self.plan, params, device);
+        let ids: Vec<ValueId> = lent.keys().copied().collect();
+        for (id, _, shape) in self.trained() {
+            let leaf = match lent.remove(id) {
+                Some(values) => {
+                    Some(B::float_from_data(TensorData::new(values, BurnShape::from(shape.clone())), device))
+                }
+                None => leaves.constants.remove(id),
+            };
+            leaves.constants.extend(leaf.map(|leaf| (*id, track(leaf))));
+        }
+        let step = |(id, step)| (id, if params.still.contains(&id) { step } else { track(step) });
+        leaves.steps = std::mem::take(&mut leaves.steps).into_iter().map(step).collect();
+        leaves.pairs = std::mem::take(&mut leaves.pairs).into_iter().map(|(id, p)| (id, p.map(track))).collect();
+        drop(time);
+        let stepped = self.pass::<O, B>(call, &leaves, device);
+        for id in ids {
+            lent.extend(leaves.constants.remove(&id).and_then(O::values).map(|values| (id, values)));
+        }
+        stepped
+    }
+
+    /// Forward and backward. Waits for the device twice: for the logits, which the loss on the host needs, and for everything else.
+    fn pass<O, B>(&self, call: &StepCall<'_>, leaves: &Leaves<Tensor<O>>, device: &B::Device) -> Result<Stepped, Error>
     where
         O: TrainOps<B = B>,
         B: AutodiffBackend,
@@ -268,24 +325,12 @@ impl Engine {
         let StepCall { params, shapes, x, labels, loss, options } = *call;
         let statistics = if options.train_norm { Batch::Live } else { Batch::Frozen };
         let run = Run { plan: &self.plan, shapes, params, statistics };
-        let track = |tensor: Tensor<O>| B::float_set_require_grad(tensor, true);
         let time = profile::span("parameters and input");
-        let mut leaves = leaves::<O>(&self.plan, params, device);
-        for (id, role, shape) in &self.plan.constants {
-            if role.is_trained(shape.iter().product())
-                && let Some(tensor) = leaves.constants.remove(id)
-            {
-                leaves.constants.insert(*id, track(tensor));
-            }
-        }
-        let step = |(id, step)| (id, if params.still.contains(&id) { step } else { track(step) });
-        leaves.steps = std::mem::take(&mut leaves.steps).into_iter().map(step).collect();
-        leaves.pairs = std::mem::take(&mut leaves.pairs).into_iter().map(|(id, p)| (id, p.map(track))).collect();
         let x = upload::<O>(x, &shapes[self.graph.inputs()[0].value.index()], device);
         drop(time);
         let time = profile::span("forward, all");
         let mut observed = Observed::default();
-        let mut outputs = execute::<O>(&run, x, &leaves, &mut observed)?;
+        let mut outputs = execute::<O>(&run, x, leaves, &mut observed)?;
         let seen = observed.statistics;
         let Some(output) = outputs.pop() else { return Err(Error::input("the plan has no output")) };
         let logits = read::<B::InnerBackend>(B::inner(output.clone()))?;
@@ -319,12 +364,11 @@ impl Engine {
             is_there
         };
         let (mut constants, mut steps, mut pairs) = (vec![], vec![], vec![]);
-        for (id, role, shape) in &self.plan.constants {
-            let len = shape.iter().product();
-            if let Some(tensor) = leaves.constants.get(id).filter(|_| role.is_trained(len)) {
+        for (id, _, shape) in self.trained() {
+            if let Some(tensor) = leaves.constants.get(id) {
                 match gradient(tensor) {
                     true => constants.push(*id),
-                    false => drop(out.constants.insert(*id, vec![0.0; len])),
+                    false => drop(out.constants.insert(*id, vec![0.0; shape.iter().product()])),
                 }
             }
         }
@@ -526,8 +570,9 @@ fn upload<O: TrainOps>(values: &[f32], shape: &[usize], device: &DeviceOf<O>) ->
 /// Tensors of the constants and steps that a plan reads; their sizes were checked.
 fn leaves<O: TrainOps>(plan: &Plan, params: &Params, device: &DeviceOf<O>) -> Leaves<Tensor<O>> {
     let constant = |(id, role, shape): &(ValueId, Role, Shape)| {
-        // Statistics are read on the host.
-        let values = params.constants.get(id).filter(|_| !matches!(role, Role::Mean | Role::Variance))?;
+        // Statistics are read on the host. What is lent is elsewhere.
+        let is_read = |values: &&Vec<f32>| !values.is_empty() && !matches!(role, Role::Mean | Role::Variance);
+        let values = params.constants.get(id).filter(is_read)?;
         Some((*id, upload::<O>(values, shape, device)))
     };
     let step = |id: &ValueId| Some((*id, upload::<O>(&[*params.steps.get(id)?], &[1], device)));

@@ -86,6 +86,15 @@ pub(crate) fn floats(x: &FlexTensor) -> &[f32] {
     x.as_slice::<f32>().expect("operators make their inputs dense, and every tensor of a plan is f32")
 }
 
+/// The elements of a tensor that [`dense`] made, to be changed: in its buffer if nobody else holds that, else in a copy.
+pub(crate) fn into_own(x: FlexTensor) -> Vec<f32> {
+    into_buffer(x).unwrap_or_else(|shared| {
+        let mut copy = take(floats(&shared).len());
+        copy.copy_from_slice(floats(&shared));
+        copy
+    })
+}
+
 /// Gives a tensor's buffer back if nobody else holds it.
 pub(crate) fn recycle(x: FlexTensor) {
     if let Ok(buffer) = into_buffer(x) {

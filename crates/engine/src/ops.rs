@@ -245,6 +245,11 @@ pub(crate) trait TrainOps: 'static {
 
     /// Called for a tensor that nothing will read any more.
     fn release(_x: Tensor<Self>) {}
+
+    /// The numbers of a tensor on the host, if that is where they are.
+    fn values(_x: Tensor<Self>) -> Option<Vec<f32>> {
+        None
+    }
 }
 
 /// Every operator composed of burn's own: any backend, any device.

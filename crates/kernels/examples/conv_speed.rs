@@ -70,7 +70,7 @@ fn main() {
         Activation::GeluTanh,
     ] {
         let forward = best(|| activation::forward(act, &x, &mut y));
-        let backward = best(|| activation::backward(act, &x, &y, &mut dx));
+        let backward = best(|| activation::backward(act, &x, &mut dx));
         let per_element = |seconds: f64| seconds / x.len() as f64 * 1e9;
         println!(
             "{act:?}: {:.2} ns forward, {:.2} ns backward an element",
@@ -93,7 +93,6 @@ fn norms(batch: usize) {
         let affine = best(|| norm::affine_act(&x, &ones, &mean, None, Activation::Relu, &mut y));
         let saved = y.clone();
         let args = norm::Backward {
-            dy: &x,
             y: &saved,
             x: &x,
             add: None,
@@ -106,7 +105,7 @@ fn norms(batch: usize) {
         };
         let (mut dgamma, mut dbeta) = (ones.clone(), ones.clone());
         let plain = best(|| norm::backward(&args, &mut dx, &mut dgamma, &mut dbeta, None));
-        let with_add = best(|| norm::backward(&args, &mut dx, &mut dgamma, &mut dbeta, Some(&mut dadd)));
+        let with_add = best(|| norm::backward(&args, &mut dadd, &mut dgamma, &mut dbeta, Some(&mut dx)));
         let show = |seconds: f64, passes: f64| {
             format!("{:.2} ms {:.0} GB/s", seconds * 1e3, passes * megabytes / seconds * 1e-3)
         };

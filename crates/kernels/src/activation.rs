@@ -217,16 +217,16 @@ pub fn in_place(act: Activation, y: &mut [f32]) {
     dispatch(Isa::current(), InPlace { act, y });
 }
 
-/// `dx = dy * act'(·)`, where `saved` is the input or the output of the forward pass as [`Activation::saved`] says.
+/// Multiplies the gradient of the output by `act'(·)`, where `saved` is the input or the output of the forward pass as
+/// [`Activation::saved`] says: what is left is the gradient of the input.
 ///
 /// # Panics
 /// If the slices differ in length.
-pub fn backward(act: Activation, saved: &[f32], dy: &[f32], dx: &mut [f32]) {
-    assert_eq!(saved.len(), dx.len(), "length of the saved values");
-    assert_eq!(dy.len(), dx.len(), "length of dy");
-    crate::threads::for_each_part(dx, 1, |start, dx| {
-        let part = start..start + dx.len();
-        dispatch(Isa::current(), Backward { act, saved: &saved[part.clone()], dy: &dy[part], dx });
+pub fn backward(act: Activation, saved: &[f32], gradient: &mut [f32]) {
+    assert_eq!(saved.len(), gradient.len(), "length of the saved values");
+    crate::threads::for_each_part(gradient, 1, |start, gradient| {
+        let saved = &saved[start..start + gradient.len()];
+        dispatch(Isa::current(), Backward { act, saved, gradient });
     });
 }
 
@@ -312,8 +312,7 @@ impl Kernel for InPlace<'_> {
 struct Backward<'a> {
     act: Activation,
     saved: &'a [f32],
-    dy: &'a [f32],
-    dx: &'a mut [f32],
+    gradient: &'a mut [f32],
 }
 
 impl Kernel for Backward<'_> {
@@ -322,13 +321,12 @@ impl Kernel for Backward<'_> {
     #[inline(always)]
     unsafe fn run<V: Vector>(self) {
         with_curve!(self.act, curve => {
-            let chunks = self.dx.chunks_mut(V::LANES).zip(self.dy.chunks(V::LANES)).zip(self.saved.chunks(V::LANES));
-            for ((dx, dy), saved) in chunks {
-                let n = dx.len();
-                // SAFETY: the caller promises the instruction set; all three chunks have `n <= LANES` elements.
+            for (gradient, saved) in self.gradient.chunks_mut(V::LANES).zip(self.saved.chunks(V::LANES)) {
+                let n = gradient.len();
+                // SAFETY: the caller promises the instruction set; both chunks have `n <= LANES` elements.
                 unsafe {
-                    let (dy, saved) = (V::load_up_to(dy.as_ptr(), n), V::load_up_to(saved.as_ptr(), n));
-                    curve.gradient(dy, saved).store_up_to(dx.as_mut_ptr(), n);
+                    let (dy, saved) = (V::load_up_to(gradient.as_ptr(), n), V::load_up_to(saved.as_ptr(), n));
+                    curve.gradient(dy, saved).store_up_to(gradient.as_mut_ptr(), n);
                 }
             }
         });
@@ -397,8 +395,8 @@ mod tests {
     /// Vectors see a positive output; so must what is done one by one.
     #[test]
     fn an_infinite_output_of_relu_passes_its_gradient() {
-        let mut dx = [0.0; 2];
-        backward(Activation::Relu, &[f32::INFINITY, f32::NAN], &[2.0; 2], &mut dx);
+        let mut dx = [2.0; 2];
+        backward(Activation::Relu, &[f32::INFINITY, f32::NAN], &mut dx);
         assert_eq!(dx, [2.0, 0.0]);
         assert_eq!([f32::INFINITY, f32::NAN].map(|y| Activation::Relu.slope(y)), [1.0, 0.0]);
     }
@@ -428,7 +426,8 @@ mod tests {
             fast.copy_from_slice(x);
             in_place(act, &mut fast);
             assert!(same(&fast, &y), "in place {act:?} {isa:?} {}", x.len());
-            backward(act, saved, dy, &mut fast);
+            fast.copy_from_slice(dy);
+            backward(act, saved, &mut fast);
             assert!(same(&fast, &dx), "backward {act:?} {isa:?} {}", x.len());
         });
     }

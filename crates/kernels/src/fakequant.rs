@@ -114,7 +114,7 @@ pub fn decode<C: Code>(codes: &[C], grids: &Grids<'_>, out: &mut [f32]) {
     });
 }
 
-/// Writes ∂L/∂x and ∂L/∂s (without g) from `grad_out` = ∂L/∂x̂ and the input of [`forward`].
+/// Turns `grad` from ∂L/∂x̂ into ∂L/∂x, given the input of [`forward`], and writes ∂L/∂s (without g).
 ///
 /// # Panics
 /// If lengths disagree.
@@ -122,28 +122,25 @@ pub fn backward(
     x: &[f32],
     grids: &Grids<'_>,
     (before, inside): (Before, Inside),
-    grad_out: &[f32],
-    grad_x: &mut [f32],
+    grad: &mut [f32],
     grad_scale: &mut [f32],
 ) {
     let runs = grids.runs(x.len());
     let errors = if inside == Inside::Error { 1.0 } else { 0.0 };
-    assert!([grad_out.len(), grad_x.len()] == [x.len(); 2], "one gradient per value");
+    assert_eq!(grad.len(), x.len(), "one gradient per value");
     assert_eq!(grad_scale.len(), grids.scale.len(), "one gradient per scale");
-    let sums: Vec<Vec<f64>> = grad_x
+    let sums: Vec<Vec<f64>> = grad
         .par_chunks_mut(runs.chunk)
-        .zip(x.par_chunks(runs.chunk).zip(grad_out.par_chunks(runs.chunk)))
+        .zip(x.par_chunks(runs.chunk))
         .enumerate()
-        .map(|(idx, (grad_x, (x, grad_out)))| {
+        .map(|(idx, (grad, x))| {
             let first = idx * runs.chunk;
             let mut sums = vec![0.0; x.len().div_ceil(runs.row)];
             for (row, range) in runs.segments(first, x.len()) {
                 let (low, high) = grids.bounds(row);
                 let sum = &mut sums[row - first / runs.row];
-                let parts = grad_x[range.clone()].chunks_mut(TILE);
-                let inputs = x[range.clone()].chunks(TILE).zip(grad_out[range].chunks(TILE));
-                for (grad_x, (x, grad_out)) in parts.zip(inputs) {
-                    *sum += backward_tile(x, grids.scale[row], low, high, before, errors, grad_out, grad_x);
+                for (grad, x) in grad[range.clone()].chunks_mut(TILE).zip(x[range].chunks(TILE)) {
+                    *sum += backward_tile(x, grids.scale[row], low, high, before, errors, grad);
                 }
             }
             sums
@@ -231,10 +228,10 @@ multiversion! {
 multiversion! {
     /// One tile of the backward pass; returns its share of ∂L/∂s.
     fn backward_tile(
-        x: &[f32], scale: f32, low: f32, high: f32, before: Before, errors: f32, grad_out: &[f32], grad_x: &mut [f32],
+        x: &[f32], scale: f32, low: f32, high: f32, before: Before, errors: f32, grad: &mut [f32],
     ) -> f64 {
         let n = x.len();
-        let (grad_out, grad_x) = (&grad_out[..n], &mut grad_x[..n]);
+        let grad = &mut grad[..n];
         let mut products = [0f32; TILE];
         let products = &mut products[..n];
         for i in 0..n {
@@ -245,8 +242,8 @@ multiversion! {
             let r = round_clamped(v, low, high);
             let slope = if inside { errors * (r - v) } else { r };
             let slope = if v.is_nan() { 0.0 } else { slope };
-            products[i] = grad_out[i] * slope;
-            grad_x[i] = if alive { grad_out[i] } else { 0.0 };
+            products[i] = grad[i] * slope;
+            grad[i] = if alive { grad[i] } else { 0.0 };
         }
         sum_tile(products)
     }
@@ -281,14 +278,14 @@ mod tests {
             }
             on_every_level(|isa| {
                 let (mut out, mut grad_x, mut grad_scale) =
-                    (vec![f32::NAN; n], vec![f32::NAN; n], vec![f32::NAN; scale.len()]);
+                    (vec![f32::NAN; n], grad_out.clone(), vec![f32::NAN; scale.len()]);
                 let mut codes = vec![0i32; n];
                 forward(x, &grids, before, &mut out);
                 assert!(bitwise(&out, &want), "forward {isa:?} {n}");
                 out.fill(f32::NAN);
                 forward_codes(x, &grids, before, &mut out, &mut codes);
                 assert!(bitwise(&out, &want), "by codes {isa:?} {n}");
-                backward(x, &grids, (before, inside), &grad_out, &mut grad_x, &mut grad_scale);
+                backward(x, &grids, (before, inside), &mut grad_x, &mut grad_scale);
                 assert!(grad_x == want_x, "gradient {isa:?} {n}");
                 let what = format_args!("step {isa:?} {n} {inside:?}");
                 assert_within(what, &grad_scale, &want_scale, |c| 17.0 * UNIT * size[c]);
@@ -300,16 +297,17 @@ mod tests {
     fn by_hand() {
         let grids = Grids { scale: &[0.5], zero_point: &[0], range: (-2, 1) };
         let x = [-3.0, -1.0, -0.3, 0.2, 0.5, 9.0, f32::NAN];
-        let (mut out, mut grad_x, mut grad_scale) = ([0.0; 7], [0.0; 7], [0.0]);
+        let (mut out, mut grad_x, mut grad_scale) = ([0.0; 7], [1.0; 7], [0.0]);
         forward(&x, &grids, Before::Identity, &mut out);
         assert_eq!(out, [-1.0, -1.0, -0.5, 0.0, 0.5, 0.5, 0.0]);
-        backward(&x, &grids, (Before::Identity, Inside::Error), &[1.0; 7], &mut grad_x, &mut grad_scale);
+        backward(&x, &grids, (Before::Identity, Inside::Error), &mut grad_x, &mut grad_scale);
         assert_eq!(grad_x, [0.0, 0.0, 1.0, 1.0, 0.0, 0.0, 0.0]);
         // −2 −2 + (−1 + 0.6) + (0 − 0.4) + 1 + 1 + 0
         assert!((grad_scale[0] + 2.8).abs() < 1e-6);
         forward(&x, &grids, Before::Relu, &mut out);
         assert_eq!(out, [0.0, 0.0, 0.0, 0.0, 0.5, 0.5, 0.0]);
-        backward(&x, &grids, (Before::Relu, Inside::Error), &[1.0; 7], &mut grad_x, &mut grad_scale);
+        grad_x = [1.0; 7];
+        backward(&x, &grids, (Before::Relu, Inside::Error), &mut grad_x, &mut grad_scale);
         assert_eq!(grad_x, [0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0]);
         assert!((grad_scale[0] - 1.6).abs() < 1e-6);
     }
@@ -356,9 +354,9 @@ mod tests {
         let x: Vec<f32> = (0..n).map(|i| ((i * 7919 % 2003) as f32 - 1001.0) / 250.0).collect();
         let run = |threads| {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-            let (mut gx, mut gs) = (vec![0.0; n], [0.0]);
+            let (mut gx, mut gs) = (x.clone(), [0.0]);
             let grids = Grids { scale: &[0.3], zero_point: &[0], range: (-7, 7) };
-            pool.install(|| backward(&x, &grids, (Before::Identity, Inside::Error), &x, &mut gx, &mut gs));
+            pool.install(|| backward(&x, &grids, (Before::Identity, Inside::Error), &mut gx, &mut gs));
             gs[0].to_bits()
         };
         assert_eq!(run(1), run(3));
@@ -383,7 +381,8 @@ mod tests {
         // The same of a grid whose steps are α / 8: ∂L/∂s = 8 ∂L/∂α. Where a value meets an end exactly, a grid clips it.
         let grids = Grids { scale: &[0.5], zero_point: &[0], range: (0, 8) };
         let mut gs = [0.0];
-        backward(&x, &grids, (Before::Identity, Inside::Nothing), &[1.0, 2.0, 3.0, 4.0, 5.0], &mut gx, &mut gs);
+        gx = [1.0, 2.0, 3.0, 4.0, 5.0];
+        backward(&x, &grids, (Before::Identity, Inside::Nothing), &mut gx, &mut gs);
         assert_eq!((gs[0], gx), (8.0 * 9.0, [0.0, 0.0, 3.0, 0.0, 0.0]));
     }
 }

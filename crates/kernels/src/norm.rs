@@ -23,14 +23,11 @@ use crate::activation::{Activation, Saved};
 use crate::isa::Isa;
 use crate::simd::dispatch;
 use crate::threads;
-use rows::{Affine, Apply, Moments, Reduce, Stats, period, repeat};
-use std::ops::Range;
+use rows::{Affine, Apply, Gradient, Moments, Reduce, Stats, period, repeat};
 
 /// Everything the backward pass reads.
 #[derive(Clone, Copy, Debug)]
 pub struct Backward<'a> {
-    /// Gradient of the output, `[rows, channels]`.
-    pub dy: &'a [f32],
     /// The saved output `y`; read for the activation's mask unless [`Activation::saved`] says `Input`. May be empty then,
     /// and for `Activation::Identity`.
     pub y: &'a [f32],
@@ -129,71 +126,66 @@ fn affine_act_on(isa: Isa, x: &[f32], a: &[f32], b: &[f32], add: Option<&[f32]>,
     }
 }
 
-/// Writes `dx`, `dgamma`, `dbeta` and, where asked, `dadd`, the gradient of the addend.
+/// Writes `dgamma` and `dbeta`, and turns `dy`, the gradient of the output, into that of the input. Where the forward pass had an addend,
+/// whose gradient is wanted too, `dx` is given: then that of the input goes there, and `dy` becomes the addend's.
 ///
 /// # Panics
 /// If the slices' lengths do not fit together.
-pub fn backward(args: &Backward, dx: &mut [f32], dgamma: &mut [f32], dbeta: &mut [f32], dadd: Option<&mut [f32]>) {
-    args.check(dx.len());
+pub fn backward(args: &Backward, dy: &mut [f32], dgamma: &mut [f32], dbeta: &mut [f32], dx: Option<&mut [f32]>) {
+    args.check(dy.len());
     assert_eq!(dgamma.len(), args.gamma.len(), "length of dgamma");
     assert_eq!(dbeta.len(), args.gamma.len(), "length of dbeta");
-    assert!(dadd.as_ref().is_none_or(|d| d.len() == dx.len()), "length of dadd");
-    backward_on(Isa::current(), args, dx, dgamma, dbeta, dadd);
+    assert!(dx.as_ref().is_none_or(|d| d.len() == dy.len()), "length of dx");
+    backward_on(Isa::current(), args, dy, dgamma, dbeta, dx);
 }
 
 fn backward_on(
     isa: Isa,
     args: &Backward,
-    dx: &mut [f32],
+    dy: &mut [f32],
     dgamma: &mut [f32],
     dbeta: &mut [f32],
-    dadd: Option<&mut [f32]>,
+    mut dx: Option<&mut [f32]>,
 ) {
+    let n = dy.len();
     if args.act.saved() == Saved::Input {
         // The activations that need their input: g in one more pass, then as if there were none.
         let mut own = Vec::new();
-        let g = match dadd {
-            Some(dadd) => dadd,
+        let z = match dx.as_deref_mut() {
+            Some(dx) => dx,
             None => {
-                own.resize(dx.len(), 0.0);
-                &mut own
+                own.resize(n, 0.0);
+                &mut own[..]
             }
         };
         let a: Vec<f32> = args.gamma.iter().zip(args.inv_std).map(|(g, s)| g * s).collect();
         let b: Vec<f32> = args.beta.iter().zip(args.mean).zip(&a).map(|((b, m), a)| b - m * a).collect();
-        affine_act_on(isa, args.x, &a, &b, args.add, Activation::Identity, dx);
-        crate::activation::backward(args.act, dx, args.dy, g);
-        let args = Backward { dy: g, act: Activation::Identity, ..*args };
-        return backward_on(isa, &args, dx, dgamma, dbeta, None);
+        affine_act_on(isa, args.x, &a, &b, args.add, Activation::Identity, z);
+        crate::activation::backward(args.act, z, dy);
+        let args = Backward { act: Activation::Identity, ..*args };
+        return backward_on(isa, &args, dy, dgamma, dbeta, dx);
     }
     let channels = args.gamma.len();
     let period = period(channels, isa.lanes());
-    let whole = dx.len() / period * period;
+    let whole = n / period * period;
     let masked = args.act != Activation::Identity;
-    let saved_of = |part: Range<usize>| -> &[f32] { if masked { &args.y[part] } else { &[] } };
     let slope = |i: usize| if masked { args.act.slope(args.y[i]) } else { 1.0 };
 
-    // First pass: the sums, and g where the caller wants it.
+    // First pass: the sums, and g in place of dy where it is the addend's gradient.
     let mean = repeat(args.mean, period);
-    let rows: Vec<_> = threads::ranges(whole / period, threads::parts_for(whole)).collect();
-    let mut g_parts: Vec<Option<&mut [f32]>> = Vec::with_capacity(rows.len());
-    let mut g_tail = None;
-    if let Some(dadd) = dadd {
-        let (mut rest, tail) = dadd.split_at_mut(whole);
-        for range in &rows {
-            let (part, others) = rest.split_at_mut(range.len() * period);
-            g_parts.push(Some(part));
-            rest = others;
-        }
-        g_tail = Some(tail);
-    } else {
-        g_parts.resize_with(rows.len(), || None);
+    let replaces = masked && dx.is_some();
+    let mut jobs = vec![];
+    let (mut rest, tail) = dy.split_at_mut(whole);
+    for range in threads::ranges(whole / period, threads::parts_for(whole)) {
+        let (part, others) = rest.split_at_mut(range.len() * period);
+        jobs.push((range, part));
+        rest = others;
     }
-    let parts = threads::map_jobs(rows.iter().zip(g_parts).collect(), |(range, g)| {
+    let parts = threads::map_jobs(jobs, |(range, dy)| {
         let part = range.start * period..range.end * period;
-        let saved = saved_of(part.clone());
-        let (dy, x) = (&args.dy[part.clone()], &args.x[part]);
-        dispatch(isa, Reduce { dy, saved, x, mean: &mean, act: args.act, g })
+        let saved = if masked { &args.y[part.clone()] } else { &[] };
+        let dy = if replaces { Gradient::Replace(dy) } else { Gradient::Read(dy) };
+        dispatch(isa, Reduce { dy, saved, x: &args.x[part], mean: &mean, act: args.act })
     });
     let mut sums = vec![[0.0_f64; 2]; channels];
     for [plain, weighted] in &parts {
@@ -202,18 +194,18 @@ fn backward_on(
             sums[i % channels][1] += w;
         }
     }
-    for i in whole..dx.len() {
+    for (i, dy) in (whole..n).zip(tail) {
         let c = i % channels;
-        let g = args.dy[i] * slope(i);
+        let g = *dy * slope(i);
         sums[c][0] += f64::from(g);
         sums[c][1] += f64::from(g) * f64::from(args.x[i] - args.mean[c]);
-        if let Some(tail) = g_tail.as_deref_mut() {
-            tail[i - whole] = g;
+        if replaces {
+            *dy = g;
         }
     }
 
     // Second pass: dx = a (g - c - (x - mean) d).
-    let count = (dx.len() / channels).max(1) as f64;
+    let count = (n / channels).max(1) as f64;
     let (mut a, mut c, mut d) = (vec![0.0; channels], vec![0.0; channels], vec![0.0; channels]);
     for i in 0..channels {
         let inv_std = f64::from(args.inv_std[i]);
@@ -227,16 +219,22 @@ fn backward_on(
     }
     let periodic = [&a, &c, &d].map(|p| repeat(p, period));
     let parameters = [&periodic[0][..], &periodic[1], &periodic[2], &mean];
+    // What was replaced has its slope already.
+    let act = if replaces { Activation::Identity } else { args.act };
+    let (gradient, dx) = match dx {
+        Some(dx) => (Some(&*dy), dx),
+        None => (None, dy),
+    };
     let (dx, dx_tail) = dx.split_at_mut(whole);
     threads::for_each_part(dx, period, |start, dx| {
         let part = start..start + dx.len();
-        let saved = saved_of(part.clone());
-        let (dy, x) = (&args.dy[part.clone()], &args.x[part]);
-        dispatch(isa, Apply { dy, saved, x, act: args.act, parameters, dx });
+        let saved = if act == Activation::Identity { &[] } else { &args.y[part.clone()] };
+        let dy = gradient.map(|dy| &dy[part.clone()]);
+        dispatch(isa, Apply { dy, saved, x: &args.x[part], act, parameters, dx });
     });
     for (k, dx) in dx_tail.iter_mut().enumerate() {
         let (i, channel) = (whole + k, k % channels);
-        let g = args.dy[i] * slope(i);
+        let g = gradient.map_or(*dx, |dy| dy[i]) * if replaces { 1.0 } else { slope(i) };
         *dx = a[channel] * (g - c[channel] - (args.x[i] - args.mean[channel]) * d[channel]);
     }
 }
@@ -268,7 +266,6 @@ impl Backward<'_> {
     fn check(&self, len: usize) {
         let channels = self.gamma.len();
         check_rows(len, channels);
-        assert_eq!(self.dy.len(), len, "length of dy");
         assert_eq!(self.x.len(), len, "length of x");
         assert_eq!(self.mean.len(), channels, "length of mean");
         assert_eq!(self.inv_std.len(), channels, "length of inv_std");

@@ -21,12 +21,12 @@ pub(super) fn rounded(x: Vec<f32>, step: f32, quant: &FakeQuant) -> Vec<f32> {
     y
 }
 
-/// Writes the gradient of `x` and returns that of the step.
-pub(super) fn backward(x: &[f32], dy: &[f32], dx: &mut [f32], step: f32, quant: &FakeQuant) -> f32 {
+/// Turns the gradient of the output into that of `x`, and returns that of the step.
+pub(super) fn backward(x: &[f32], gradient: &mut [f32], step: f32, quant: &FakeQuant) -> f32 {
     let _time = profile::span("fake-quant backward");
     let mut dstep = [0.0];
     with_grids(step, quant, |grids| {
-        fakequant::backward(x, grids, (Before::Identity, quant.inside), dy, dx, &mut dstep)
+        fakequant::backward(x, grids, (Before::Identity, quant.inside), gradient, &mut dstep)
     });
     dstep[0] * quant.grad_scale
 }
@@ -63,8 +63,10 @@ pub(super) fn backward_pair(x: &[f32], dy: &[f32], dx: &mut [f32], steps: [f32; 
     .into_iter()
     .sum();
     // The roundings are read no more: their room is that of the second gradient.
-    let dwide = mix * backward(x, dy, dx, steps[0], &pair.wide);
-    let dnarrow = (1.0 - mix) * backward(x, dy, &mut wide, steps[1], &pair.narrow);
+    dx.copy_from_slice(dy);
+    wide.copy_from_slice(dy);
+    let dwide = mix * backward(x, dx, steps[0], &pair.wide);
+    let dnarrow = (1.0 - mix) * backward(x, &mut wide, steps[1], &pair.narrow);
     for_each_part(dx, 1, |at, dx| {
         for (dx, narrow) in dx.iter_mut().zip(&wide[at..]) {
             *dx = mix * *dx + (1.0 - mix) * narrow;

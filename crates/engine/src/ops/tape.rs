@@ -28,7 +28,7 @@ use super::{
     BatchStatistics, FakeQuant, Fused, Norm, Pair, Products, Shortcut, Statistics, TrainOps, attention, composed,
     rounding, shortcut,
 };
-use crate::memory::{dense, floats, give, into_buffer, recycle, take, tensor};
+use crate::memory::{dense, floats, give, into_buffer, into_own, recycle, take, tensor};
 use crate::profile;
 
 type Cpu = Autodiff<Flex>;
@@ -213,6 +213,10 @@ impl TrainOps for Fused<Cpu> {
     fn release(x: Tracked) {
         recycle(x.into_primitive());
     }
+
+    fn values(x: Tracked) -> Option<Vec<f32>> {
+        Some(into_own(dense(x.into_primitive())))
+    }
 }
 
 thread_local! {
@@ -329,7 +333,8 @@ impl Backward<Flex, 5> for Normalise {
     type State = NormState;
 
     fn backward(self, ops: Ops<NormState, 5>, grads: &mut Gradients, _: &mut Checkpointer) {
-        let mut dy = dense(grads.consume::<Flex>(&ops.node));
+        // Becomes the gradient of the input, or of the addend.
+        let mut gradient = into_own(dense(grads.consume::<Flex>(&ops.node)));
         let state = ops.state;
         let [x_node, gamma_node, beta_node, add_node, step_node] = ops.parents;
         let shape = state.x.shape();
@@ -338,22 +343,16 @@ impl Backward<Flex, 5> for Normalise {
         let mut y = state.y;
         if let Some((step, quant)) = &state.quant {
             let value = state.affine.apply(&state.x, state.add.as_ref(), state.activation);
-            let mut dv = take(value.len());
-            let dstep = rounding::backward(&value, floats(&dy), &mut dv, *step, quant);
+            let dstep = rounding::backward(&value, &mut gradient, *step, quant);
             if let Some(node) = step_node {
                 grads.register::<Flex>(node.id, tensor(vec![dstep], Shape::new([1])));
             }
-            recycle(std::mem::replace(&mut dy, tensor(dv, shape.clone())));
             y = Some(tensor(value, shape.clone()));
         }
         let time = profile::span("norm backward");
         let (mut dgamma, mut dbeta) = (vec![0.0; channels], vec![0.0; channels]);
-        let mut dx = take(floats(&state.x).len());
-        // Without an activation the addend's gradient is the output's own.
-        let shares = add_node.is_some() && state.activation == Activation::Identity;
-        let mut dadd = (add_node.is_some() && !shares).then(|| take(dx.len()));
+        let mut apart = add_node.is_some().then(|| take(gradient.len()));
         let args = norm::Backward {
-            dy: floats(&dy),
             y: y.as_ref().map_or(&[], floats),
             x: floats(&state.x),
             add: state.add.as_ref().map(floats),
@@ -364,7 +363,11 @@ impl Backward<Flex, 5> for Normalise {
             act: state.activation,
             statistics: if state.frozen { norm::Statistics::Frozen } else { norm::Statistics::Batch },
         };
-        norm::backward(&args, &mut dx, &mut dgamma, &mut dbeta, dadd.as_deref_mut());
+        norm::backward(&args, &mut gradient, &mut dgamma, &mut dbeta, apart.as_deref_mut());
+        let (dx, dadd) = match apart {
+            Some(dx) => (dx, Some(gradient)),
+            None => (gradient, None),
+        };
         drop(time);
         y.into_iter().for_each(recycle);
         recycle(state.x);
@@ -378,15 +381,9 @@ impl Backward<Flex, 5> for Normalise {
             Some(node) => register!(grads, node, tensor(dx, shape.clone())),
             None => give(dx),
         }
-        match (add_node, dadd) {
-            (Some(node), Some(dadd)) => register!(grads, node, tensor(dadd, shape)),
-            (Some(node), None) => {
-                register!(grads, node, dy);
-                return;
-            }
-            _ => {}
+        if let (Some(node), Some(dadd)) = (add_node, dadd) {
+            register!(grads, node, tensor(dadd, shape));
         }
-        recycle(dy);
     }
 }
 
@@ -427,17 +424,18 @@ impl Backward<Flex, 1> for Activate {
     type State = (FlexTensor, Activation);
 
     fn backward(self, ops: Ops<Self::State, 1>, grads: &mut Gradients, _: &mut Checkpointer) {
-        let dy = dense(grads.consume::<Flex>(&ops.node));
+        let mut gradient = into_own(dense(grads.consume::<Flex>(&ops.node)));
         let (saved, act) = ops.state;
         let [node] = ops.parents;
-        if let Some(node) = node {
-            let _time = profile::span("activation backward");
-            let mut dx = take(floats(&dy).len());
-            activation::backward(act, floats(&saved), floats(&dy), &mut dx);
-            register!(grads, node, tensor(dx, saved.shape()));
+        match node {
+            Some(node) => {
+                let _time = profile::span("activation backward");
+                activation::backward(act, floats(&saved), &mut gradient);
+                register!(grads, node, tensor(gradient, saved.shape()));
+            }
+            None => give(gradient),
         }
         recycle(saved);
-        recycle(dy);
     }
 }
 
@@ -448,20 +446,18 @@ impl Backward<Flex, 2> for Round {
     type State = (FlexTensor, f32, FakeQuant);
 
     fn backward(self, ops: Ops<Self::State, 2>, grads: &mut Gradients, _: &mut Checkpointer) {
-        let dy = dense(grads.consume::<Flex>(&ops.node));
+        let mut gradient = into_own(dense(grads.consume::<Flex>(&ops.node)));
         let (x, step, quant) = ops.state;
         let [x_node, step_node] = ops.parents;
-        let mut dx = take(floats(&dy).len());
-        let dstep = rounding::backward(floats(&x), floats(&dy), &mut dx, step, &quant);
+        let dstep = rounding::backward(floats(&x), &mut gradient, step, &quant);
         match x_node {
-            Some(node) => register!(grads, node, tensor(dx, x.shape())),
-            None => give(dx),
+            Some(node) => register!(grads, node, tensor(gradient, x.shape())),
+            None => give(gradient),
         }
         if let Some(node) = step_node {
             grads.register::<Flex>(node.id, tensor(vec![dstep], Shape::new([1])));
         }
         recycle(x);
-        recycle(dy);
     }
 }
 

@@ -17,7 +17,7 @@ use super::{Composed, FakeQuant, Fused, Norm, Pair, Products, Shortcut, Statisti
 #[cfg(any(feature = "cuda", feature = "wgpu"))]
 use crate::device::gpu::Cube;
 
-const BY_FLOATS: Products<'_> = Products { integers: None, gradients: Precision::Full };
+const BY_FLOATS: Products<'_> = Products { integers: None, forward: Precision::Full, gradients: Precision::Full };
 
 type Cpu = Autodiff<Flex>;
 type T = FloatTensor<Cpu>;

@@ -15,11 +15,14 @@ struct Buffers {
 }
 
 #[rustfmt::skip]
-const KERNELS: [(&str, [Version<Buffers>; 2]); 5] = [
+const KERNELS: [(&str, [Version<Buffers>; 2]); 8] = [
     ("conv/forward", [|b| conv::forward(&b.shape, &b.x, &b.w, None, &mut b.y), |b| naive::forward(&b.shape, &b.x, &b.w, None, &mut b.y)]),
     ("conv/forward training", [|b| conv::forward_training(&b.shape, Precision::Full, &b.x, &b.w, None, &mut b.y), |b| naive::forward(&b.shape, &b.x, &b.w, None, &mut b.y)]),
+    ("conv/forward bf16", [|b| conv::forward_training(&b.shape, Precision::Bf16, &b.x, &b.w, None, &mut b.y), |b| naive::forward(&b.shape, &b.x, &b.w, None, &mut b.y)]),
     ("conv/forward direct", [|b| conv::forward_direct(&b.shape, &b.x, &b.w, None, &mut b.y), |b| naive::forward(&b.shape, &b.x, &b.w, None, &mut b.y)]),
     ("conv/input gradient", [|b| conv::backward_input(&b.shape, Precision::Full, &b.dy, &b.w, &mut b.dx), |b| naive::backward_input(&b.shape, &b.dy, &b.w, &mut b.dx)]),
+    ("conv/input gradient bf16", [|b| conv::backward_input(&b.shape, Precision::Bf16, &b.dy, &b.w, &mut b.dx), |b| naive::backward_input(&b.shape, &b.dy, &b.w, &mut b.dx)]),
+    ("conv/weight gradient bf16", [|b| conv::backward_weight(&b.shape, Precision::Bf16, &b.x, &b.dy, &mut b.dw), |b| naive::backward_weight(&b.shape, &b.x, &b.dy, &mut b.dw)]),
     ("conv/weight gradient", [|b| conv::backward_weight(&b.shape, Precision::Full, &b.x, &b.dy, &mut b.dw), |b| naive::backward_weight(&b.shape, &b.x, &b.dy, &mut b.dw)]),
 ];
 

@@ -35,12 +35,11 @@ impl Buffers {
         }
     }
 
-    /// The arguments of a backward pass, and its four outputs.
+    /// The arguments of a backward pass, and what it reads and writes: the gradient, sums, and two more.
     #[allow(clippy::type_complexity)]
-    fn backward(&mut self) -> (Backward<'_>, &mut [f32], [&mut [f32]; 2], &mut [f32]) {
+    fn backward(&mut self) -> (Backward<'_>, &mut [f32], [&mut [f32]; 2], [&mut [f32]; 2]) {
         let [dgamma, dbeta] = &mut self.sums;
         let args = Backward {
-            dy: &self.dy,
             y: &self.y,
             x: &self.x,
             add: None,
@@ -51,7 +50,7 @@ impl Buffers {
             act: Relu,
             statistics: Statistics::Batch,
         };
-        (args, &mut self.dx, [dgamma, dbeta], &mut self.dadd)
+        (args, &mut self.dy, [dgamma, dbeta], [&mut self.dx, &mut self.dadd])
     }
 }
 
@@ -75,12 +74,12 @@ const KERNELS: [(&str, [Version<Buffers>; 2]); 6] = [
         "norm/backward",
         [
             |b| {
-                let (args, dx, [dgamma, dbeta], _) = b.backward();
-                norm::backward(&args, dx, dgamma, dbeta, None);
+                let (args, dy, [dgamma, dbeta], _) = b.backward();
+                norm::backward(&args, dy, dgamma, dbeta, None);
             },
             |b| {
-                let (args, dx, [dgamma, dbeta], _) = b.backward();
-                naive::backward(&args, dx, dgamma, dbeta, None);
+                let (args, dy, [dgamma, dbeta], [dx, _]) = b.backward();
+                naive::backward(&args, dy, dx, dgamma, dbeta, None);
             },
         ],
     ),
@@ -88,12 +87,12 @@ const KERNELS: [(&str, [Version<Buffers>; 2]); 6] = [
         "norm/backward add",
         [
             |b| {
-                let (args, dx, [dgamma, dbeta], dadd) = b.backward();
-                norm::backward(&args, dx, dgamma, dbeta, Some(dadd));
+                let (args, dy, [dgamma, dbeta], [dx, _]) = b.backward();
+                norm::backward(&args, dy, dgamma, dbeta, Some(dx));
             },
             |b| {
-                let (args, dx, [dgamma, dbeta], dadd) = b.backward();
-                naive::backward(&args, dx, dgamma, dbeta, Some(dadd));
+                let (args, dy, [dgamma, dbeta], [dx, dadd]) = b.backward();
+                naive::backward(&args, dy, dx, dgamma, dbeta, Some(dadd));
             },
         ],
     ),

@@ -213,15 +213,20 @@ unsafe fn affine<V: Vector, C: Curve, const ADD: bool>(
     }
 }
 
-/// Sums of `g` and of `g (x - mean)` per element of a period, where `g = dy act'(saved)`; writes `g` where asked.
+/// The gradient of an output, `dy`, which is read, or replaced by what is computed from it.
+pub(super) enum Gradient<'a> {
+    Read(&'a [f32]),
+    Replace(&'a mut [f32]),
+}
+
+/// Sums of `g` and of `g (x - mean)` per element of a period, where `g = dy act'(saved)`, which may replace `dy`.
 pub(super) struct Reduce<'a> {
-    pub dy: &'a [f32],
+    pub dy: Gradient<'a>,
     /// Empty for `Identity`.
     pub saved: &'a [f32],
     pub x: &'a [f32],
     pub mean: &'a [f32],
     pub act: Activation,
-    pub g: Option<&'a mut [f32]>,
 }
 
 impl Kernel for Reduce<'_> {
@@ -229,31 +234,40 @@ impl Kernel for Reduce<'_> {
 
     #[inline(always)]
     unsafe fn run<V: Vector>(self) -> [Vec<f64>; 2] {
-        let saved = if self.act == Activation::Identity { self.dy } else { self.saved };
-        assert!(saved.len() == self.dy.len() && self.x.len() == self.dy.len());
-        assert!(self.g.as_ref().is_none_or(|g| g.len() == self.dy.len()));
+        let (dy, len, replace) = match self.dy {
+            Gradient::Read(dy) => (dy.as_ptr().cast_mut(), dy.len(), false),
+            Gradient::Replace(dy) => (dy.as_mut_ptr(), dy.len(), true),
+        };
+        let saved = saved_or(self.act, self.saved, self.x);
+        assert!(saved.len() == len && self.x.len() == len);
         with_curve!(self.act, curve => {
-            // SAFETY: the caller promises the instruction set; the lengths agree as just asserted.
+            // SAFETY: the caller promises the instruction set; the lengths agree as just asserted; `dy` is written only where it may be.
             unsafe {
-                match self.g {
-                    Some(g) => reduce::<V, _, true>(curve, self.dy, saved, self.x, self.mean, g),
-                    None => reduce::<V, _, false>(curve, self.dy, saved, self.x, self.mean, &mut []),
+                match replace {
+                    true => reduce::<V, _, true>(curve, dy, saved, self.x, self.mean),
+                    false => reduce::<V, _, false>(curve, dy, saved, self.x, self.mean),
                 }
             }
         })
     }
 }
 
-/// # Safety
-/// The CPU has the instruction set of `V`; `dy`, `saved`, `x` and, with `WRITE`, `g` have the same length.
+/// What a curve's gradient looks at; for `Identity`, which does not look, anything of that length.
 #[inline(always)]
-unsafe fn reduce<V: Vector, C: Curve, const WRITE: bool>(
+fn saved_or<'a>(act: Activation, saved: &'a [f32], anything: &'a [f32]) -> &'a [f32] {
+    if act == Activation::Identity { anything } else { saved }
+}
+
+/// # Safety
+/// The CPU has the instruction set of `V`; `saved` and `x` have the same length, and so many elements can be read at `dy` or, with
+/// `REPLACE`, written.
+#[inline(always)]
+unsafe fn reduce<V: Vector, C: Curve, const REPLACE: bool>(
     curve: C,
-    dy: &[f32],
+    dy: *mut f32,
     saved: &[f32],
     x: &[f32],
     mean: &[f32],
-    g: &mut [f32],
 ) -> [Vec<f64>; 2] {
     let period = mean.len();
     assert!(period.is_multiple_of(BLOCK * V::LANES) && x.len().is_multiple_of(period));
@@ -271,9 +285,9 @@ unsafe fn reduce<V: Vector, C: Curve, const WRITE: bool>(
                     let at = start + row * period + first;
                     for v in 0..BLOCK {
                         let i = at + v * V::LANES;
-                        let masked = curve.gradient(V::load(dy.as_ptr().add(i)), V::load(saved.as_ptr().add(i)));
-                        if WRITE {
-                            masked.store(g.as_mut_ptr().add(i));
+                        let masked = curve.gradient(V::load(dy.add(i)), V::load(saved.as_ptr().add(i)));
+                        if REPLACE {
+                            masked.store(dy.add(i));
                         }
                         plain[v] = plain[v].add(masked);
                         weighted[v] = V::load(x.as_ptr().add(i)).sub(mean[v]).mul_add(masked, weighted[v]);
@@ -294,7 +308,8 @@ unsafe fn reduce<V: Vector, C: Curve, const WRITE: bool>(
 
 /// `dx = a (g - c - (x - mean) d)`, where `g` is `dy act'(saved)`; all parameters one period long.
 pub(super) struct Apply<'a> {
-    pub dy: &'a [f32],
+    /// `None`: what `dx` holds, which is replaced.
+    pub dy: Option<&'a [f32]>,
     /// Empty for `Identity`.
     pub saved: &'a [f32],
     pub x: &'a [f32],
@@ -309,29 +324,36 @@ impl Kernel for Apply<'_> {
 
     #[inline(always)]
     unsafe fn run<V: Vector>(self) {
-        let saved = if self.act == Activation::Identity { self.dy } else { self.saved };
+        let saved = saved_or(self.act, self.saved, self.x);
+        assert!(self.dx.len() == self.x.len() && self.dy.is_none_or(|dy| dy.len() == self.x.len()));
+        let dx = self.dx.as_mut_ptr();
+        let dy = match self.dy {
+            Some(dy) => dy.as_ptr(),
+            None => dx.cast_const(),
+        };
         with_curve!(self.act, curve => {
-            // SAFETY: the caller promises the instruction set.
-            unsafe { apply::<V, _>(curve, self.dy, saved, self.x, self.parameters, self.dx) }
+            // SAFETY: the caller promises the instruction set; lengths agree as just asserted, and each element is read before it is
+            // written.
+            unsafe { apply::<V, _>(curve, dy, saved, self.x, self.parameters, dx) }
         });
     }
 }
 
 /// # Safety
-/// The CPU has the instruction set of `V`.
+/// The CPU has the instruction set of `V`; at `dy` as many elements can be read as `x` has, and at `dx` written. They may be the same.
 #[inline(always)]
 unsafe fn apply<V: Vector, C: Curve>(
     curve: C,
-    dy: &[f32],
+    dy: *const f32,
     saved: &[f32],
     x: &[f32],
     parameters: [&[f32]; 4],
-    dx: &mut [f32],
+    dx: *mut f32,
 ) {
     let period = parameters[0].len();
     assert!(period.is_multiple_of(BLOCK * V::LANES) && x.len().is_multiple_of(period));
     assert!(parameters.iter().all(|p| p.len() == period));
-    assert!(dy.len() == x.len() && saved.len() == x.len() && dx.len() == x.len());
+    assert!(saved.len() == x.len());
     let chunk = chunk(period);
     for start in (0..x.len()).step_by(chunk) {
         let rows = (x.len() - start).min(chunk) / period;
@@ -344,9 +366,9 @@ unsafe fn apply<V: Vector, C: Curve>(
                     let at = start + row * period + first;
                     for v in 0..BLOCK {
                         let i = at + v * V::LANES;
-                        let g = curve.gradient(V::load(dy.as_ptr().add(i)), V::load(saved.as_ptr().add(i)));
+                        let g = curve.gradient(V::load(dy.add(i)), V::load(saved.as_ptr().add(i)));
                         let centred = V::load(x.as_ptr().add(i)).sub(mean[v]);
-                        g.sub(c[v]).sub(centred.mul(d[v])).mul(a[v]).store(dx.as_mut_ptr().add(i));
+                        g.sub(c[v]).sub(centred.mul(d[v])).mul(a[v]).store(dx.add(i));
                     }
                 }
             }

@@ -36,7 +36,6 @@ fn check(case: Case) {
     naive::affine_act(&x, &a, &b, add.as_deref(), act, &mut y);
     let dy: Vec<f32> = values(n, 5).iter().map(|d| d + 0.1).collect();
     let args = Backward {
-        dy: &dy,
         y: if act.saved() == Saved::Input { &[] } else { &y },
         x: &x,
         add: add.as_deref(),
@@ -49,7 +48,7 @@ fn check(case: Case) {
     };
     let (mut dx, mut dadd) = (vec![0.0; n], vec![0.0; n]);
     let (mut dgamma, mut dbeta, mut sums) = (vec![0.0; channels], vec![0.0; channels], vec![0.0; channels]);
-    naive::backward(&args, &mut dx, &mut dgamma, &mut dbeta, Some(&mut dadd));
+    naive::backward(&args, &dy, &mut dx, &mut dgamma, &mut dbeta, Some(&mut dadd));
     naive::channel_sums(&dy, &mut sums);
 
     let terms = rows.min(LONGEST) as f64;
@@ -78,9 +77,11 @@ fn check(case: Case) {
         // The same roundings in the same order.
         assert!(fast == y, "affine {isa:?} {case:?}");
         for wants_add in [false, true] {
-            let (mut fast_dx, mut fast_dadd) = (nan(n), nan(n));
+            let (mut gradient, mut fast_dx) = (dy.clone(), nan(n));
             let (mut fast_gamma, mut fast_beta) = (nan(channels), nan(channels));
-            backward(&args, &mut fast_dx, &mut fast_gamma, &mut fast_beta, wants_add.then_some(&mut fast_dadd[..]));
+            let apart = wants_add.then_some(&mut fast_dx[..]);
+            backward(&args, &mut gradient, &mut fast_gamma, &mut fast_beta, apart);
+            let fast_dadd = if wants_add { gradient } else { std::mem::replace(&mut fast_dx, gradient) };
             let of_beta = |c: usize| (terms + 2.0) * UNIT * of_g[c];
             let of_gamma = |c: usize| (terms + 4.0) * UNIT * of_crossed[c] * f64::from(inv_std[c]);
             assert_within(format_args!("dbeta {isa:?} {case:?}"), &fast_beta, &dbeta, of_beta);

@@ -22,8 +22,15 @@ pub fn affine_act(x: &[f32], a: &[f32], b: &[f32], add: Option<&[f32]>, act: Act
     }
 }
 
-/// See [`crate::norm::backward`].
-pub fn backward(args: &Backward, dx: &mut [f32], dgamma: &mut [f32], dbeta: &mut [f32], dadd: Option<&mut [f32]>) {
+/// See [`crate::norm::backward`]; `dx` and `dadd`, the gradient of the addend, beside `dy`.
+pub fn backward(
+    args: &Backward,
+    dy: &[f32],
+    dx: &mut [f32],
+    dgamma: &mut [f32],
+    dbeta: &mut [f32],
+    dadd: Option<&mut [f32]>,
+) {
     let channels = args.gamma.len();
     let rows = (dx.len() / channels).max(1) as f64;
     let normalised = |i: usize| f64::from(args.x[i] - args.mean[i % channels]) * f64::from(args.inv_std[i % channels]);
@@ -38,7 +45,7 @@ pub fn backward(args: &Backward, dx: &mut [f32], dgamma: &mut [f32], dbeta: &mut
                     args.x[i] * a + (args.beta[c] - args.mean[c] * a) + args.add.map_or(0.0, |add| add[i])
                 }
             };
-            args.dy[i] * args.act.slope(saved)
+            dy[i] * args.act.slope(saved)
         })
         .collect();
     let (mut sum, mut sum_normalised) = (vec![0.0_f64; channels], vec![0.0_f64; channels]);

@@ -186,7 +186,9 @@ impl<Q: Quantizer> State<Q> {
         self.publish_with(slots);
         let out = self.engine.step(&mut self.params, &batch.x, &batch.labels, loss, options)?;
         self.distribute(slots, &out);
-        Ok((f64::from(out.loss), out.correct))
+        let found = (f64::from(out.loss), out.correct);
+        self.engine.recycle(out);
+        Ok(found)
     }
 
     /// Writes everything into the engine's parameters: present weights, biases, norms and steps.
