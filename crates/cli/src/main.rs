@@ -33,7 +33,7 @@ use clap::Parser;
 use commands::{Cli, Outcome};
 
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: bitsmith_kernels::heap::Heap = bitsmith_kernels::heap::Heap::new();
 
 fn main() -> ExitCode {
     // Usage errors are clap's: message to stderr, exit code 2.

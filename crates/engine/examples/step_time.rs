@@ -11,9 +11,9 @@ use bitsmith_engine::{Engine, EngineOptions, Loss, Operators, Params, StepOption
 use bitsmith_graph::zoo::{self, ZooOptions};
 use bitsmith_graph::{Model, QParams, Role, Site};
 
-// Large short-lived buffers: the system allocator would hand each back to the kernel and fault it in again.
+// As the program itself does.
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: bitsmith_kernels::heap::Heap = bitsmith_kernels::heap::Heap::new();
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let args: Vec<String> = std::env::args().skip(1).collect();

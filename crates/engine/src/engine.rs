@@ -266,13 +266,7 @@ impl Engine {
         if options.update_statistics {
             seen.iter().for_each(|seen| blend(params, seen));
         }
-        memory::end_call();
         Ok(out)
-    }
-
-    /// Takes back the room of gradients that were read: the next step needs as much again, and fresh pages cost time.
-    pub fn recycle(&self, out: StepOutput) {
-        out.constants.into_values().for_each(memory::give);
     }
 
     /// The constants that learn.
@@ -405,14 +399,12 @@ impl Engine {
         let shapes = self.check_input(plan, params, x, Some(batch))?;
         let run = Run { plan, shapes: &shapes, params, statistics };
         let input = &shapes[self.graph.inputs()[0].value.index()];
-        let out = match &self.place {
+        match &self.place {
             Place::Fused => team(|| outputs::<Fused<Flex>>(&run, x, input, &Default::default())),
             Place::Composed => team(|| outputs::<Composed<Flex>>(&run, x, input, &Default::default())),
             #[cfg(any(feature = "cuda", feature = "wgpu"))]
             Place::Gpu(gpu) => gpu.run(|| outputs::<Composed<Cube>>(&run, x, input, &gpu.device)),
-        };
-        memory::end_call();
-        out
+        }
     }
 
     /// Shapes for the batch that `x` holds, after checking that everything needed has its size.

@@ -7,6 +7,7 @@
 //! Convolutional operators work on channels-last tensors `[batch, height, width, channels]` of rank 4; those of one
 //! spatial axis have height 1. Normalisation takes any tensor whose last axis is the channels.
 
+mod again;
 mod attention;
 mod composed;
 mod flex;
@@ -25,8 +26,9 @@ use bitsmith_kernels::activation::Activation;
 use bitsmith_kernels::conv::{ConvShape, Precision};
 use bitsmith_kernels::fakequant::Inside;
 use bitsmith_kernels::pool::PoolShape;
-use burn_backend::Backend;
+use burn_backend::ops::FloatTensorOps;
 use burn_backend::tensor::FloatTensor;
+use burn_backend::{Backend, Shape};
 
 /// A float tensor of an operator set.
 pub(crate) type Tensor<O> = FloatTensor<<O as TrainOps>::B>;
@@ -243,8 +245,15 @@ pub(crate) trait TrainOps: 'static {
         composed::permute::<Self::B>(x, &[0, 3, 1, 2])
     }
 
-    /// Called for a tensor that nothing will read any more.
-    fn release(_x: Tensor<Self>) {}
+    /// The sum of two tensors, broadcast.
+    fn add(a: Tensor<Self>, b: Tensor<Self>) -> Tensor<Self> {
+        Self::B::float_add(a, b)
+    }
+
+    /// Another shape for the same elements.
+    fn reshape(x: Tensor<Self>, shape: Shape) -> Tensor<Self> {
+        Self::B::float_reshape(x, shape)
+    }
 
     /// The numbers of a tensor on the host, if that is where they are.
     fn values(_x: Tensor<Self>) -> Option<Vec<f32>> {

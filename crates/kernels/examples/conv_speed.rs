@@ -94,6 +94,7 @@ fn norms(batch: usize) {
         let saved = y.clone();
         let args = norm::Backward {
             y: &saved,
+            factors: None,
             x: &x,
             add: None,
             mean: &mean,

@@ -100,6 +100,11 @@ impl Activation {
         }
     }
 
+    /// Whether it consists of straight lines: then a comparison or two tells the slope.
+    pub fn is_piecewise_linear(self) -> bool {
+        matches!(self, Activation::Identity | Activation::Relu | Activation::LeakyRelu { .. } | Activation::Clip { .. })
+    }
+
     /// The derivative, from the input or the output as [`Activation::saved`] says.
     #[inline(always)]
     pub fn slope(self, saved: f32) -> f32 {

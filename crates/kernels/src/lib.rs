@@ -10,6 +10,7 @@ pub mod conv;
 pub mod fakequant;
 pub mod file;
 pub mod gemm;
+pub mod heap;
 pub mod integer;
 pub mod isa;
 pub mod layout;

@@ -23,14 +23,17 @@ use crate::activation::{Activation, Saved};
 use crate::isa::Isa;
 use crate::simd::dispatch;
 use crate::threads;
-use rows::{Affine, Apply, Gradient, Moments, Reduce, Stats, period, repeat};
+use rows::{Affine, Apply, Gradient, Moments, Reduce, Source, Stats, period, repeat};
 
 /// Everything the backward pass reads.
 #[derive(Clone, Copy, Debug)]
 pub struct Backward<'a> {
-    /// The saved output `y`; read for the activation's mask unless [`Activation::saved`] says `Input`. May be empty then,
-    /// and for `Activation::Identity`.
+    /// The output `y`; read for the activation's slope unless [`Activation::saved`] says `Input`. May be empty then, for
+    /// `Activation::Identity`, and with `factors`.
     pub y: &'a [f32],
+    /// `a` and `b` of the forward pass without an addend: where `y` is empty, it is computed from them once more. Best where that takes
+    /// less than reading it, as with what [is piecewise linear](Activation::is_piecewise_linear).
+    pub factors: Option<[&'a [f32]; 2]>,
     /// The input of the normalisation.
     pub x: &'a [f32],
     /// The addend of the forward pass; read only where [`Activation::saved`] says `Input`.
@@ -169,7 +172,18 @@ fn backward_on(
     let period = period(channels, isa.lanes());
     let whole = n / period * period;
     let masked = args.act != Activation::Identity;
-    let slope = |i: usize| if masked { args.act.slope(args.y[i]) } else { 1.0 };
+    let again = args.factors.filter(|_| masked && args.y.is_empty());
+    let saved = |i: usize| match again {
+        Some([a, b]) => args.act.apply(args.x[i] * a[i % channels] + b[i % channels]),
+        None => args.y[i],
+    };
+    let slope = |i: usize| if masked { args.act.slope(saved(i)) } else { 1.0 };
+    let factors = again.map(|factors| factors.map(|f| repeat(f, period)));
+    let source = |part: &std::ops::Range<usize>, act: Activation| match &factors {
+        _ if act == Activation::Identity => Source::Nothing,
+        Some([a, b]) => Source::Input(a, b),
+        None => Source::Output(&args.y[part.clone()]),
+    };
 
     // First pass: the sums, and g in place of dy where it is the addend's gradient.
     let mean = repeat(args.mean, period);
@@ -183,7 +197,7 @@ fn backward_on(
     }
     let parts = threads::map_jobs(jobs, |(range, dy)| {
         let part = range.start * period..range.end * period;
-        let saved = if masked { &args.y[part.clone()] } else { &[] };
+        let saved = source(&part, args.act);
         let dy = if replaces { Gradient::Replace(dy) } else { Gradient::Read(dy) };
         dispatch(isa, Reduce { dy, saved, x: &args.x[part], mean: &mean, act: args.act })
     });
@@ -228,7 +242,7 @@ fn backward_on(
     let (dx, dx_tail) = dx.split_at_mut(whole);
     threads::for_each_part(dx, period, |start, dx| {
         let part = start..start + dx.len();
-        let saved = if act == Activation::Identity { &[] } else { &args.y[part.clone()] };
+        let saved = source(&part, act);
         let dy = gradient.map(|dy| &dy[part.clone()]);
         dispatch(isa, Apply { dy, saved, x: &args.x[part], act, parameters, dx });
     });
@@ -272,8 +286,11 @@ impl Backward<'_> {
         if self.act.saved() == Saved::Input {
             assert_eq!(self.beta.len(), channels, "length of beta");
             assert!(self.add.is_none_or(|add| add.len() == len), "length of add");
-        } else if self.act != Activation::Identity {
+        } else if self.act != Activation::Identity && (self.factors.is_none() || !self.y.is_empty()) {
             assert_eq!(self.y.len(), len, "length of y");
+        }
+        if let Some([a, b]) = self.factors {
+            assert!(a.len() == channels && b.len() == channels, "length of a and b");
         }
     }
 }

@@ -201,46 +201,74 @@ multiversion! {
 }
 
 multiversion! {
-    /// Adds what remains to `dx` where `x` is the largest, or both are NaN; nothing remains of it then.
-    fn take_where_equal(x: &[f32], largest: &[f32], remaining: &mut [f32], dx: &mut [f32]) {
+    /// `y = max(y, x)`, element by element, and `first = number` where `x` was larger; NaN is larger than any number.
+    fn raise_numbered(x: &[f32], number: f32, y: &mut [f32], first: &mut [f32]) {
         let n = x.len();
-        let (largest, remaining, dx) = (&largest[..n], &mut remaining[..n], &mut dx[..n]);
+        let (y, first) = (&mut y[..n], &mut first[..n]);
         for i in 0..n {
-            let is_it = (x[i] == largest[i]) | (x[i].is_nan() & largest[i].is_nan());
-            dx[i] += if is_it { remaining[i] } else { 0.0 };
-            remaining[i] = if is_it { 0.0 } else { remaining[i] };
+            let is_larger = (x[i] > y[i]) | (x[i].is_nan() & !y[i].is_nan());
+            y[i] = if is_larger { x[i] } else { y[i] };
+            first[i] = if is_larger { number } else { first[i] };
         }
     }
 }
 
-/// The gradient of [`max`]: each `dy` goes to the first largest element of its window (row by row), found again from `x`.
+multiversion! {
+    /// Adds `dy` to `dx` where `first` is `number`.
+    fn add_where_first(first: &[f32], number: f32, dy: &[f32], dx: &mut [f32]) {
+        let n = dx.len();
+        let (first, dy) = (&first[..n], &dy[..n]);
+        for i in 0..n {
+            dx[i] += if first[i] == number { dy[i] } else { 0.0 };
+        }
+    }
+}
+
+/// [`max`], and in `first`, as long as `y`, which pixel of its window each largest element came from: the first one that is as large, counted
+/// row by row over the pixels that lie in the input. All that [`max_backward`] needs, so that `x` need not be kept.
 ///
 /// # Panics
 /// As [`max`].
-pub fn max_backward(shape: &PoolShape, x: &[f32], dy: &[f32], dx: &mut [f32]) {
-    shape.assert_lengths(x.len(), dy.len());
-    assert_eq!(dx.len(), x.len(), "length of dx");
+pub fn max_numbered(shape: &PoolShape, x: &[f32], y: &mut [f32], first: &mut [f32]) {
+    shape.assert_lengths(x.len(), y.len());
+    assert_eq!(first.len(), y.len(), "length of first");
+    // Numbers are exact in f32 up to there.
+    assert!(shape.kernel[0].min(shape.in_h) * shape.kernel[1].min(shape.in_w) <= 1 << 24, "pixels of a window");
+    let pixel = shape.channels;
+    let image_len = shape.out_h() * shape.out_w() * pixel;
+    let jobs: Vec<_> = y.chunks_exact_mut(image_len).zip(first.chunks_exact_mut(image_len)).enumerate().collect();
+    threads::for_each_job(jobs, |(image, (y, first))| {
+        y.fill(f32::NEG_INFINITY);
+        first.fill(0.0);
+        for (at, (y, first)) in y.chunks_exact_mut(pixel).zip(first.chunks_exact_mut(pixel)).enumerate() {
+            let (rows, _) = shape.span(at / shape.out_w(), 0);
+            let (columns, _) = shape.span(at % shape.out_w(), 1);
+            for (number, x) in shape.window(x, image, &rows, &columns).enumerate() {
+                raise_numbered(x, number as f32, y, first);
+            }
+        }
+    });
+}
+
+/// The gradient of [`max`]: each `dy` goes to the first largest element of its window, of which [`max_numbered`] told the number.
+///
+/// # Panics
+/// As [`max`].
+pub fn max_backward(shape: &PoolShape, first: &[f32], dy: &[f32], dx: &mut [f32]) {
+    shape.assert_lengths(dx.len(), dy.len());
+    assert_eq!(first.len(), dy.len(), "length of first");
     let pixel = shape.channels;
     for_each_image(shape, dx, |image, dx| {
         dx.fill(0.0);
-        let (mut largest, mut remaining) = (vec![0.0_f32; pixel], vec![0.0_f32; pixel]);
         for oh in 0..shape.out_h() {
             let (rows, _) = shape.span(oh, 0);
             for ow in 0..shape.out_w() {
                 let (columns, _) = shape.span(ow, 1);
-                largest.fill(f32::NEG_INFINITY);
-                for x in shape.window(x, image, &rows, &columns) {
-                    raise(x, &mut largest);
-                }
                 let at = ((image * shape.out_h() + oh) * shape.out_w() + ow) * pixel;
-                remaining.copy_from_slice(&dy[at..at + pixel]);
-                // The gradient of a channel goes to the first element that equals its largest, and is then used up.
-                for ih in rows.clone() {
-                    for iw in columns.clone() {
-                        let at = (ih * shape.in_w + iw) * pixel;
-                        let x = &x[image * shape.image_len() + at..][..pixel];
-                        take_where_equal(x, &largest, &mut remaining, &mut dx[at..at + pixel]);
-                    }
+                let pixels = rows.clone().flat_map(|ih| columns.clone().map(move |iw| (ih * shape.in_w + iw) * pixel));
+                for (number, to) in pixels.enumerate() {
+                    let dx = &mut dx[to..to + pixel];
+                    add_where_first(&first[at..at + pixel], number as f32, &dy[at..at + pixel], dx);
                 }
             }
         }
@@ -392,7 +420,10 @@ mod tests {
         assert_eq!(fast, slow, "{shape:?}");
         naive::max_backward(shape, &x, &dy, &mut slow_dx);
         naive::max_backward(shape, &x, &ady, &mut bound_dx);
-        super::max_backward(shape, &x, &dy, &mut fast_dx);
+        let (mut numbered, mut first) = (vec![f32::NAN; dy.len()], vec![f32::NAN; dy.len()]);
+        super::max_numbered(shape, &x, &mut numbered, &mut first);
+        assert_eq!(numbered, slow, "{shape:?}");
+        super::max_backward(shape, &first, &dy, &mut fast_dx);
         near("max backward", window, &fast_dx, &slow_dx, &bound_dx);
         naive::average(shape, &x, &mut slow);
         naive::average(shape, &ax, &mut bound);
@@ -450,7 +481,10 @@ mod tests {
         let (mut y, mut dx) = ([0.0], [0.0; 3]);
         super::max(&shape, &[5.0, f32::NAN, 7.0], &mut y);
         assert!(y[0].is_nan());
-        super::max_backward(&shape, &[5.0, f32::NAN, 7.0], &[2.0], &mut dx);
+        let mut first = [7.0];
+        super::max_numbered(&shape, &[5.0, f32::NAN, 7.0], &mut y, &mut first);
+        assert!(y[0].is_nan());
+        super::max_backward(&shape, &first, &[2.0], &mut dx);
         assert_eq!(dx, [0.0, 2.0, 0.0]);
     }
 

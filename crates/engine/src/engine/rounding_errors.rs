@@ -12,7 +12,6 @@ use crate::device::Place;
 #[cfg(any(feature = "cuda", feature = "wgpu"))]
 use crate::device::gpu::Cube;
 use crate::error::Error;
-use crate::memory;
 use crate::ops::{Composed, Fused, Tensor, TrainOps, read_all};
 use crate::params::Params;
 use crate::plan::{Batch, Observed, Run, Seen, execute};
@@ -77,7 +76,6 @@ impl Engine {
             Place::Gpu(gpu) => gpu.run(|| self.errors_on::<Composed<Autodiff<Cube>>, _>(&call, &gpu.device)),
         }?;
         seen.iter().for_each(|seen| blend(params, seen));
-        memory::end_call();
         Ok(found)
     }
 

@@ -11,7 +11,7 @@ use burn_backend::{Shape, TensorMetadata};
 use burn_flex::{Flex, FlexTensor};
 
 use super::tape::{added, is_first, register};
-use crate::memory::{dense, floats, into_buffer, recycle, take, tensor};
+use crate::memory::{dense, floats, into_buffer, take, tensor};
 use crate::profile;
 
 /// The last two axes of a tensor, and how many such matrices it holds.
@@ -81,7 +81,6 @@ impl Backward<Flex, 2> for MatMul {
             drop(time);
             register!(grads, node, db);
         }
-        [a, b, dy].into_iter().for_each(recycle);
     }
 }
 
@@ -112,8 +111,6 @@ impl Backward<Flex, 1> for Softmax {
             drop(time);
             register!(grads, node, tensor(dx, y.shape()));
         }
-        recycle(y);
-        recycle(dy);
     }
 }
 
@@ -141,7 +138,6 @@ impl Backward<Flex, 1> for Permute {
             let dx = permuted(&dy, &back);
             register!(grads, node, dx);
         }
-        recycle(dy);
     }
 }
 
@@ -172,7 +168,7 @@ impl Backward<Flex, 1> for Part {
         let dy = dense(grads.consume::<Flex>(&ops.node));
         let (shape, at) = ops.state;
         let [node] = ops.parents;
-        let Some(node) = node else { return recycle(dy) };
+        let Some(node) = node else { return };
         let time = profile::span("split backward");
         let (width, len) = (shape[shape.num_dims() - 1], dy.shape()[shape.num_dims() - 1]);
         // The parts of a whole add to one buffer.
@@ -199,6 +195,5 @@ impl Backward<Flex, 1> for Part {
         }
         drop(time);
         grads.register::<Flex>(node.id, sum);
-        recycle(dy);
     }
 }

@@ -6,6 +6,7 @@ use bitsmith_kernels::integer::rows;
 use bitsmith_kernels::pool::PoolShape;
 use bitsmith_kernels::threads::for_each_part;
 use bitsmith_kernels::{activation, conv, gemm, layout, norm, numerics, pool};
+use burn_backend::ops::FloatTensorOps;
 use burn_backend::{Shape, TensorMetadata};
 use burn_flex::{Flex, FlexTensor};
 
@@ -13,7 +14,7 @@ use super::{
     BatchStatistics, FakeQuant, Fused, Integers, Norm, Pair, Products, Shortcut, Statistics, TrainOps, attention,
     composed, integers, rounding, shortcut,
 };
-use crate::memory::{dense, floats, recycle, take, tensor};
+use crate::memory::{dense, floats, take, tensor};
 use crate::profile;
 
 impl TrainOps for Fused<Flex> {
@@ -26,10 +27,7 @@ impl TrainOps for Fused<Flex> {
         shape: &ConvShape,
         products: Products<'_>,
     ) -> FlexTensor {
-        let x = dense(x);
-        let y = convolve((conv::forward, products.integers), &x, &dense(w), bias.map(dense).as_ref(), shape);
-        recycle(x);
-        y
+        convolve((conv::forward, products.integers), &dense(x), &dense(w), bias.map(dense).as_ref(), shape)
     }
 
     fn norm(
@@ -47,65 +45,39 @@ impl TrainOps for Fused<Flex> {
             y = rounding::rounded(y, scalar(&step), quant);
         }
         let y = tensor(y, x.shape());
-        recycle(x);
-        add.into_iter().for_each(recycle);
         (y, affine.statistics.map(|s| s.map(channels)))
     }
 
     fn layer_norm(x: FlexTensor, gamma: FlexTensor, beta: FlexTensor, epsilon: f32) -> FlexTensor {
-        let x = dense(x);
-        let y = by_rows(&x, &dense(gamma), &dense(beta), epsilon).0;
-        recycle(x);
-        y
+        by_rows(&dense(x), &dense(gamma), &dense(beta), epsilon).0
     }
 
     fn activation(x: FlexTensor, activation: Activation) -> FlexTensor {
-        let x = dense(x);
-        let y = activate(&x, activation);
-        recycle(x);
-        y
+        activate(&dense(x), activation)
     }
 
     fn fake_quant(x: FlexTensor, step: FlexTensor, quant: &FakeQuant) -> FlexTensor {
-        let x = dense(x);
-        let y = quantize(&x, scalar(&step), quant);
-        recycle(x);
-        y
+        quantize(&dense(x), scalar(&step), quant)
     }
 
     fn fake_quant_pair(x: FlexTensor, steps: [FlexTensor; 2], mix: FlexTensor, pair: &Pair) -> FlexTensor {
-        let x = dense(x);
-        let y = quantize_pair(&x, steps.each_ref().map(scalar), scalar(&mix), pair);
-        recycle(x);
-        y
+        quantize_pair(&dense(x), steps.each_ref().map(scalar), scalar(&mix), pair)
     }
 
     fn max_pool(x: FlexTensor, shape: &PoolShape) -> FlexTensor {
-        let x = dense(x);
-        let y = pooled(&x, shape, pool::max);
-        recycle(x);
-        y
+        pooled(&dense(x), shape, pool::max)
     }
 
     fn average_pool(x: FlexTensor, shape: &PoolShape) -> FlexTensor {
-        let x = dense(x);
-        let y = pooled(&x, shape, pool::average);
-        recycle(x);
-        y
+        pooled(&dense(x), shape, pool::average)
     }
 
     fn shortcut(x: FlexTensor, shape: &Shortcut) -> FlexTensor {
-        let x = dense(x);
-        let y = shortcut::forward(&x, shape);
-        recycle(x);
-        y
+        shortcut::forward(&dense(x), shape)
     }
 
     fn global_average_pool(x: FlexTensor) -> FlexTensor {
-        let x = dense(x);
-        let y = average(&x);
-        recycle(x);
-        y
+        average(&dense(x))
     }
 
     fn linear(
@@ -115,66 +87,47 @@ impl TrainOps for Fused<Flex> {
         transposed: bool,
         products: Products<'_>,
     ) -> FlexTensor {
-        let x = dense(x);
-        let y = multiply(&x, &dense(w), bias.map(dense).as_ref(), transposed, products.integers);
-        recycle(x);
-        y
+        multiply(&dense(x), &dense(w), bias.map(dense).as_ref(), transposed, products.integers)
     }
 
     fn matmul(a: FlexTensor, b: FlexTensor) -> FlexTensor {
         if !attention::multiplies(&a.shape(), &b.shape()) {
             return composed::matmul::<Flex>(a, b);
         }
-        let (a, b) = (dense(a), dense(b));
-        let y = attention::multiply(&a, &b);
-        recycle(a);
-        recycle(b);
-        y
+        attention::multiply(&dense(a), &dense(b))
     }
 
     fn softmax(x: FlexTensor, axis: usize) -> FlexTensor {
         if !attention::is_last(&x.shape(), axis) {
             return composed::softmax::<Flex>(x, axis);
         }
-        let x = dense(x);
-        let y = attention::soften(&x);
-        recycle(x);
-        y
+        attention::soften(&dense(x))
     }
 
     fn permute(x: FlexTensor, axes: &[usize]) -> FlexTensor {
-        let x = dense(x);
-        let y = attention::permuted(&x, axes);
-        recycle(x);
-        y
+        attention::permuted(&dense(x), axes)
     }
 
     fn part(x: FlexTensor, axis: usize, at: usize, len: usize) -> FlexTensor {
         if !attention::is_last(&x.shape(), axis) {
             return composed::part::<Flex>(x, axis, at, len);
         }
-        let x = dense(x);
-        let y = attention::part(&x, at, len);
-        recycle(x);
-        y
+        attention::part(&dense(x), at, len)
     }
 
     fn to_channels_last(x: FlexTensor) -> FlexTensor {
-        let x = dense(x);
-        let y = channels_last(&x);
-        recycle(x);
-        y
+        channels_last(&dense(x))
     }
 
     fn to_channels_first(x: FlexTensor) -> FlexTensor {
-        let x = dense(x);
-        let y = channels_first(&x);
-        recycle(x);
-        y
+        channels_first(&dense(x))
     }
 
-    fn release(x: FlexTensor) {
-        recycle(x);
+    fn add(a: FlexTensor, b: FlexTensor) -> FlexTensor {
+        if !repeats(&a.shape(), &b.shape()) {
+            return Flex::float_add(a, b);
+        }
+        sum(&dense(a), &dense(b))
     }
 }
 
@@ -322,6 +275,39 @@ pub(super) fn multiply(
         for_each_part(&mut y, n, |_, y| rows::add_rows(floats(bias), y));
     }
     tensor(y, Shape::new([m, n]))
+}
+
+/// Whether the second shape is the first, or the end of it: then a sum repeats the second operand.
+pub(super) fn repeats(a: &Shape, b: &Shape) -> bool {
+    let (a, b) = (a.as_slice(), b.as_slice());
+    let own = b.iter().position(|&size| size != 1).unwrap_or(b.len());
+    a.len() == b.len() && own < b.len() && a[own..] == b[own..] && !a.contains(&0)
+}
+
+/// Of operands that [`repeats`] takes.
+pub(super) fn sum(a: &FlexTensor, b: &FlexTensor) -> FlexTensor {
+    let _time = profile::span("elementwise");
+    let mut y = take(floats(a).len());
+    let (a_data, b_data) = (floats(a), floats(b));
+    let n = b_data.len();
+    // Where nothing is repeated a part may begin anywhere.
+    let unit = if n == a_data.len() { 1 } else { n };
+    for_each_part(&mut y, unit, |at, y| {
+        for (row, (y, a)) in y.chunks_mut(n).zip(a_data[at..].chunks(n)).enumerate() {
+            let b = if unit == 1 { &b_data[at + row * n..] } else { b_data };
+            y.iter_mut().zip(a.iter().zip(b)).for_each(|(y, (a, b))| *y = a + b);
+        }
+    });
+    tensor(y, a.shape())
+}
+
+/// The largest elements of windows, and which pixel each came from.
+pub(super) fn max_numbered(x: &FlexTensor, shape: &PoolShape) -> (FlexTensor, FlexTensor) {
+    let _time = profile::span("pool");
+    let [mut y, mut first] = [(); 2].map(|()| take(shape.output_len()));
+    pool::max_numbered(shape, floats(x), &mut y, &mut first);
+    let dims = Shape::new([shape.batch, shape.out_h(), shape.out_w(), shape.channels]);
+    (tensor(y, dims.clone()), tensor(first, dims))
 }
 
 pub(super) fn channels_last(x: &FlexTensor) -> FlexTensor {

@@ -4,7 +4,7 @@ use bitsmith_kernels::fakequant::{self, Before, Grids};
 use bitsmith_kernels::threads::{for_each_part, map_parts, parts_for};
 
 use super::{FakeQuant, Pair};
-use crate::memory::{give, take};
+use crate::memory::take;
 use crate::profile;
 
 /// `y = step · round(clamp(x / step, low, high))`.
@@ -17,7 +17,6 @@ pub(super) fn round(x: &[f32], y: &mut [f32], step: f32, quant: &FakeQuant) {
 pub(super) fn rounded(x: Vec<f32>, step: f32, quant: &FakeQuant) -> Vec<f32> {
     let mut y = take(x.len());
     round(&x, &mut y, step, quant);
-    give(x);
     y
 }
 
@@ -46,7 +45,6 @@ pub(super) fn round_pair(x: &[f32], y: &mut [f32], steps: [f32; 2], mix: f32, pa
                     *y = mix * wide + (1.0 - mix) * *y;
                 }
             });
-            give(wide);
         }
     }
 }
@@ -72,8 +70,6 @@ pub(super) fn backward_pair(x: &[f32], dy: &[f32], dx: &mut [f32], steps: [f32; 
             *dx = mix * *dx + (1.0 - mix) * narrow;
         }
     });
-    give(wide);
-    give(narrow);
     [dwide, dnarrow, dmix as f32]
 }
 

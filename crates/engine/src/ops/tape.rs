@@ -1,13 +1,13 @@
 //! The fused operators under autodiff on the CPU: the forward of [`super::flex`], and a backward of our kernels each.
 //!
 //! Every operator saves only what its backward reads, as shared handles: the input of a convolution *is* the output that the
-//! normalisation before it saved for its mask. Gradients and saved tensors whose last reader is a backward go back to
-//! the pool there.
+//! normalisation before it saved, or how that is made ([`again`]). What nobody reads any more is dropped at once,
+//! for the next to take its memory.
 
 use std::cell::RefCell;
 use std::collections::HashSet;
 
-use bitsmith_kernels::activation::{Activation, Saved};
+use bitsmith_kernels::activation::{self as acts, Activation};
 use bitsmith_kernels::conv::{ConvShape, Precision};
 use bitsmith_kernels::norm;
 use bitsmith_kernels::pool::PoolShape;
@@ -23,12 +23,13 @@ use burn_backend::tensor::FloatTensor;
 use burn_backend::{AutodiffBackend, Shape, TensorMetadata};
 use burn_flex::{Flex, FlexTensor};
 
+use super::again::{self, How, Recipe, Saved};
 use super::flex::{self, Affine, channels, scalar};
 use super::{
     BatchStatistics, FakeQuant, Fused, Norm, Pair, Products, Shortcut, Statistics, TrainOps, attention, composed,
     rounding, shortcut,
 };
-use crate::memory::{dense, floats, give, into_buffer, into_own, recycle, take, tensor};
+use crate::memory::{dense, floats, into_buffer, into_own, take, tensor};
 use crate::profile;
 
 type Cpu = Autodiff<Flex>;
@@ -46,12 +47,10 @@ where
     O: Backward<Flex, N, State = S>,
 {
     let guards = inputs.each_ref().map(|x| x.node());
-    let output = match op.prepare::<NoCheckpointing>(guards).compute_bound().stateful() {
+    match op.prepare::<NoCheckpointing>(guards).compute_bound().stateful() {
         OpsKind::Tracked(prepared) => prepared.finish(state(), output),
         OpsKind::UnTracked(prepared) => prepared.finish(output),
-    };
-    inputs.into_iter().for_each(|x| recycle(x.into_primitive()));
-    output
+    }
 }
 
 impl TrainOps for Fused<Cpu> {
@@ -67,7 +66,7 @@ impl TrainOps for Fused<Cpu> {
         let state = ConvState {
             shape: *shape,
             gradients: products.gradients,
-            x: w.is_tracked().then_some(x_data),
+            x: w.is_tracked().then(|| again::saved(&x, x_data, products_of(shape))),
             w: x.is_tracked().then_some(w_data),
         };
         record(Conv, [x, w, bias.unwrap_or_else(absent)], y, || state)
@@ -83,6 +82,7 @@ impl TrainOps for Fused<Cpu> {
     ) -> (Tracked, Option<BatchStatistics<Tracked>>) {
         let x_data = dense(x.primitive().clone());
         let add_data = add.as_ref().map(|a| dense(a.primitive().clone()));
+        let add_saved = add.as_ref().zip(add_data.clone()).map(|(add, data)| again::lent(add, data));
         let (gamma_data, beta_data) = (dense(gamma.primitive().clone()), dense(beta.primitive().clone()));
         let mut affine = Affine::new(&x_data, &gamma_data, &beta_data, norm);
         let mut y = affine.apply(&x_data, add_data.as_ref(), norm.activation);
@@ -92,43 +92,54 @@ impl TrainOps for Fused<Cpu> {
         }
         let y = tensor(y, x_data.shape());
         let statistics = affine.statistics.take().map(|s| s.map(|v| Cpu::from_inner(channels(v))));
-        // Under fake-quant the output no longer tells the slope; input and addend, which others hold anyway, do.
-        let wants_input = quant.is_some() || norm.activation.saved() == Saved::Input;
-        // Here, not when this function ends: until then nobody could take the buffer of an addend that nothing saves.
-        let add_data = add_data.filter(|_| wants_input);
-        let state = NormState {
-            y: (!wants_input && norm.activation != Activation::Identity).then(|| y.clone()),
-            add: add_data,
-            x: x_data,
-            affine: std::sync::Arc::new(affine),
-            gamma: gamma_data,
-            beta: beta_data,
-            activation: norm.activation,
-            frozen: matches!(norm.statistics, Statistics::Frozen { .. }),
-            quant,
-        };
+        let (activation, shape) = (norm.activation, x_data.shape());
+        let is_frozen = matches!(norm.statistics, Statistics::Frozen { .. });
+        drop(add_data);
+        let recipe = Recipe::new(How::Norm { x: x_data, add: add_saved, affine, activation, quant });
+        // Input and statistics tell the slope of what is piecewise linear, where nothing was added.
+        let wants_output = activation.saved() == acts::Saved::Output && quant.is_none();
+        if wants_output && !activation.is_piecewise_linear() {
+            recipe.keep(y.clone());
+        }
+        let state = NormState { recipe: recipe.clone(), shape, gamma: gamma_data, beta: beta_data, is_frozen };
         let inputs = [x, gamma, beta, add.unwrap_or_else(absent), step.unwrap_or_else(absent)];
-        (record(Normalise, inputs, y, || state), statistics)
+        let y = record(Normalise, inputs, y, || state);
+        again::remember(&y, &recipe);
+        (y, statistics)
     }
 
     fn layer_norm(x: Tracked, gamma: Tracked, beta: Tracked, epsilon: f32) -> Tracked {
         let (x_data, gamma_data) = (dense(x.primitive().clone()), dense(gamma.primitive().clone()));
         let (y, statistics) = flex::by_rows(&x_data, &gamma_data, &dense(beta.primitive().clone()), epsilon);
-        record(NormaliseRows, [x, gamma, beta], y, || (x_data, gamma_data, std::sync::Arc::new(statistics)))
+        let beta = (beta.clone(), dense(beta.primitive().clone()));
+        let how = How::Rows { x: x_data.clone(), gamma: gamma_data.clone(), beta: beta.1, epsilon };
+        let recipe = Recipe::new(how);
+        let state = (recipe.clone(), std::sync::Arc::new(statistics));
+        let y = record(NormaliseRows, [x, gamma, beta.0], y, || state);
+        again::remember(&y, &recipe);
+        y
     }
 
     fn activation(x: Tracked, activation: Activation) -> Tracked {
         let x_data = dense(x.primitive().clone());
         let y = flex::activate(&x_data, activation);
-        let saved = if activation.saved() == Saved::Input { x_data } else { y.clone() };
-        record(Activate, [x], y, || (saved, activation))
+        let recipe = Recipe::new(How::Activation { x: x_data, activation });
+        if activation.saved() == acts::Saved::Output {
+            recipe.keep(y.clone());
+        }
+        let y = record(Activate, [x], y, || recipe.clone());
+        again::remember(&y, &recipe);
+        y
     }
 
     fn fake_quant(x: Tracked, step: Tracked, quant: &FakeQuant) -> Tracked {
         let x_data = dense(x.primitive().clone());
         let value = scalar(step.primitive());
         let y = flex::quantize(&x_data, value, quant);
-        record(Round, [x, step], y, || (x_data, value, *quant))
+        let recipe = Recipe::new(How::Round { x: again::lent(&x, x_data), step: value, quant: *quant });
+        let y = record(Round, [x, step], y, || recipe.clone());
+        again::remember(&y, &recipe);
+        y
     }
 
     fn fake_quant_pair(x: Tracked, [wide, narrow]: [Tracked; 2], mix: Tracked, pair: &Pair) -> Tracked {
@@ -141,8 +152,10 @@ impl TrainOps for Fused<Cpu> {
 
     fn max_pool(x: Tracked, shape: &PoolShape) -> Tracked {
         let x_data = dense(x.primitive().clone());
-        let y = flex::pooled(&x_data, shape, pool::max);
-        record(MaxPool, [x], y, || (x_data, *shape))
+        let (y, first) = flex::max_numbered(&x_data, shape);
+        let x_shape = x_data.shape();
+        drop(x_data);
+        record(MaxPool, [x], y, || (first, x_shape, *shape))
     }
 
     fn average_pool(x: Tracked, shape: &PoolShape) -> Tracked {
@@ -166,7 +179,9 @@ impl TrainOps for Fused<Cpu> {
         let (x_data, w_data) = (dense(x.primitive().clone()), dense(w.primitive().clone()));
         let bias_data = bias.as_ref().map(|b| dense(b.primitive().clone()));
         let y = flex::multiply(&x_data, &w_data, bias_data.as_ref(), transposed, products.integers);
-        record(Linear, [x, w, bias.unwrap_or_else(absent)], y, || (x_data, w_data, transposed, products.gradients))
+        let n = if transposed { w_data.shape()[0] } else { w_data.shape()[1] };
+        let x_saved = again::saved(&x, x_data, n);
+        record(Linear, [x, w, bias.unwrap_or_else(absent)], y, || (x_saved, w_data, transposed, products.gradients))
     }
 
     fn matmul(a: Tracked, b: Tracked) -> Tracked {
@@ -200,6 +215,22 @@ impl TrainOps for Fused<Cpu> {
         record(attention::Part, [x], y, || (shape, at))
     }
 
+    fn add(a: Tracked, b: Tracked) -> Tracked {
+        if !flex::repeats(&a.shape(), &b.shape()) {
+            return Cpu::float_add(a, b);
+        }
+        let b_shape = b.shape();
+        let y = flex::sum(&dense(a.primitive().clone()), &dense(b.primitive().clone()));
+        record(Add, [a, b], y, || b_shape)
+    }
+
+    fn reshape(x: Tracked, shape: Shape) -> Tracked {
+        let before = x.clone();
+        let y = Cpu::float_reshape(x, shape);
+        again::same(&before, &y);
+        y
+    }
+
     fn to_channels_last(x: Tracked) -> Tracked {
         let y = flex::channels_last(&dense(x.primitive().clone()));
         record(Relayout, [x], y, || Direction::Last)
@@ -208,10 +239,6 @@ impl TrainOps for Fused<Cpu> {
     fn to_channels_first(x: Tracked) -> Tracked {
         let y = flex::channels_first(&dense(x.primitive().clone()));
         record(Relayout, [x], y, || Direction::First)
-    }
-
-    fn release(x: Tracked) {
-        recycle(x.into_primitive());
     }
 
     fn values(x: Tracked) -> Option<Vec<f32>> {
@@ -262,12 +289,18 @@ pub(super) fn added(is_leaf: bool, old: FlexTensor, new: FlexTensor) -> FlexTens
             for_each_part(&mut sum, 1, |start, part| {
                 part.iter_mut().zip(&floats(&new)[start..]).for_each(|(a, b)| *a += b)
             });
-            recycle(new);
             tensor(sum, shape)
         }
         Ok(old) => Flex::float_add(tensor(old, shape), new),
         Err(old) => Flex::float_add(old, new),
     }
+}
+
+/// Products that a convolution makes of each element of its input; a quarter as many where a transform may save the others.
+fn products_of(shape: &ConvShape) -> usize {
+    let outputs = shape.kernel[0] * shape.kernel[1] * shape.c_out / shape.groups;
+    let saved = if shape.kernel == [3, 3] && shape.stride == [1, 1] { 4 } else { 1 };
+    outputs / (shape.stride[0] * shape.stride[1] * saved).max(1)
 }
 
 #[derive(Debug)]
@@ -278,7 +311,7 @@ struct ConvState {
     shape: ConvShape,
     gradients: Precision,
     /// Kept if the weight wants a gradient.
-    x: Option<FlexTensor>,
+    x: Option<Saved>,
     /// Kept if the input does.
     w: Option<FlexTensor>,
 }
@@ -295,13 +328,13 @@ impl Backward<Flex, 3> for Conv {
             conv::backward_bias(floats(&dy), &mut db);
             grads.register::<Flex>(node.id, tensor(db, Shape::new([shape.c_out])));
         }
-        if let (Some(node), Some(x)) = (w_node, x) {
+        if let (Some(node), Some(saved)) = (w_node, x) {
+            let x = saved.get();
             let _time = profile::span("conv weight gradient");
             let mut dw = take(shape.weight_len());
             conv::backward_weight(&shape, gradients, floats(&x), floats(&dy), &mut dw);
             let dims = [shape.c_out, shape.c_in / shape.groups, shape.kernel[0], shape.kernel[1]];
             grads.register::<Flex>(node.id, tensor(dw, Shape::new(dims)));
-            recycle(x);
         }
         if let (Some(node), Some(w)) = (x_node, w) {
             let _time = profile::span("conv input gradient");
@@ -309,7 +342,6 @@ impl Backward<Flex, 3> for Conv {
             conv::backward_input(&shape, gradients, floats(&dy), floats(&w), &mut dx);
             register!(grads, node, tensor(dx, Shape::new([shape.batch, shape.in_h, shape.in_w, shape.c_in])));
         }
-        recycle(dy);
     }
 }
 
@@ -318,15 +350,12 @@ struct Normalise;
 
 #[derive(Debug, Clone)]
 struct NormState {
-    x: FlexTensor,
-    y: Option<FlexTensor>,
-    add: Option<FlexTensor>,
-    affine: std::sync::Arc<Affine>,
+    /// Of the output; holds what it was made of.
+    recipe: std::sync::Arc<Recipe>,
+    shape: Shape,
     gamma: FlexTensor,
     beta: FlexTensor,
-    activation: Activation,
-    frozen: bool,
-    quant: Option<(f32, FakeQuant)>,
+    is_frozen: bool,
 }
 
 impl Backward<Flex, 5> for Normalise {
@@ -335,33 +364,39 @@ impl Backward<Flex, 5> for Normalise {
     fn backward(self, ops: Ops<NormState, 5>, grads: &mut Gradients, _: &mut Checkpointer) {
         // Becomes the gradient of the input, or of the addend.
         let mut gradient = into_own(dense(grads.consume::<Flex>(&ops.node)));
-        let state = ops.state;
+        let NormState { recipe, shape, gamma, beta, is_frozen } = ops.state;
+        let How::Norm { x, add, affine, activation, quant } = &recipe.how else { return };
         let [x_node, gamma_node, beta_node, add_node, step_node] = ops.parents;
-        let shape = state.x.shape();
-        let channels = state.affine.mean.len();
-        // Through the rounding first: its input is computed again rather than kept.
-        let mut y = state.y;
-        if let Some((step, quant)) = &state.quant {
-            let value = state.affine.apply(&state.x, state.add.as_ref(), state.activation);
-            let dstep = rounding::backward(&value, &mut gradient, *step, quant);
-            if let Some(node) = step_node {
-                grads.register::<Flex>(node.id, tensor(vec![dstep], Shape::new([1])));
+        let channels = affine.mean.len();
+        let add = add.as_ref().map(Saved::get);
+        let from_input = activation.is_piecewise_linear() && add.is_none();
+        let y = match quant {
+            // Through the rounding first: its input is computed again rather than kept.
+            Some((step, quant)) => {
+                let value = affine.apply(x, add.as_ref(), *activation);
+                let dstep = rounding::backward(&value, &mut gradient, *step, quant);
+                if let Some(node) = step_node {
+                    grads.register::<Flex>(node.id, tensor(vec![dstep], Shape::new([1])));
+                }
+                Some(tensor(value, shape.clone()))
             }
-            y = Some(tensor(value, shape.clone()));
-        }
+            None if activation.saved() == acts::Saved::Output && !from_input => Some(recipe.get()),
+            None => None,
+        };
         let time = profile::span("norm backward");
         let (mut dgamma, mut dbeta) = (vec![0.0; channels], vec![0.0; channels]);
         let mut apart = add_node.is_some().then(|| take(gradient.len()));
         let args = norm::Backward {
             y: y.as_ref().map_or(&[], floats),
-            x: floats(&state.x),
-            add: state.add.as_ref().map(floats),
-            mean: &state.affine.mean,
-            inv_std: &state.affine.inv_std,
-            gamma: floats(&state.gamma),
-            beta: floats(&state.beta),
-            act: state.activation,
-            statistics: if state.frozen { norm::Statistics::Frozen } else { norm::Statistics::Batch },
+            factors: from_input.then_some([&affine.a, &affine.b]),
+            x: floats(x),
+            add: add.as_ref().map(floats),
+            mean: &affine.mean,
+            inv_std: &affine.inv_std,
+            gamma: floats(&gamma),
+            beta: floats(&beta),
+            act: *activation,
+            statistics: if is_frozen { norm::Statistics::Frozen } else { norm::Statistics::Batch },
         };
         norm::backward(&args, &mut gradient, &mut dgamma, &mut dbeta, apart.as_deref_mut());
         let (dx, dadd) = match apart {
@@ -369,17 +404,13 @@ impl Backward<Flex, 5> for Normalise {
             None => (gradient, None),
         };
         drop(time);
-        y.into_iter().for_each(recycle);
-        recycle(state.x);
-        state.add.into_iter().for_each(recycle);
         for (node, gradient) in [(gamma_node, dgamma), (beta_node, dbeta)] {
             if let Some(node) = node {
                 grads.register::<Flex>(node.id, tensor(gradient, Shape::new([channels])));
             }
         }
-        match x_node {
-            Some(node) => register!(grads, node, tensor(dx, shape.clone())),
-            None => give(dx),
+        if let Some(node) = x_node {
+            register!(grads, node, tensor(dx, shape.clone()));
         }
         if let (Some(node), Some(dadd)) = (add_node, dadd) {
             register!(grads, node, tensor(dadd, shape));
@@ -391,11 +422,14 @@ impl Backward<Flex, 5> for Normalise {
 struct NormaliseRows;
 
 impl Backward<Flex, 3> for NormaliseRows {
-    type State = (FlexTensor, FlexTensor, std::sync::Arc<Vec<(f32, f32)>>);
+    type State = (std::sync::Arc<Recipe>, std::sync::Arc<Vec<(f32, f32)>>);
 
     fn backward(self, ops: Ops<Self::State, 3>, grads: &mut Gradients, _: &mut Checkpointer) {
         let dy = dense(grads.consume::<Flex>(&ops.node));
-        let (x, gamma, statistics) = ops.state;
+        let (recipe, statistics) = ops.state;
+        let How::Rows { x, gamma, .. } = &recipe.how else { return };
+        let (x, gamma) = (x.clone(), gamma.clone());
+        drop(recipe);
         let [x_node, gamma_node, beta_node] = ops.parents;
         let time = profile::span("layer norm backward");
         let n = floats(&gamma).len();
@@ -408,12 +442,9 @@ impl Backward<Flex, 3> for NormaliseRows {
                 grads.register::<Flex>(node.id, tensor(gradient, gamma.shape()));
             }
         }
-        match x_node {
-            Some(node) => register!(grads, node, tensor(dx, x.shape())),
-            None => give(dx),
+        if let Some(node) = x_node {
+            register!(grads, node, tensor(dx, x.shape()));
         }
-        recycle(x);
-        recycle(dy);
     }
 }
 
@@ -421,21 +452,21 @@ impl Backward<Flex, 3> for NormaliseRows {
 struct Activate;
 
 impl Backward<Flex, 1> for Activate {
-    type State = (FlexTensor, Activation);
+    type State = std::sync::Arc<Recipe>;
 
     fn backward(self, ops: Ops<Self::State, 1>, grads: &mut Gradients, _: &mut Checkpointer) {
         let mut gradient = into_own(dense(grads.consume::<Flex>(&ops.node)));
-        let (saved, act) = ops.state;
+        let recipe = ops.state;
+        let How::Activation { x, activation: act } = &recipe.how else { return };
+        let saved = if act.saved() == acts::Saved::Input { x.clone() } else { recipe.get() };
+        let act = *act;
+        drop(recipe);
         let [node] = ops.parents;
-        match node {
-            Some(node) => {
-                let _time = profile::span("activation backward");
-                activation::backward(act, floats(&saved), &mut gradient);
-                register!(grads, node, tensor(gradient, saved.shape()));
-            }
-            None => give(gradient),
+        if let Some(node) = node {
+            let _time = profile::span("activation backward");
+            activation::backward(act, floats(&saved), &mut gradient);
+            register!(grads, node, tensor(gradient, saved.shape()));
         }
-        recycle(saved);
     }
 }
 
@@ -443,21 +474,22 @@ impl Backward<Flex, 1> for Activate {
 struct Round;
 
 impl Backward<Flex, 2> for Round {
-    type State = (FlexTensor, f32, FakeQuant);
+    type State = std::sync::Arc<Recipe>;
 
     fn backward(self, ops: Ops<Self::State, 2>, grads: &mut Gradients, _: &mut Checkpointer) {
         let mut gradient = into_own(dense(grads.consume::<Flex>(&ops.node)));
-        let (x, step, quant) = ops.state;
+        let recipe = ops.state;
+        let How::Round { x, step, quant } = &recipe.how else { return };
+        let x = x.get();
         let [x_node, step_node] = ops.parents;
-        let dstep = rounding::backward(floats(&x), &mut gradient, step, &quant);
-        match x_node {
-            Some(node) => register!(grads, node, tensor(gradient, x.shape())),
-            None => give(gradient),
+        let dstep = rounding::backward(floats(&x), &mut gradient, *step, quant);
+        drop(recipe);
+        if let Some(node) = x_node {
+            register!(grads, node, tensor(gradient, x.shape()));
         }
         if let Some(node) = step_node {
             grads.register::<Flex>(node.id, tensor(vec![dstep], Shape::new([1])));
         }
-        recycle(x);
     }
 }
 
@@ -473,17 +505,14 @@ impl Backward<Flex, 4> for RoundPair {
         let [x_node, wide_node, narrow_node, mix_node] = ops.parents;
         let mut dx = take(floats(&dy).len());
         let [dwide, dnarrow, dmix] = rounding::backward_pair(floats(&x), floats(&dy), &mut dx, steps, mix, &pair);
-        match x_node {
-            Some(node) => register!(grads, node, tensor(dx, x.shape())),
-            None => give(dx),
+        if let Some(node) = x_node {
+            register!(grads, node, tensor(dx, x.shape()));
         }
         for (node, gradient) in [(wide_node, dwide), (narrow_node, dnarrow), (mix_node, dmix)] {
             if let Some(node) = node {
                 grads.register::<Flex>(node.id, tensor(vec![gradient], Shape::new([1])));
             }
         }
-        recycle(x);
-        recycle(dy);
     }
 }
 
@@ -491,20 +520,19 @@ impl Backward<Flex, 4> for RoundPair {
 struct MaxPool;
 
 impl Backward<Flex, 1> for MaxPool {
-    type State = (FlexTensor, PoolShape);
+    /// Which pixel of its window each output came from, and the input's shape.
+    type State = (FlexTensor, Shape, PoolShape);
 
     fn backward(self, ops: Ops<Self::State, 1>, grads: &mut Gradients, _: &mut Checkpointer) {
         let dy = dense(grads.consume::<Flex>(&ops.node));
-        let (x, shape) = ops.state;
+        let (first, x_shape, shape) = ops.state;
         let [node] = ops.parents;
         if let Some(node) = node {
             let _time = profile::span("pool backward");
             let mut dx = take(shape.input_len());
-            pool::max_backward(&shape, floats(&x), floats(&dy), &mut dx);
-            register!(grads, node, tensor(dx, x.shape()));
+            pool::max_backward(&shape, floats(&first), floats(&dy), &mut dx);
+            register!(grads, node, tensor(dx, x_shape));
         }
-        recycle(x);
-        recycle(dy);
     }
 }
 
@@ -525,7 +553,6 @@ impl Backward<Flex, 1> for AveragePool {
             let dims = Shape::new([shape.batch, shape.in_h, shape.in_w, shape.channels]);
             register!(grads, node, tensor(dx, dims));
         }
-        recycle(dy);
     }
 }
 
@@ -545,7 +572,6 @@ impl Backward<Flex, 1> for GlobalAverage {
             pool::global_average_backward(batch, channels, floats(&dy), &mut dx);
             register!(grads, node, tensor(dx, ops.state));
         }
-        recycle(dy);
     }
 }
 
@@ -562,7 +588,6 @@ impl Backward<Flex, 1> for Subsample {
         if let Some(node) = node {
             register!(grads, node, shortcut::backward(&dy, &shape, size));
         }
-        recycle(dy);
     }
 }
 
@@ -570,33 +595,58 @@ impl Backward<Flex, 1> for Subsample {
 struct Linear;
 
 impl Backward<Flex, 3> for Linear {
-    type State = (FlexTensor, FlexTensor, bool, Precision);
+    type State = (Saved, FlexTensor, bool, Precision);
 
     fn backward(self, ops: Ops<Self::State, 3>, grads: &mut Gradients, _: &mut Checkpointer) {
-        let _time = profile::span("linear backward");
         let dy = dense(grads.consume::<Flex>(&ops.node));
-        let (x, w, transposed, gradients) = ops.state;
+        let (saved, w, transposed, gradients) = ops.state;
         let [x_node, w_node, bias_node] = ops.parents;
+        let x = w_node.is_some().then(|| saved.get());
+        let _time = profile::span("linear backward");
         let [m, n] = dy.shape().dims();
-        let [_, k] = x.shape().dims();
+        let k = w.shape().num_elements() / n.max(1);
         if let Some(node) = bias_node {
             let mut db = vec![0.0; n];
             norm::channel_sums(floats(&dy), &mut db);
             grads.register::<Flex>(node.id, tensor(db, Shape::new([n])));
         }
-        if let Some(node) = w_node {
+        if let (Some(node), Some(x)) = (w_node, &x) {
             let mut dw = take(k * n);
-            linear::backward_weight([m, k, n], gradients, floats(&x), floats(&dy), transposed, &mut dw);
+            linear::backward_weight([m, k, n], gradients, floats(x), floats(&dy), transposed, &mut dw);
             let shape = Shape::new(if transposed { [n, k] } else { [k, n] });
             grads.register::<Flex>(node.id, tensor(dw, shape));
         }
         if let Some(node) = x_node {
             let mut dx = take(m * k);
             linear::backward_input([m, k, n], gradients, floats(&dy), floats(&w), transposed, &mut dx);
-            grads.register::<Flex>(node.id, tensor(dx, Shape::new([m, k])));
+            register!(grads, node, tensor(dx, Shape::new([m, k])));
         }
-        recycle(x);
-        recycle(dy);
+    }
+}
+
+#[derive(Debug)]
+struct Add;
+
+impl Backward<Flex, 2> for Add {
+    /// The second operand's shape.
+    type State = Shape;
+
+    fn backward(self, ops: Ops<Shape, 2>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let dy = dense(grads.consume::<Flex>(&ops.node));
+        let shape = ops.state;
+        let [a_node, b_node] = ops.parents;
+        match b_node {
+            Some(node) if shape != dy.shape() => {
+                let mut db = take(shape.num_elements());
+                norm::channel_sums(floats(&dy), &mut db);
+                register!(grads, node, tensor(db, shape));
+            }
+            Some(node) => register!(grads, node, dy.clone()),
+            None => {}
+        }
+        if let Some(node) = a_node {
+            register!(grads, node, dy);
+        }
     }
 }
 
@@ -623,6 +673,5 @@ impl Backward<Flex, 1> for Relayout {
             };
             register!(grads, node, dx);
         }
-        recycle(dy);
     }
 }

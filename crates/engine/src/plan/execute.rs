@@ -118,9 +118,7 @@ pub(crate) fn execute<O: TrainOps>(
             values[*slot] = Some(tensor);
         }
         for slot in &step.free {
-            if let Some(tensor) = values[*slot].take() {
-                O::release(tensor);
-            }
+            values[*slot] = None;
         }
     }
     let missing = || Error::new(ErrorKind::Params, "", "an output was not computed");
@@ -322,7 +320,7 @@ fn normalise<O: TrainOps>(
 
 fn reshape<O: TrainOps>(x: Tensor<O>, shape: &[usize]) -> Tensor<O> {
     let shape = BurnShape::from(shape.to_vec());
-    if x.shape() == shape { x } else { O::B::float_reshape(x, shape) }
+    if x.shape() == shape { x } else { O::reshape(x, shape) }
 }
 
 /// `[N, C, L]` as `[N, C, 1, L]`.
@@ -352,7 +350,7 @@ fn binary<O: TrainOps>(op: Binary, layout: Layout, operands: [(Tensor<O>, bool);
         Layout::Last => x,
     });
     match op {
-        Binary::Add => O::B::float_add(a, b),
+        Binary::Add => O::add(a, b),
         Binary::Sub => O::B::float_sub(a, b),
         Binary::Mul => O::B::float_mul(a, b),
         Binary::Div => O::B::float_div(a, b),

@@ -41,6 +41,7 @@ impl Buffers {
         let [dgamma, dbeta] = &mut self.sums;
         let args = Backward {
             y: &self.y,
+            factors: None,
             x: &self.x,
             add: None,
             mean: &self.beta,

@@ -11,12 +11,14 @@ struct Buffers {
     y: Vec<f32>,
     dx: Vec<f32>,
     dy: Vec<f32>,
+    first: Vec<f32>,
 }
 
 #[rustfmt::skip]
-const KERNELS: [(&str, [Version<Buffers>; 2]); 4] = [
+const KERNELS: [(&str, [Version<Buffers>; 2]); 5] = [
     ("pool/max", [|b| pool::max(&b.shape, &b.x, &mut b.y), |b| naive::max(&b.shape, &b.x, &mut b.y)]),
-    ("pool/max backward", [|b| pool::max_backward(&b.shape, &b.x, &b.dy, &mut b.dx), |b| naive::max_backward(&b.shape, &b.x, &b.dy, &mut b.dx)]),
+    ("pool/max numbered", [|b| pool::max_numbered(&b.shape, &b.x, &mut b.y, &mut b.first), |b| naive::max(&b.shape, &b.x, &mut b.y)]),
+    ("pool/max backward", [|b| pool::max_backward(&b.shape, &b.first, &b.dy, &mut b.dx), |b| naive::max_backward(&b.shape, &b.x, &b.dy, &mut b.dx)]),
     ("pool/average", [|b| pool::average(&b.shape, &b.x, &mut b.y), |b| naive::average(&b.shape, &b.x, &mut b.y)]),
     ("pool/average backward", [|b| pool::average_backward(&b.shape, &b.dy, &mut b.dx), |b| naive::average_backward(&b.shape, &b.dy, &mut b.dx)]),
 ];
@@ -42,7 +44,9 @@ pub fn cases() -> Vec<Case> {
                 padding: Padding::Ignored,
             };
             let (x, y) = (values(shape.input_len()), values(shape.output_len()));
-            Buffers { shape, dx: x.clone(), dy: y.clone(), x, y }
+            let (mut largest, mut first) = (y.clone(), y.clone());
+            pool::max_numbered(&shape, &x, &mut largest, &mut first);
+            Buffers { shape, dx: x.clone(), dy: y.clone(), x, y, first }
         }
     };
     let mut cases = Vec::new();

@@ -219,11 +219,21 @@ pub(super) enum Gradient<'a> {
     Replace(&'a mut [f32]),
 }
 
+/// What an activation's slope is told from.
+#[derive(Clone, Copy)]
+pub(super) enum Source<'a> {
+    /// It is 1 everywhere.
+    Nothing,
+    /// The output, element by element.
+    Output(&'a [f32]),
+    /// The input of the normalisation: the output is `act(x * a + b)`, with `a` and `b` one period long.
+    Input(&'a [f32], &'a [f32]),
+}
+
 /// Sums of `g` and of `g (x - mean)` per element of a period, where `g = dy act'(saved)`, which may replace `dy`.
 pub(super) struct Reduce<'a> {
     pub dy: Gradient<'a>,
-    /// Empty for `Identity`.
-    pub saved: &'a [f32],
+    pub saved: Source<'a>,
     pub x: &'a [f32],
     pub mean: &'a [f32],
     pub act: Activation,
@@ -238,39 +248,39 @@ impl Kernel for Reduce<'_> {
             Gradient::Read(dy) => (dy.as_ptr().cast_mut(), dy.len(), false),
             Gradient::Replace(dy) => (dy.as_mut_ptr(), dy.len(), true),
         };
-        let saved = saved_or(self.act, self.saved, self.x);
-        assert!(saved.len() == len && self.x.len() == len);
+        let x = self.x;
+        assert!(x.len() == len);
         with_curve!(self.act, curve => {
             // SAFETY: the caller promises the instruction set; the lengths agree as just asserted; `dy` is written only where it may be.
             unsafe {
-                match replace {
-                    true => reduce::<V, _, true>(curve, dy, saved, self.x, self.mean),
-                    false => reduce::<V, _, false>(curve, dy, saved, self.x, self.mean),
+                match (self.saved, replace) {
+                    (Source::Input(a, b), true) => reduce::<V, _, true, true>(curve, dy, [a, b], x, self.mean),
+                    (Source::Input(a, b), false) => reduce::<V, _, false, true>(curve, dy, [a, b], x, self.mean),
+                    (Source::Output(y), true) => reduce::<V, _, true, false>(curve, dy, [y, y], x, self.mean),
+                    (Source::Output(y), false) => reduce::<V, _, false, false>(curve, dy, [y, y], x, self.mean),
+                    (Source::Nothing, true) => reduce::<V, _, true, false>(curve, dy, [x, x], x, self.mean),
+                    (Source::Nothing, false) => reduce::<V, _, false, false>(curve, dy, [x, x], x, self.mean),
                 }
             }
         })
     }
 }
 
-/// What a curve's gradient looks at; for `Identity`, which does not look, anything of that length.
-#[inline(always)]
-fn saved_or<'a>(act: Activation, saved: &'a [f32], anything: &'a [f32]) -> &'a [f32] {
-    if act == Activation::Identity { anything } else { saved }
-}
-
+/// With `AGAIN`, `saved` is `a` and `b`, a period of each; else twice what the slope is told from.
+///
 /// # Safety
-/// The CPU has the instruction set of `V`; `saved` and `x` have the same length, and so many elements can be read at `dy` or, with
-/// `REPLACE`, written.
+/// The CPU has the instruction set of `V`; at `dy` as many elements as `x` has can be read or, with `REPLACE`, written.
 #[inline(always)]
-unsafe fn reduce<V: Vector, C: Curve, const REPLACE: bool>(
+unsafe fn reduce<V: Vector, C: Curve, const REPLACE: bool, const AGAIN: bool>(
     curve: C,
     dy: *mut f32,
-    saved: &[f32],
+    saved: [&[f32]; 2],
     x: &[f32],
     mean: &[f32],
 ) -> [Vec<f64>; 2] {
     let period = mean.len();
     assert!(period.is_multiple_of(BLOCK * V::LANES) && x.len().is_multiple_of(period));
+    assert!(saved.iter().all(|s| s.len() == if AGAIN { period } else { x.len() }));
     let mut totals = [vec![0.0_f64; period], vec![0.0_f64; period]];
     let mut sums = [vec![0.0_f32; period], vec![0.0_f32; period]];
     let chunk = chunk(period);
@@ -280,17 +290,23 @@ unsafe fn reduce<V: Vector, C: Curve, const REPLACE: bool>(
             // SAFETY: all slices are whole periods of whole blocks, as asserted.
             unsafe {
                 let mean = load_block::<V>(mean, first);
+                let (a, b) = (load_block::<V>(saved[0], first), load_block::<V>(saved[1], first));
                 let (mut plain, mut weighted) = ([V::zero(); BLOCK], [V::zero(); BLOCK]);
                 for row in 0..rows {
                     let at = start + row * period + first;
                     for v in 0..BLOCK {
                         let i = at + v * V::LANES;
-                        let masked = curve.gradient(V::load(dy.add(i)), V::load(saved.as_ptr().add(i)));
+                        let x = V::load(x.as_ptr().add(i));
+                        let y = match AGAIN {
+                            true => curve.apply(x.mul(a[v]).add(b[v])),
+                            false => V::load(saved[0].as_ptr().add(i)),
+                        };
+                        let masked = curve.gradient(V::load(dy.add(i)), y);
                         if REPLACE {
                             masked.store(dy.add(i));
                         }
                         plain[v] = plain[v].add(masked);
-                        weighted[v] = V::load(x.as_ptr().add(i)).sub(mean[v]).mul_add(masked, weighted[v]);
+                        weighted[v] = x.sub(mean[v]).mul_add(masked, weighted[v]);
                     }
                 }
                 for v in 0..BLOCK {
@@ -310,8 +326,7 @@ unsafe fn reduce<V: Vector, C: Curve, const REPLACE: bool>(
 pub(super) struct Apply<'a> {
     /// `None`: what `dx` holds, which is replaced.
     pub dy: Option<&'a [f32]>,
-    /// Empty for `Identity`.
-    pub saved: &'a [f32],
+    pub saved: Source<'a>,
     pub x: &'a [f32],
     pub act: Activation,
     /// `a`, `c`, `d`, `mean`.
@@ -324,8 +339,8 @@ impl Kernel for Apply<'_> {
 
     #[inline(always)]
     unsafe fn run<V: Vector>(self) {
-        let saved = saved_or(self.act, self.saved, self.x);
-        assert!(self.dx.len() == self.x.len() && self.dy.is_none_or(|dy| dy.len() == self.x.len()));
+        let Self { x, parameters, .. } = self;
+        assert!(self.dx.len() == x.len() && self.dy.is_none_or(|dy| dy.len() == x.len()));
         let dx = self.dx.as_mut_ptr();
         let dy = match self.dy {
             Some(dy) => dy.as_ptr(),
@@ -334,18 +349,26 @@ impl Kernel for Apply<'_> {
         with_curve!(self.act, curve => {
             // SAFETY: the caller promises the instruction set; lengths agree as just asserted, and each element is read before it is
             // written.
-            unsafe { apply::<V, _>(curve, dy, saved, self.x, self.parameters, dx) }
+            unsafe {
+                match self.saved {
+                    Source::Input(a, b) => apply::<V, _, true>(curve, dy, [a, b], x, parameters, dx),
+                    Source::Output(y) => apply::<V, _, false>(curve, dy, [y, y], x, parameters, dx),
+                    Source::Nothing => apply::<V, _, false>(curve, dy, [x, x], x, parameters, dx),
+                }
+            }
         });
     }
 }
 
+/// `saved` as in [`reduce`].
+///
 /// # Safety
 /// The CPU has the instruction set of `V`; at `dy` as many elements can be read as `x` has, and at `dx` written. They may be the same.
 #[inline(always)]
-unsafe fn apply<V: Vector, C: Curve>(
+unsafe fn apply<V: Vector, C: Curve, const AGAIN: bool>(
     curve: C,
     dy: *const f32,
-    saved: &[f32],
+    saved: [&[f32]; 2],
     x: &[f32],
     parameters: [&[f32]; 4],
     dx: *mut f32,
@@ -353,7 +376,7 @@ unsafe fn apply<V: Vector, C: Curve>(
     let period = parameters[0].len();
     assert!(period.is_multiple_of(BLOCK * V::LANES) && x.len().is_multiple_of(period));
     assert!(parameters.iter().all(|p| p.len() == period));
-    assert!(saved.len() == x.len());
+    assert!(saved.iter().all(|s| s.len() == if AGAIN { period } else { x.len() }));
     let chunk = chunk(period);
     for start in (0..x.len()).step_by(chunk) {
         let rows = (x.len() - start).min(chunk) / period;
@@ -362,12 +385,18 @@ unsafe fn apply<V: Vector, C: Curve>(
             unsafe {
                 let (a, c) = (load_block::<V>(parameters[0], first), load_block::<V>(parameters[1], first));
                 let (d, mean) = (load_block::<V>(parameters[2], first), load_block::<V>(parameters[3], first));
+                let (scale, shift) = (load_block::<V>(saved[0], first), load_block::<V>(saved[1], first));
                 for row in 0..rows {
                     let at = start + row * period + first;
                     for v in 0..BLOCK {
                         let i = at + v * V::LANES;
-                        let g = curve.gradient(V::load(dy.add(i)), V::load(saved.as_ptr().add(i)));
-                        let centred = V::load(x.as_ptr().add(i)).sub(mean[v]);
+                        let x = V::load(x.as_ptr().add(i));
+                        let y = match AGAIN {
+                            true => curve.apply(x.mul(scale[v]).add(shift[v])),
+                            false => V::load(saved[0].as_ptr().add(i)),
+                        };
+                        let g = curve.gradient(V::load(dy.add(i)), y);
+                        let centred = x.sub(mean[v]);
                         g.sub(c[v]).sub(centred.mul(d[v])).mul(a[v]).store(dx.add(i));
                     }
                 }

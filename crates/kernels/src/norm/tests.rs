@@ -37,6 +37,7 @@ fn check(case: Case) {
     let dy: Vec<f32> = values(n, 5).iter().map(|d| d + 0.1).collect();
     let args = Backward {
         y: if act.saved() == Saved::Input { &[] } else { &y },
+        factors: None,
         x: &x,
         add: add.as_deref(),
         mean: &mean,
@@ -100,6 +101,17 @@ fn check(case: Case) {
             });
             if wants_add {
                 assert!(fast_dadd == dadd, "dadd {isa:?} {case:?}");
+            }
+            // The output made again is the output.
+            if act.saved() == Saved::Output && !has_add {
+                let again = Backward { y: &[], factors: Some([&a, &b]), ..args };
+                let (mut gradient, mut same_dx) = (dy.clone(), nan(n));
+                let (mut same_gamma, mut same_beta) = (nan(channels), nan(channels));
+                let apart = wants_add.then_some(&mut same_dx[..]);
+                backward(&again, &mut gradient, &mut same_gamma, &mut same_beta, apart);
+                let same_dadd = if wants_add { gradient } else { std::mem::replace(&mut same_dx, gradient) };
+                assert!(same_dx == fast_dx && same_gamma == fast_gamma && same_beta == fast_beta, "{isa:?} {case:?}");
+                assert!(!wants_add || same_dadd == fast_dadd, "{isa:?} {case:?}");
             }
         }
         let mut fast = nan(channels);

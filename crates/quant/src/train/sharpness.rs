@@ -190,7 +190,6 @@ impl<Q: Quantizer> State<Q> {
         let (batch, loss) = subset.as_ref().map_or((batch, loss), |(batch, loss)| (batch, loss));
         let out = self.engine.step(&mut self.params, &batch.x, &batch.labels, loss, second)?;
         self.distribute(slots, &out);
-        self.engine.recycle(out);
         // Parameters hold the unperturbed values themselves; only case 2 changed them.
         let mut restore = restore.into_iter();
         self.visit_with(slots, &mut |_, param| {

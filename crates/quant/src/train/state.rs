@@ -187,7 +187,6 @@ impl<Q: Quantizer> State<Q> {
         let out = self.engine.step(&mut self.params, &batch.x, &batch.labels, loss, options)?;
         self.distribute(slots, &out);
         let found = (f64::from(out.loss), out.correct);
-        self.engine.recycle(out);
         Ok(found)
     }
 
