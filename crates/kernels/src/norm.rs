@@ -21,7 +21,7 @@ mod rows;
 
 use crate::activation::{Activation, Saved};
 use crate::isa::Isa;
-use crate::simd::dispatch;
+use crate::simd::{dispatch, streams};
 use crate::threads;
 use rows::{Affine, Apply, Gradient, Moments, Reduce, Source, Stats, period, repeat};
 
@@ -116,11 +116,13 @@ fn affine_act_on(isa: Isa, x: &[f32], a: &[f32], b: &[f32], add: Option<&[f32]>,
     let period = period(channels, isa.lanes());
     let (a_periodic, b_periodic) = (repeat(a, period), repeat(b, period));
     let whole = x.len() / period * period;
+    // Parts are whole periods, so that they begin where vectors do.
+    let streams = streams(y);
     let (y, y_tail) = y.split_at_mut(whole);
     threads::for_each_part(y, period, |start, y| {
         let part = start..start + y.len();
         let add = add.map(|add| &add[part.clone()]);
-        dispatch(isa, Affine { x: &x[part], a: &a_periodic, b: &b_periodic, add, act, y });
+        dispatch(isa, Affine { x: &x[part], a: &a_periodic, b: &b_periodic, add, act, y, streams });
     });
     for (i, y) in y_tail.iter_mut().enumerate() {
         let c = i % channels;

@@ -18,7 +18,7 @@ use super::plan::{Pass, Plan};
 use super::product::{Along, Product};
 use crate::buffer::{Purpose, with_scratch};
 use crate::isa::Isa;
-use crate::simd::{Kernel, Vector};
+use crate::simd::{Kernel, Vector, streams};
 use crate::threads;
 use std::marker::PhantomData;
 use std::ops::Range;
@@ -37,6 +37,9 @@ const CHUNK_ELEMENTS: usize = 48 * 1024;
 
 /// Fewer multiply-accumulates than this are not worth a second thread.
 const WORTH_A_THREAD: u64 = 1 << 17;
+
+/// Elements by which a source is prefetched: 4 KiB.
+const AHEAD: usize = 1024;
 
 /// Vectors of output channels per block.
 const BLOCK: usize = 2;
@@ -69,9 +72,11 @@ impl Dense<'_> {
             pack::<P>(&plan, self.shape, self.direction, lanes, self.w, packed);
             let (plan, packed, bias) = (&plan, &*packed, self.bias);
             let offset = |unit| plan.out_offset(unit);
+            // Whole vectors of channels lie on whole vectors of memory.
+            let streams = streams(out) && (plan.out[2] / plan.groups).is_multiple_of(lanes);
             threads::for_each_cut(out, &cuts, offset, |units, out| {
                 with_scratch(Purpose::Source, plan.scratch_len(), |scratch| {
-                    let product = PhantomData;
+                    let (scratch, product) = ((scratch, streams), PhantomData);
                     P::dispatch(self.isa, Strips::<P> { plan, packed, bias, source, units, out, scratch, product });
                 });
             });
@@ -122,7 +127,8 @@ struct Strips<'a, P> {
     source: &'a [f32],
     units: Range<usize>,
     out: &'a mut [f32],
-    scratch: &'a mut [f32],
+    /// And whether outputs are written past the caches.
+    scratch: (&'a mut [f32], bool),
     product: PhantomData<P>,
 }
 
@@ -132,16 +138,17 @@ impl<P: Product> Kernel for Strips<'_, P> {
     #[inline(always)]
     unsafe fn run<V: Vector>(self) {
         let plan = self.plan;
+        let (scratch, streams) = self.scratch;
         let start = plan.out_offset(self.units.start);
         for unit in self.units {
             let (image, rows) = plan.unit(unit);
             let source = if P::NUMBERS == 1 {
-                plan.source_rows(self.source, image, &rows, self.scratch)
+                plan.source_rows(self.source, image, &rows, scratch)
             } else {
                 let len = plan.image_len() * P::NUMBERS;
                 let lines = Along::<P, V>::new(&self.source[image * len..(image + 1) * len]);
                 // SAFETY: the caller promises the instruction set.
-                unsafe { plan.padded_rows(&lines, &rows, self.scratch) }
+                unsafe { plan.padded_rows(&lines, &rows, scratch) }
             };
             let out = &mut self.out[plan.out_offset(unit) - start..plan.out_offset(unit + 1) - start];
             let mut packed = self.packed;
@@ -151,9 +158,13 @@ impl<P: Product> Kernel for Strips<'_, P> {
                 packed = rest;
                 if !pass.runs.is_empty() {
                     // SAFETY: the caller promises the instruction set.
-                    unsafe { pass_of_strip::<P, V>(plan, pass, &rows, weights, self.bias, source, out) };
+                    unsafe { pass_of_strip::<P, V>((plan, streams), pass, &rows, weights, self.bias, source, out) };
                 }
             }
+        }
+        if streams {
+            // SAFETY: the caller promises the instruction set.
+            unsafe { V::fence() };
         }
     }
 }
@@ -164,7 +175,7 @@ impl<P: Product> Kernel for Strips<'_, P> {
 /// The CPU has the instruction set of `V`.
 #[inline(always)]
 unsafe fn pass_of_strip<P: Product, V: Vector>(
-    plan: &Plan,
+    (plan, streams): (&Plan, bool),
     pass: &Pass,
     rows: &Range<usize>,
     weights: &[f32],
@@ -184,8 +195,13 @@ unsafe fn pass_of_strip<P: Product, V: Vector>(
             let vectors = (group_out - first).div_ceil(V::LANES).min(BLOCK);
             let channel = group * group_out + first;
             let valid = (group_out - first).min(vectors * V::LANES);
+            let chunks = pass.runs.len().div_ceil(chunk_runs);
             for (chunk, runs) in pass.runs.chunks(chunk_runs).enumerate() {
                 let tile = Tile {
+                    // An earlier chunk's sums are read again.
+                    streams: streams && chunks == 1,
+                    // Later blocks find the strip in the cache, and so does who copied it.
+                    ahead: if plan.reads_in_place() && first == 0 && group == 0 && P::NUMBERS == 1 { AHEAD } else { 0 },
                     runs,
                     run_len: pass.run_len,
                     source_step: pass.w.step * source_channels,
@@ -246,6 +262,10 @@ pub(super) struct Tile<'a> {
     pub out_step: usize,
     /// Channels of the last vector.
     pub last_lanes: usize,
+    /// Whether outputs, whole vectors at whole vectors of memory, are written past the caches.
+    pub streams: bool,
+    /// By how many elements to prefetch the source, at least; 0 if it is in a cache.
+    pub ahead: usize,
 }
 
 /// Covers `count` pixels with tiles.
@@ -294,7 +314,7 @@ pub(super) unsafe fn row_of_tiles<P: Product, V: Vector, const Q: usize>(
 ///
 /// # Safety
 /// The CPU has the instruction set of `V`; for each of the `P` pixels, every run's elements of `from` are readable, `Q`
-/// vectors less the missing lanes of the last are writable at `to`, and `t.weights` holds the packed runs.
+/// vectors less the missing lanes of the last are writable at `to`, aligned if `t.streams`, and `t.weights` holds the packed runs.
 #[inline(always)]
 unsafe fn tile<K: Product, V: Vector, const P: usize, const Q: usize>(
     t: &Tile,
@@ -317,9 +337,13 @@ unsafe fn tile<K: Product, V: Vector, const P: usize, const Q: usize>(
             }
         }
         let mut weights = t.weights;
+        let ahead = from.wrapping_add(t.ahead.max(P * t.source_step));
         for &run in t.runs {
             let from = from.add(run);
             for k in 0..t.run_len {
+                if t.ahead > 0 {
+                    V::prefetch(ahead.wrapping_add(k * P));
+                }
                 let w: [V; Q] = {
                     let mut w = [V::zero(); Q];
                     for (q, w) in w.iter_mut().enumerate() {
@@ -339,7 +363,9 @@ unsafe fn tile<K: Product, V: Vector, const P: usize, const Q: usize>(
         for (p, sums) in sums.iter().enumerate() {
             let to = to.add(p * t.out_step);
             for (q, sum) in sums.iter().enumerate() {
-                if q + 1 < Q || t.last_lanes == V::LANES {
+                if t.streams {
+                    sum.stream(to.add(q * V::LANES));
+                } else if q + 1 < Q || t.last_lanes == V::LANES {
                     sum.store(to.add(q * V::LANES));
                 } else {
                     sum.store_partial(to.add(q * V::LANES), t.last_lanes);

@@ -9,7 +9,7 @@ use super::dense::Direction;
 use super::plan::{Pass, Plan};
 use crate::buffer::{Purpose, with_scratch};
 use crate::isa::Isa;
-use crate::simd::{Kernel, Vector, dispatch};
+use crate::simd::{Kernel, Vector, dispatch, streams};
 use crate::threads;
 use std::ops::Range;
 
@@ -43,9 +43,11 @@ pub(super) fn run(
         }
         let (plan, packed) = (&plan, &*packed);
         let offset = |unit| plan.out_offset(unit);
+        // Whole vectors of channels lie on whole vectors of memory.
+        let streams = streams(out) && channels.is_multiple_of(isa.lanes());
         threads::for_each_cut(out, &cuts, offset, |units, out| {
             with_scratch(Purpose::Source, plan.scratch_len(), |scratch| {
-                dispatch(isa, Strips { plan, packed, bias, source, units, out, scratch });
+                dispatch(isa, Strips { plan, packed, bias, source, units, out, scratch, streams });
             });
         });
     });
@@ -60,6 +62,8 @@ struct Strips<'a> {
     units: Range<usize>,
     out: &'a mut [f32],
     scratch: &'a mut [f32],
+    /// Whether outputs are written past the caches.
+    streams: bool,
 }
 
 impl Kernel for Strips<'_> {
@@ -79,9 +83,13 @@ impl Kernel for Strips<'_> {
                 packed = rest;
                 if !pass.runs.is_empty() {
                     // SAFETY: the caller promises the instruction set.
-                    unsafe { pass_of_strip::<V>(plan, pass, &rows, weights, self.bias, source, out) };
+                    unsafe { pass_of_strip::<V>((plan, self.streams), pass, &rows, weights, self.bias, source, out) };
                 }
             }
+        }
+        if self.streams {
+            // SAFETY: the caller promises the instruction set.
+            unsafe { V::fence() };
         }
     }
 }
@@ -90,7 +98,7 @@ impl Kernel for Strips<'_> {
 /// The CPU has the instruction set of `V`.
 #[inline(always)]
 unsafe fn pass_of_strip<V: Vector>(
-    plan: &Plan,
+    (plan, streams): (&Plan, bool),
     pass: &Pass,
     rows: &Range<usize>,
     weights: &[f32],
@@ -126,6 +134,7 @@ unsafe fn pass_of_strip<V: Vector>(
                     channels,
                     bias: bias.map(|b| b[channel..].as_ptr()),
                     lanes,
+                    streams,
                 };
                 // SAFETY: the assertions above bound the last pixel's last tap and output; `lanes` channels from
                 // `channel` exist. The caller promises the instruction set.
@@ -160,6 +169,8 @@ struct Tile<'a> {
     channels: usize,
     bias: Option<*const f32>,
     lanes: usize,
+    /// Whether outputs, whole vectors at whole vectors of memory, are written past the caches.
+    streams: bool,
 }
 
 /// `P` pixels of one vector of channels; `FULL` says that `lanes` is all of them.
@@ -185,7 +196,11 @@ unsafe fn tile_of<V: Vector, const P: usize, const FULL: bool>(t: &Tile, from: *
             }
         }
         for (p, sum) in sums.iter().enumerate() {
-            sum.store_up_to(to.add(p * t.out_step), lanes);
+            if t.streams {
+                sum.stream(to.add(p * t.out_step));
+            } else {
+                sum.store_up_to(to.add(p * t.out_step), lanes);
+            }
         }
     }
 }

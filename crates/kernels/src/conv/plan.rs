@@ -280,6 +280,11 @@ impl Plan {
         unsafe { self.padded_rows(&Along::<Singles, Portable>::new(source), rows, scratch) }
     }
 
+    /// Whether [`Plan::source_rows`] are the source itself.
+    pub fn reads_in_place(&self) -> bool {
+        self.direct
+    }
+
     /// Elements of the source of one image.
     pub fn image_len(&self) -> usize {
         self.source.iter().product()

@@ -183,7 +183,11 @@ unsafe fn strip<P: Product, V: Vector>(
         x_row: pass.h.step * plan.row_len(),
         x_step: pass.w.step * channels,
         dy_step: padded_group * plan.groups,
+        ahead: [0; 2],
     };
+    // What is read where it lies comes from afar the first time: while the tiles pass over a strip they ask for the next one.
+    let in_place = P::NUMBERS == 1 && plan.reads_in_place();
+    let next_strip = [rows * pixels.x_row, rows * pixels.columns * pixels.dy_step];
     // The farthest elements that any tile reads; the tiles below stay within them.
     let last_pixel = (rows - 1) * pixels.x_row + (pixels.columns - 1) * pixels.x_step;
     let farthest = pass.runs.iter().max().map_or(0, |&r| r) + pass.run_len;
@@ -195,6 +199,9 @@ unsafe fn strip<P: Product, V: Vector>(
             let vectors = ((padded_group - first) / V::LANES).min(BLOCK);
             let width = vectors * V::LANES;
             let dy = &dy[group * padded_group + first..];
+            let ahead =
+                [if first == 0 && in_place { next_strip[0] } else { 0 }, if in_place { next_strip[1] } else { 0 }];
+            let pixels = Pixels { ahead, ..pixels };
             for &run in &pass.runs {
                 let (run_sums, rest) = sums.split_at_mut(pass.run_len * width);
                 sums = rest;
@@ -213,6 +220,7 @@ unsafe fn strip<P: Product, V: Vector>(
 }
 
 /// The pixels that a tile passes over.
+#[derive(Clone, Copy)]
 pub(super) struct Pixels {
     pub rows: usize,
     pub columns: usize,
@@ -221,6 +229,8 @@ pub(super) struct Pixels {
     pub x_step: usize,
     /// Gradient elements from one pixel to the next; rows follow each other without gaps.
     pub dy_step: usize,
+    /// By how many elements source and gradient are prefetched; 0 if they are in a cache, or another tile does it.
+    pub ahead: [usize; 2],
 }
 
 /// Covers the `len` products of a run with tiles.
@@ -238,6 +248,7 @@ pub(super) unsafe fn run_of_tiles<P: Product, V: Vector, const Q: usize>(
     let wide = V::REGISTERS == 32;
     let largest = if wide { 24 / Q } else { 12 / Q };
     let mut done = 0;
+    let mut pixels = *pixels;
     while done < len {
         let rest = len - done;
         // As few tiles as possible, of nearly equal height.
@@ -246,24 +257,26 @@ pub(super) unsafe fn run_of_tiles<P: Product, V: Vector, const Q: usize>(
         unsafe {
             let (x, sums) = (x.add(done), sums.add(done * Q * V::LANES));
             done += match height {
-                24.. if wide && Q == 1 => tile::<P, V, 24, Q>(pixels, x, dy, sums),
-                20.. if wide && Q == 1 => tile::<P, V, 20, Q>(pixels, x, dy, sums),
-                16.. if wide && Q == 1 => tile::<P, V, 16, Q>(pixels, x, dy, sums),
-                14.. if wide && Q == 1 => tile::<P, V, 14, Q>(pixels, x, dy, sums),
-                12.. if wide || Q == 1 => tile::<P, V, 12, Q>(pixels, x, dy, sums),
-                11 if wide || Q == 1 => tile::<P, V, 11, Q>(pixels, x, dy, sums),
-                10 if wide || Q == 1 => tile::<P, V, 10, Q>(pixels, x, dy, sums),
-                9 if wide || Q == 1 => tile::<P, V, 9, Q>(pixels, x, dy, sums),
-                8 if wide || Q == 1 => tile::<P, V, 8, Q>(pixels, x, dy, sums),
-                7 if wide || Q == 1 => tile::<P, V, 7, Q>(pixels, x, dy, sums),
-                6.. => tile::<P, V, 6, Q>(pixels, x, dy, sums),
-                5 => tile::<P, V, 5, Q>(pixels, x, dy, sums),
-                4 => tile::<P, V, 4, Q>(pixels, x, dy, sums),
-                3 => tile::<P, V, 3, Q>(pixels, x, dy, sums),
-                2 => tile::<P, V, 2, Q>(pixels, x, dy, sums),
-                _ => tile::<P, V, 1, Q>(pixels, x, dy, sums),
+                24.. if wide && Q == 1 => tile::<P, V, 24, Q>(&pixels, x, dy, sums),
+                20.. if wide && Q == 1 => tile::<P, V, 20, Q>(&pixels, x, dy, sums),
+                16.. if wide && Q == 1 => tile::<P, V, 16, Q>(&pixels, x, dy, sums),
+                14.. if wide && Q == 1 => tile::<P, V, 14, Q>(&pixels, x, dy, sums),
+                12.. if wide || Q == 1 => tile::<P, V, 12, Q>(&pixels, x, dy, sums),
+                11 if wide || Q == 1 => tile::<P, V, 11, Q>(&pixels, x, dy, sums),
+                10 if wide || Q == 1 => tile::<P, V, 10, Q>(&pixels, x, dy, sums),
+                9 if wide || Q == 1 => tile::<P, V, 9, Q>(&pixels, x, dy, sums),
+                8 if wide || Q == 1 => tile::<P, V, 8, Q>(&pixels, x, dy, sums),
+                7 if wide || Q == 1 => tile::<P, V, 7, Q>(&pixels, x, dy, sums),
+                6.. => tile::<P, V, 6, Q>(&pixels, x, dy, sums),
+                5 => tile::<P, V, 5, Q>(&pixels, x, dy, sums),
+                4 => tile::<P, V, 4, Q>(&pixels, x, dy, sums),
+                3 => tile::<P, V, 3, Q>(&pixels, x, dy, sums),
+                2 => tile::<P, V, 2, Q>(&pixels, x, dy, sums),
+                _ => tile::<P, V, 1, Q>(&pixels, x, dy, sums),
             };
         }
+        // The first tile has asked for all of the gradient.
+        pixels.ahead[1] = 0;
     }
 }
 
@@ -286,6 +299,13 @@ unsafe fn tile<P: Product, V: Vector, const R: usize, const Q: usize>(
             let mut x = x.add(row * pixels.x_row);
             let mut dy = dy.add(row * pixels.columns * pixels.dy_step);
             for _ in 0..pixels.columns {
+                if pixels.ahead[0] > 0 {
+                    V::prefetch(x.wrapping_add(pixels.ahead[0]));
+                }
+                if pixels.ahead[1] > 0 {
+                    V::prefetch(dy.wrapping_add(pixels.ahead[1]));
+                    V::prefetch(dy.wrapping_add(pixels.ahead[1] + (Q - 1) * V::LANES));
+                }
                 let mut g = [V::zero(); Q];
                 for (q, g) in g.iter_mut().enumerate() {
                     *g = V::load(dy.add(q * V::LANES));

@@ -331,6 +331,8 @@ impl<S: Scheme, P: Product> Kernel for Correlate<'_, S, P> {
                             init: Init::Zero,
                             out_step: c_out,
                             last_lanes: V::LANES,
+                            streams: false,
+                            ahead: 0,
                         };
                         let to = self.m[position * g.position(c_out) + channel..].as_mut_ptr();
                         if vectors == 2 {
@@ -568,7 +570,8 @@ impl<S: Scheme, P: Product> Kernel for Gradient<'_, S, P> {
         for first in all.clone().step_by(g.block) {
             let tiles = first..(first + g.block).min(all.end);
             let columns = tiles.len().div_ceil(P::NUMBERS);
-            let pixels = weight_grad::Pixels { rows: 1, columns, x_row: 0, x_step: c_in, dy_step: c_out };
+            let pixels =
+                weight_grad::Pixels { rows: 1, columns, x_row: 0, x_step: c_in, dy_step: c_out, ahead: [0; 2] };
             // SAFETY: the caller promises the instruction set; `v` and `m` hold `block` tiles at every position, and the
             // sums of a block of vectors are `c_in` rows of its width.
             unsafe {

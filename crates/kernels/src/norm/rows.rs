@@ -156,6 +156,8 @@ pub(super) struct Affine<'a> {
     pub add: Option<&'a [f32]>,
     pub act: Activation,
     pub y: &'a mut [f32],
+    /// Whether `y`, at the beginning of a line of the cache, is written past it.
+    pub streams: bool,
 }
 
 impl Kernel for Affine<'_> {
@@ -167,9 +169,12 @@ impl Kernel for Affine<'_> {
         with_curve!(self.act, curve => {
             // SAFETY: the caller promises the instruction set; the lengths agree as just asserted.
             unsafe {
-                match self.add {
-                    Some(add) => affine::<V, _, true>(curve, self.x, self.a, self.b, add, self.y),
-                    None => affine::<V, _, false>(curve, self.x, self.a, self.b, &[], self.y),
+                let Self { x, a, b, y, .. } = self;
+                match (self.add, self.streams) {
+                    (Some(add), true) => affine::<V, _, true, true>(curve, x, a, b, add, y),
+                    (Some(add), false) => affine::<V, _, true, false>(curve, x, a, b, add, y),
+                    (None, true) => affine::<V, _, false, true>(curve, x, a, b, &[], y),
+                    (None, false) => affine::<V, _, false, false>(curve, x, a, b, &[], y),
                 }
             }
         });
@@ -177,9 +182,9 @@ impl Kernel for Affine<'_> {
 }
 
 /// # Safety
-/// The CPU has the instruction set of `V`; `x`, `y` and, with `ADD`, `add` have the same length.
+/// The CPU has the instruction set of `V`; `x`, `y` and, with `ADD`, `add` have the same length; with `STREAM`, `y` is aligned to a vector.
 #[inline(always)]
-unsafe fn affine<V: Vector, C: Curve, const ADD: bool>(
+unsafe fn affine<V: Vector, C: Curve, const ADD: bool, const STREAM: bool>(
     curve: C,
     x: &[f32],
     a: &[f32],
@@ -205,11 +210,20 @@ unsafe fn affine<V: Vector, C: Curve, const ADD: bool>(
                         if ADD {
                             z = z.add(V::load(add.as_ptr().add(i)));
                         }
-                        curve.apply(z).store(y.as_mut_ptr().add(i));
+                        let (z, to) = (curve.apply(z), y.as_mut_ptr().add(i));
+                        if STREAM {
+                            z.stream(to);
+                        } else {
+                            z.store(to);
+                        }
                     }
                 }
             }
         }
+    }
+    if STREAM {
+        // SAFETY: the caller promises the instruction set.
+        unsafe { V::fence() };
     }
 }
 
