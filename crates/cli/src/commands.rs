@@ -47,7 +47,7 @@ const STYLES: Styles = Styles::styled()
 #[command(name = "bitsmith", version, styles = STYLES, arg_required_else_help = true, max_term_width = 110)]
 #[command(after_help = "Start with `bitsmith demo`: the whole story in about a minute, on data inside the program.
 
-BITSMITH_ISA=portable, avx2 or avx512 keeps kernels to that instruction set; BITSMITH_CACHE names the folder of `bitsmith profile`.")]
+BITSMITH_ISA=portable, neon, avx2 or avx512 keeps kernels to that instruction set; BITSMITH_CACHE names the folder of `bitsmith profile`.")]
 pub struct Cli {
     #[command(flatten)]
     global: Global,

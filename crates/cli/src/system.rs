@@ -30,7 +30,7 @@ pub fn processor() -> String {
 /// The variable that keeps kernels to an instruction set.
 const ISA: &str = "BITSMITH_ISA";
 
-/// Keeps kernels to the instruction set that `BITSMITH_ISA` names, where it is set: `portable`, `avx2` or `avx512`.
+/// Keeps kernels to the instruction set that `BITSMITH_ISA` names, where it is set: `portable`, `neon`, `avx2` or `avx512`.
 pub fn choose_kernels() -> Result<(), Failure> {
     let Some(wanted) = std::env::var_os(ISA).filter(|name| !name.is_empty()) else { return Ok(()) };
     let wanted = wanted.to_string_lossy();

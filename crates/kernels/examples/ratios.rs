@@ -27,7 +27,7 @@ const SLICE_SECONDS: f64 = 2e-3;
 /// Images per call of the reference and of the fast version: few, so that calls are short and some are not interrupted.
 const IMAGES: [usize; 2] = [1, 8];
 
-const USAGE: &str = "usage: ratios [--isa portable|avx2|avx512] [--figures FOLDER] [--write] [FILTER]";
+const USAGE: &str = "usage: ratios [--isa portable|neon|avx2|avx512] [--figures FOLDER] [--write] [FILTER]";
 
 struct Options {
     levels: Vec<Isa>,

@@ -12,20 +12,23 @@ use std::sync::atomic::{AtomicU8, Ordering};
 pub enum Level {
     /// Plain arrays; whatever the compiler makes of them.
     Portable = 1,
+    /// Any 64-bit ARM.
+    Neon = 2,
     /// x86-64 with AVX2 and FMA.
-    Avx2 = 2,
+    Avx2 = 3,
     /// x86-64 with AVX-512 F, BW, DQ and VL.
-    Avx512 = 3,
+    Avx512 = 4,
 }
 
 impl Level {
     /// All levels, weakest first.
-    pub const ALL: [Level; 3] = [Level::Portable, Level::Avx2, Level::Avx512];
+    pub const ALL: [Level; 4] = [Level::Portable, Level::Neon, Level::Avx2, Level::Avx512];
 
     /// The name that [`Level::from_name`] reads.
     pub fn name(self) -> &'static str {
         match self {
             Level::Portable => "portable",
+            Level::Neon => "neon",
             Level::Avx2 => "avx2",
             Level::Avx512 => "avx512",
         }
@@ -56,8 +59,9 @@ impl Isa {
     pub fn current() -> Isa {
         match CURRENT.load(Ordering::Relaxed) {
             1 => Isa(Level::Portable),
-            2 => Isa(Level::Avx2),
-            3 => Isa(Level::Avx512),
+            2 => Isa(Level::Neon),
+            3 => Isa(Level::Avx2),
+            4 => Isa(Level::Avx512),
             _ => {
                 let best = Isa::available().last().unwrap_or(Isa(Level::Portable));
                 CURRENT.store(best.0 as u8, Ordering::Relaxed);
@@ -69,7 +73,7 @@ impl Isa {
     /// Lanes of f32 in one vector of this level.
     pub fn lanes(self) -> usize {
         match self.0 {
-            Level::Portable => 4,
+            Level::Portable | Level::Neon => 4,
             Level::Avx2 => 8,
             Level::Avx512 => 16,
         }
@@ -107,6 +111,7 @@ fn has(level: Level) -> bool {
     let avx2 = || is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
     match level {
         Level::Portable => true,
+        Level::Neon => false,
         Level::Avx2 => avx2(),
         Level::Avx512 => {
             avx2()
@@ -120,7 +125,7 @@ fn has(level: Level) -> bool {
 
 #[cfg(not(target_arch = "x86_64"))]
 fn has(level: Level) -> bool {
-    level == Level::Portable
+    level == Level::Portable || level == Level::Neon && cfg!(target_arch = "aarch64")
 }
 
 #[cfg(test)]

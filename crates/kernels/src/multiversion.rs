@@ -32,7 +32,7 @@ macro_rules! multiversion {
                     Level::Avx512 => return unsafe { avx512($($arg),*) },
                     // SAFETY: an `Isa` of this level proves every feature that `avx2` enables.
                     Level::Avx2 => return unsafe { avx2($($arg),*) },
-                    Level::Portable => {}
+                    Level::Portable | Level::Neon => {}
                 }
             }
             body($($arg),*)

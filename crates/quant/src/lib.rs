@@ -5,6 +5,9 @@
 //!   [`methods::METHODS`] lists them all.
 //! * [`train::train`] is the loop that runs a method; [`passes`] are what needs no training.
 //! * [`blocks`] holds the pieces that methods share.
+//!
+//! A program that trains had better name the allocator that its large buffers are made for, [`bitsmith_kernels::heap::Heap`], as `bitsmith` does:
+//! with the system's a step takes up to twice as long.
 
 pub mod blocks;
 pub mod error;
