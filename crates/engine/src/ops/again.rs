@@ -135,3 +135,74 @@ pub(super) fn saved(value: &Tracked, data: FlexTensor, products: usize) -> Saved
 pub(super) fn lent(value: &Tracked, data: FlexTensor) -> Saved {
     saved(value, data, usize::MAX)
 }
+
+#[cfg(test)]
+mod tests {
+    use bitsmith_kernels::fakequant::Inside;
+    use burn_backend::ops::FloatTensorOps;
+    use burn_backend::{AutodiffBackend, Shape};
+
+    use super::*;
+    use crate::memory::floats;
+    use crate::ops::{Fused, Norm, Statistics, TrainOps};
+
+    type Cpu = Autodiff<Flex>;
+    type Ops = Fused<Cpu>;
+
+    fn leaf(shape: &[usize], salt: usize) -> Tracked {
+        let len = shape.iter().product::<usize>();
+        let values = (0..len).map(|i| ((i * 7919 + salt * 104_729) % 1013) as f32 / 506.0 - 1.0).collect();
+        let leaf = Cpu::from_inner(tensor(values, Shape::from(shape.to_vec())));
+        Cpu::float_set_require_grad(leaf, true)
+    }
+
+    fn bits(x: &FlexTensor) -> Vec<u32> {
+        floats(x).iter().map(|x| x.to_bits()).collect()
+    }
+
+    #[test]
+    fn what_is_made_again_has_the_same_bits() {
+        let quant = FakeQuant { low: 0, high: 15, grad_scale: 1.0, inside: Inside::Error };
+        let step = || Cpu::float_mul_scalar(leaf(&[1], 0), 0.0.into());
+        let step = || Cpu::float_add_scalar(step(), 0.05.into());
+        let x = || leaf(&[2, 3, 3, 8], 1);
+        let norm = |act, add: Option<Tracked>, quant: Option<FakeQuant>| {
+            let norm = Norm { epsilon: 1e-5, statistics: Statistics::Batch, activation: act, quant };
+            Ops::norm(x(), leaf(&[8], 2), leaf(&[8], 3), add, quant.map(|_| step()), &norm).0
+        };
+        let gelu = || Ops::activation(x(), Activation::GeluErf);
+        let values = [
+            norm(Activation::Relu, None, None),
+            norm(Activation::Sigmoid, Some(leaf(&[2, 3, 3, 8], 4)), None),
+            norm(Activation::Relu, Some(norm(Activation::Identity, None, None)), Some(quant)),
+            Ops::layer_norm(leaf(&[18, 8], 5), leaf(&[8], 6), leaf(&[8], 7), 1e-6),
+            gelu(),
+            Ops::fake_quant(gelu(), step(), &quant),
+            Ops::reshape(gelu(), Shape::new([18, 8])),
+        ];
+        for (number, value) in values.iter().enumerate() {
+            let data = value.primitive().clone();
+            let made = saved(value, data.clone(), MANY);
+            assert!(matches!(made, Saved::Made(_)), "{number}");
+            assert_eq!(bits(&made.get()), bits(&data), "{number}");
+            let again = made.get();
+            assert_eq!(floats(&again).as_ptr(), floats(&made.get()).as_ptr(), "{number}: made once");
+        }
+    }
+
+    #[test]
+    fn readers_that_are_fast_keep_what_they_read() {
+        let value = Ops::activation(leaf(&[4, 8], 1), Activation::GeluErf);
+        let data = value.primitive().clone();
+        let kept = saved(&value, data.clone(), MANY - 1);
+        let other = saved(&value, data.clone(), MANY);
+        for reader in [kept, other] {
+            assert_eq!(floats(&reader.get()).as_ptr(), floats(&data).as_ptr());
+        }
+        let leaf = leaf(&[4, 8], 1);
+        assert!(
+            matches!(saved(&leaf, leaf.primitive().clone(), MANY), Saved::Kept(_)),
+            "nobody knows how a leaf is made"
+        );
+    }
+}

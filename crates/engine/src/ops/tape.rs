@@ -6,6 +6,7 @@
 
 use std::cell::RefCell;
 use std::collections::HashSet;
+use std::sync::Arc;
 
 use bitsmith_kernels::activation::{self as acts, Activation};
 use bitsmith_kernels::conv::{ConvShape, Precision};
@@ -109,13 +110,11 @@ impl TrainOps for Fused<Cpu> {
     }
 
     fn layer_norm(x: Tracked, gamma: Tracked, beta: Tracked, epsilon: f32) -> Tracked {
-        let (x_data, gamma_data) = (dense(x.primitive().clone()), dense(gamma.primitive().clone()));
-        let (y, statistics) = flex::by_rows(&x_data, &gamma_data, &dense(beta.primitive().clone()), epsilon);
-        let beta = (beta.clone(), dense(beta.primitive().clone()));
-        let how = How::Rows { x: x_data.clone(), gamma: gamma_data.clone(), beta: beta.1, epsilon };
-        let recipe = Recipe::new(how);
-        let state = (recipe.clone(), std::sync::Arc::new(statistics));
-        let y = record(NormaliseRows, [x, gamma, beta.0], y, || state);
+        let [x_data, gamma_data, beta_data] = [&x, &gamma, &beta].map(|t| dense(t.primitive().clone()));
+        let (y, statistics) = flex::by_rows(&x_data, &gamma_data, &beta_data, epsilon);
+        let recipe = Recipe::new(How::Rows { x: x_data, gamma: gamma_data, beta: beta_data, epsilon });
+        let state = (recipe.clone(), Arc::new(statistics));
+        let y = record(NormaliseRows, [x, gamma, beta], y, || state);
         again::remember(&y, &recipe);
         y
     }
@@ -351,7 +350,7 @@ struct Normalise;
 #[derive(Debug, Clone)]
 struct NormState {
     /// Of the output; holds what it was made of.
-    recipe: std::sync::Arc<Recipe>,
+    recipe: Arc<Recipe>,
     shape: Shape,
     gamma: FlexTensor,
     beta: FlexTensor,
@@ -422,7 +421,7 @@ impl Backward<Flex, 5> for Normalise {
 struct NormaliseRows;
 
 impl Backward<Flex, 3> for NormaliseRows {
-    type State = (std::sync::Arc<Recipe>, std::sync::Arc<Vec<(f32, f32)>>);
+    type State = (Arc<Recipe>, Arc<Vec<(f32, f32)>>);
 
     fn backward(self, ops: Ops<Self::State, 3>, grads: &mut Gradients, _: &mut Checkpointer) {
         let dy = dense(grads.consume::<Flex>(&ops.node));
@@ -452,7 +451,7 @@ impl Backward<Flex, 3> for NormaliseRows {
 struct Activate;
 
 impl Backward<Flex, 1> for Activate {
-    type State = std::sync::Arc<Recipe>;
+    type State = Arc<Recipe>;
 
     fn backward(self, ops: Ops<Self::State, 1>, grads: &mut Gradients, _: &mut Checkpointer) {
         let mut gradient = into_own(dense(grads.consume::<Flex>(&ops.node)));
@@ -474,7 +473,7 @@ impl Backward<Flex, 1> for Activate {
 struct Round;
 
 impl Backward<Flex, 2> for Round {
-    type State = std::sync::Arc<Recipe>;
+    type State = Arc<Recipe>;
 
     fn backward(self, ops: Ops<Self::State, 2>, grads: &mut Gradients, _: &mut Checkpointer) {
         let mut gradient = into_own(dense(grads.consume::<Flex>(&ops.node)));
