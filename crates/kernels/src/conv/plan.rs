@@ -76,6 +76,9 @@ pub(super) struct Plan {
 /// How many elements of padded source a strip may take: small enough for the second-level cache.
 const STRIP_ELEMENTS: usize = 24 * 1024;
 
+/// The same for depthwise layers, which do so little with each row that copying the rows between two strips twice matters: 384 KiB.
+const DEPTHWISE_STRIP_ELEMENTS: usize = 96 * 1024;
+
 impl Plan {
     /// The plan of `y = conv(x, w)`.
     pub fn forward(s: &ConvShape) -> Plan {
@@ -179,7 +182,8 @@ impl Plan {
         let rows = hs.iter().map(|a| a.count).max().unwrap_or(0);
         let step = hs.first().map_or(1, |a| a.step);
         let halo = (last_row - first_row) as usize + 1;
-        let affordable = (STRIP_ELEMENTS / (padded_w * channels)).saturating_sub(halo) / step + 1;
+        let elements = if group == 1 && s.groups > 1 { DEPTHWISE_STRIP_ELEMENTS } else { STRIP_ELEMENTS };
+        let affordable = (elements / (padded_w * channels)).saturating_sub(halo) / step + 1;
         Plan {
             batch: s.batch,
             groups: s.groups,
