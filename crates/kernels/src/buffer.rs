@@ -52,7 +52,7 @@ pub(crate) fn with_scratch<T>(purpose: Purpose, len: usize, run: impl FnOnce(&mu
     };
     if lines.len() * 16 < len {
         // Not resized: what was there would be copied, and both be held meanwhile.
-        drop(std::mem::take(&mut lines));
+        drop(lines);
         lines = vec![Line([0.0; 16]); len.div_ceil(16)];
     }
     // SAFETY: `Line` is `repr(C)` and holds 16 f32 without padding, so that the vector's lines are one run of

@@ -7,7 +7,8 @@
 
 use std::cell::RefCell;
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::fmt::Debug;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use bitsmith_kernels::activation::Activation;
 use burn_autodiff::Autodiff;
@@ -29,7 +30,7 @@ const MANY: usize = 128;
 #[derive(Debug, Clone)]
 pub(super) enum Saved {
     Kept(FlexTensor),
-    Made(Arc<Recipe>),
+    Made(Arc<dyn Value>),
 }
 
 impl Saved {
@@ -37,84 +38,137 @@ impl Saved {
     pub fn get(&self) -> FlexTensor {
         match self {
             Saved::Kept(value) => value.clone(),
-            Saved::Made(recipe) => recipe.get(),
+            Saved::Made(value) => value.get(),
         }
     }
+}
+
+/// What a value is made of.
+pub(super) trait How: Debug + Send + Sync + 'static {
+    /// The value, as the forward pass made it.
+    fn make(&self) -> FlexTensor;
 }
 
 /// How a value is made, and the value while it is there.
 #[derive(Debug)]
-pub(super) struct Recipe {
-    pub how: How,
+pub(super) struct Recipe<H> {
+    pub how: H,
     value: Mutex<Option<FlexTensor>>,
 }
 
-#[derive(Debug)]
-pub(super) enum How {
-    Norm { x: FlexTensor, add: Option<Saved>, affine: Affine, activation: Activation, quant: Option<(f32, FakeQuant)> },
-    Rows { x: FlexTensor, gamma: FlexTensor, beta: FlexTensor, epsilon: f32 },
-    Activation { x: FlexTensor, activation: Activation },
-    Round { x: Saved, step: f32, quant: FakeQuant },
+/// A [`Recipe`], whatever its value is made of.
+pub(super) trait Value: Debug + Send + Sync {
+    /// The value, made if it is not there.
+    fn get(&self) -> FlexTensor;
+    /// Keeps the value, for a reader to which making it again would matter.
+    fn keep(&self, value: FlexTensor);
 }
 
-impl Recipe {
-    pub fn new(how: How) -> Arc<Self> {
+impl<H> Recipe<H> {
+    pub fn new(how: H) -> Arc<Self> {
         Arc::new(Self { how, value: Mutex::new(None) })
     }
 
-    /// The value, made if it is not there.
-    pub fn get(&self) -> FlexTensor {
-        self.value.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert_with(|| self.how.make()).clone()
-    }
-
-    /// Keeps the value, for a reader to which making it again would matter.
-    pub fn keep(&self, value: FlexTensor) {
-        *self.value.lock().unwrap_or_else(PoisonError::into_inner) = Some(value);
+    fn value(&self) -> MutexGuard<'_, Option<FlexTensor>> {
+        self.value.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl How {
+impl<H: How> Value for Recipe<H> {
+    fn get(&self) -> FlexTensor {
+        self.value().get_or_insert_with(|| self.how.make()).clone()
+    }
+
+    fn keep(&self, value: FlexTensor) {
+        *self.value() = Some(value);
+    }
+}
+
+/// Of a batch normalisation, and what is fused behind it.
+#[derive(Debug)]
+pub(super) struct Normalised {
+    pub x: FlexTensor,
+    pub add: Option<Saved>,
+    pub affine: Affine,
+    pub activation: Activation,
+    pub quant: Option<(f32, FakeQuant)>,
+}
+
+impl How for Normalised {
     fn make(&self) -> FlexTensor {
-        match self {
-            How::Norm { x, add, affine, activation, quant } => {
-                let add = add.as_ref().map(Saved::get);
-                let mut y = affine.apply(x, add.as_ref(), *activation);
-                if let Some((step, quant)) = quant {
-                    y = rounding::rounded(y, *step, quant);
-                }
-                tensor(y, x.shape())
-            }
-            How::Rows { x, gamma, beta, epsilon } => flex::by_rows(x, gamma, beta, *epsilon).0,
-            How::Activation { x, activation } => flex::activate(x, *activation),
-            How::Round { x, step, quant } => flex::quantize(&x.get(), *step, quant),
+        let add = self.add.as_ref().map(Saved::get);
+        let mut y = self.affine.apply(&self.x, add.as_ref(), self.activation);
+        if let Some((step, quant)) = &self.quant {
+            y = rounding::rounded(y, *step, quant);
         }
+        tensor(y, self.x.shape())
+    }
+}
+
+/// Of a layer normalisation.
+#[derive(Debug)]
+pub(super) struct Rows {
+    pub x: FlexTensor,
+    pub gamma: FlexTensor,
+    pub beta: FlexTensor,
+    pub epsilon: f32,
+}
+
+impl How for Rows {
+    fn make(&self) -> FlexTensor {
+        flex::by_rows(&self.x, &self.gamma, &self.beta, self.epsilon).0
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct Activated {
+    pub x: FlexTensor,
+    pub activation: Activation,
+}
+
+impl How for Activated {
+    fn make(&self) -> FlexTensor {
+        flex::activate(&self.x, self.activation)
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct Rounded {
+    pub x: Saved,
+    pub step: f32,
+    pub quant: FakeQuant,
+}
+
+impl How for Rounded {
+    fn make(&self) -> FlexTensor {
+        flex::quantize(&self.x.get(), self.step, &self.quant)
     }
 }
 
 thread_local! {
     /// How values of the tape are made, by node, for as long as their makers' backward is to come.
-    static RECIPES: RefCell<HashMap<u64, Weak<Recipe>>> = RefCell::new(HashMap::new());
+    static RECIPES: RefCell<HashMap<u64, Weak<dyn Value>>> = RefCell::new(HashMap::new());
 }
 
 /// Remembers how a value on the tape is made.
-pub(super) fn remember(value: &Tracked, recipe: &Arc<Recipe>) {
+pub(super) fn remember(value: &Tracked, recipe: Arc<dyn Value>) {
     RECIPES.with_borrow_mut(|recipes| {
         // Numbers are never used twice: what earlier passes left can only lie around.
         if recipes.len() > 1 << 12 {
             recipes.retain(|_, recipe| recipe.strong_count() > 0);
         }
-        recipes.insert(value.node().id().value, Arc::downgrade(recipe));
+        recipes.insert(value.node().id().value, Arc::downgrade(&recipe));
     });
 }
 
-fn recipe_of(value: &Tracked) -> Option<Arc<Recipe>> {
+fn recipe_of(value: &Tracked) -> Option<Arc<dyn Value>> {
     RECIPES.with_borrow(|recipes| recipes.get(&value.node().id().value)?.upgrade())
 }
 
 /// `to` has the elements of `from`, in the same order.
 pub(super) fn same(from: &Tracked, to: &Tracked) {
     if let Some(recipe) = recipe_of(from) {
-        remember(to, &recipe);
+        remember(to, recipe);
     }
 }
 

@@ -293,8 +293,8 @@ pub(super) fn sum(a: &FlexTensor, b: &FlexTensor) -> FlexTensor {
     // Where nothing is repeated a part may begin anywhere.
     let unit = if n == a_data.len() { 1 } else { n };
     for_each_part(&mut y, unit, |at, y| {
-        for (row, (y, a)) in y.chunks_mut(n).zip(a_data[at..].chunks(n)).enumerate() {
-            let b = if unit == 1 { &b_data[at + row * n..] } else { b_data };
+        let b = if unit == 1 { &b_data[at..] } else { b_data };
+        for (y, a) in y.chunks_mut(n).zip(a_data[at..].chunks(n)) {
             y.iter_mut().zip(a.iter().zip(b)).for_each(|(y, (a, b))| *y = a + b);
         }
     });

@@ -24,7 +24,7 @@ use burn_backend::tensor::FloatTensor;
 use burn_backend::{AutodiffBackend, Shape, TensorMetadata};
 use burn_flex::{Flex, FlexTensor};
 
-use super::again::{self, How, Recipe, Saved};
+use super::again::{self, Activated, Normalised, Recipe, Rounded, Rows, Saved, Value};
 use super::flex::{self, Affine, channels, scalar};
 use super::{
     BatchStatistics, FakeQuant, Fused, Norm, Pair, Products, Shortcut, Statistics, TrainOps, attention, composed,
@@ -95,8 +95,7 @@ impl TrainOps for Fused<Cpu> {
         let statistics = affine.statistics.take().map(|s| s.map(|v| Cpu::from_inner(channels(v))));
         let (activation, shape) = (norm.activation, x_data.shape());
         let is_frozen = matches!(norm.statistics, Statistics::Frozen { .. });
-        drop(add_data);
-        let recipe = Recipe::new(How::Norm { x: x_data, add: add_saved, affine, activation, quant });
+        let recipe = Recipe::new(Normalised { x: x_data, add: add_saved, affine, activation, quant });
         // Input and statistics tell the slope of what is piecewise linear, where nothing was added.
         let wants_output = activation.saved() == acts::Saved::Output && quant.is_none();
         if wants_output && !activation.is_piecewise_linear() {
@@ -105,29 +104,29 @@ impl TrainOps for Fused<Cpu> {
         let state = NormState { recipe: recipe.clone(), shape, gamma: gamma_data, beta: beta_data, is_frozen };
         let inputs = [x, gamma, beta, add.unwrap_or_else(absent), step.unwrap_or_else(absent)];
         let y = record(Normalise, inputs, y, || state);
-        again::remember(&y, &recipe);
+        again::remember(&y, recipe);
         (y, statistics)
     }
 
     fn layer_norm(x: Tracked, gamma: Tracked, beta: Tracked, epsilon: f32) -> Tracked {
         let [x_data, gamma_data, beta_data] = [&x, &gamma, &beta].map(|t| dense(t.primitive().clone()));
         let (y, statistics) = flex::by_rows(&x_data, &gamma_data, &beta_data, epsilon);
-        let recipe = Recipe::new(How::Rows { x: x_data, gamma: gamma_data, beta: beta_data, epsilon });
+        let recipe = Recipe::new(Rows { x: x_data, gamma: gamma_data, beta: beta_data, epsilon });
         let state = (recipe.clone(), Arc::new(statistics));
         let y = record(NormaliseRows, [x, gamma, beta], y, || state);
-        again::remember(&y, &recipe);
+        again::remember(&y, recipe);
         y
     }
 
     fn activation(x: Tracked, activation: Activation) -> Tracked {
         let x_data = dense(x.primitive().clone());
         let y = flex::activate(&x_data, activation);
-        let recipe = Recipe::new(How::Activation { x: x_data, activation });
+        let recipe = Recipe::new(Activated { x: x_data, activation });
         if activation.saved() == acts::Saved::Output {
             recipe.keep(y.clone());
         }
         let y = record(Activate, [x], y, || recipe.clone());
-        again::remember(&y, &recipe);
+        again::remember(&y, recipe);
         y
     }
 
@@ -135,9 +134,9 @@ impl TrainOps for Fused<Cpu> {
         let x_data = dense(x.primitive().clone());
         let value = scalar(step.primitive());
         let y = flex::quantize(&x_data, value, quant);
-        let recipe = Recipe::new(How::Round { x: again::lent(&x, x_data), step: value, quant: *quant });
+        let recipe = Recipe::new(Rounded { x: again::lent(&x, x_data), step: value, quant: *quant });
         let y = record(Round, [x, step], y, || recipe.clone());
-        again::remember(&y, &recipe);
+        again::remember(&y, recipe);
         y
     }
 
@@ -152,9 +151,7 @@ impl TrainOps for Fused<Cpu> {
     fn max_pool(x: Tracked, shape: &PoolShape) -> Tracked {
         let x_data = dense(x.primitive().clone());
         let (y, first) = flex::max_numbered(&x_data, shape);
-        let x_shape = x_data.shape();
-        drop(x_data);
-        record(MaxPool, [x], y, || (first, x_shape, *shape))
+        record(MaxPool, [x], y, || (first, x_data.shape(), *shape))
     }
 
     fn average_pool(x: Tracked, shape: &PoolShape) -> Tracked {
@@ -350,7 +347,7 @@ struct Normalise;
 #[derive(Debug, Clone)]
 struct NormState {
     /// Of the output; holds what it was made of.
-    recipe: Arc<Recipe>,
+    recipe: Arc<Recipe<Normalised>>,
     shape: Shape,
     gamma: FlexTensor,
     beta: FlexTensor,
@@ -364,7 +361,7 @@ impl Backward<Flex, 5> for Normalise {
         // Becomes the gradient of the input, or of the addend.
         let mut gradient = into_own(dense(grads.consume::<Flex>(&ops.node)));
         let NormState { recipe, shape, gamma, beta, is_frozen } = ops.state;
-        let How::Norm { x, add, affine, activation, quant } = &recipe.how else { return };
+        let Normalised { x, add, affine, activation, quant } = &recipe.how;
         let [x_node, gamma_node, beta_node, add_node, step_node] = ops.parents;
         let channels = affine.mean.len();
         let add = add.as_ref().map(Saved::get);
@@ -421,20 +418,18 @@ impl Backward<Flex, 5> for Normalise {
 struct NormaliseRows;
 
 impl Backward<Flex, 3> for NormaliseRows {
-    type State = (Arc<Recipe>, Arc<Vec<(f32, f32)>>);
+    type State = (Arc<Recipe<Rows>>, Arc<Vec<(f32, f32)>>);
 
     fn backward(self, ops: Ops<Self::State, 3>, grads: &mut Gradients, _: &mut Checkpointer) {
         let dy = dense(grads.consume::<Flex>(&ops.node));
         let (recipe, statistics) = ops.state;
-        let How::Rows { x, gamma, .. } = &recipe.how else { return };
-        let (x, gamma) = (x.clone(), gamma.clone());
-        drop(recipe);
+        let Rows { x, gamma, .. } = &recipe.how;
         let [x_node, gamma_node, beta_node] = ops.parents;
         let time = profile::span("layer norm backward");
-        let n = floats(&gamma).len();
+        let n = floats(gamma).len();
         let (mut dgamma, mut dbeta) = (vec![0.0; n], vec![0.0; n]);
-        let mut dx = take(floats(&x).len());
-        norm::layer::backward(floats(&x), floats(&dy), floats(&gamma), &statistics, &mut dx, &mut dgamma, &mut dbeta);
+        let mut dx = take(floats(x).len());
+        norm::layer::backward(floats(x), floats(&dy), floats(gamma), &statistics, &mut dx, &mut dgamma, &mut dbeta);
         drop(time);
         for (node, gradient) in [(gamma_node, dgamma), (beta_node, dbeta)] {
             if let Some(node) = node {
@@ -451,19 +446,17 @@ impl Backward<Flex, 3> for NormaliseRows {
 struct Activate;
 
 impl Backward<Flex, 1> for Activate {
-    type State = Arc<Recipe>;
+    type State = Arc<Recipe<Activated>>;
 
     fn backward(self, ops: Ops<Self::State, 1>, grads: &mut Gradients, _: &mut Checkpointer) {
         let mut gradient = into_own(dense(grads.consume::<Flex>(&ops.node)));
         let recipe = ops.state;
-        let How::Activation { x, activation: act } = &recipe.how else { return };
+        let Activated { x, activation: act } = &recipe.how;
         let saved = if act.saved() == acts::Saved::Input { x.clone() } else { recipe.get() };
-        let act = *act;
-        drop(recipe);
         let [node] = ops.parents;
         if let Some(node) = node {
             let _time = profile::span("activation backward");
-            activation::backward(act, floats(&saved), &mut gradient);
+            activation::backward(*act, floats(&saved), &mut gradient);
             register!(grads, node, tensor(gradient, saved.shape()));
         }
     }
@@ -473,16 +466,14 @@ impl Backward<Flex, 1> for Activate {
 struct Round;
 
 impl Backward<Flex, 2> for Round {
-    type State = Arc<Recipe>;
+    type State = Arc<Recipe<Rounded>>;
 
     fn backward(self, ops: Ops<Self::State, 2>, grads: &mut Gradients, _: &mut Checkpointer) {
         let mut gradient = into_own(dense(grads.consume::<Flex>(&ops.node)));
-        let recipe = ops.state;
-        let How::Round { x, step, quant } = &recipe.how else { return };
+        let Rounded { x, step, quant } = &ops.state.how;
         let x = x.get();
         let [x_node, step_node] = ops.parents;
         let dstep = rounding::backward(floats(&x), &mut gradient, *step, quant);
-        drop(recipe);
         if let Some(node) = x_node {
             register!(grads, node, tensor(gradient, x.shape()));
         }

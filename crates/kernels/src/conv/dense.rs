@@ -18,7 +18,7 @@ use super::plan::{Pass, Plan};
 use super::product::{Along, Product};
 use crate::buffer::{Purpose, with_scratch};
 use crate::isa::Isa;
-use crate::simd::{Kernel, Vector, streams};
+use crate::simd::{Kernel, Vector};
 use crate::threads;
 use std::marker::PhantomData;
 use std::ops::Range;
@@ -58,12 +58,12 @@ pub(super) struct Dense<'a> {
 impl Dense<'_> {
     /// Writes all of `out`; for pairs there must be one group, and an even number of channels in the source.
     pub fn run<P: Product>(&self, source: &[f32], out: &mut [f32]) {
-        let plan = Plan::of(self.shape, self.direction, P::NUMBERS);
+        let lanes = self.isa.lanes();
+        let plan = Plan::of(self.shape, self.direction, P::NUMBERS).writing(out, lanes);
         if !plan.complete {
             // Only a gradient can have outputs that no tap reaches, and it has no bias.
             out.fill(0.0);
         }
-        let lanes = self.isa.lanes();
         let padded_out = (plan.out[2] / plan.groups).next_multiple_of(lanes) * plan.groups;
         let packed_len: usize = plan.passes.iter().map(|p| p.runs.len() * p.run_len * padded_out).sum();
         let parts = if self.shape.macs() < WORTH_A_THREAD { 1 } else { rayon::current_num_threads() };
@@ -72,11 +72,9 @@ impl Dense<'_> {
             pack::<P>(&plan, self.shape, self.direction, lanes, self.w, packed);
             let (plan, packed, bias) = (&plan, &*packed, self.bias);
             let offset = |unit| plan.out_offset(unit);
-            // Whole vectors of channels lie on whole vectors of memory.
-            let streams = streams(out) && (plan.out[2] / plan.groups).is_multiple_of(lanes);
             threads::for_each_cut(out, &cuts, offset, |units, out| {
                 with_scratch(Purpose::Source, plan.scratch_len(), |scratch| {
-                    let (scratch, product) = ((scratch, streams), PhantomData);
+                    let product = PhantomData;
                     P::dispatch(self.isa, Strips::<P> { plan, packed, bias, source, units, out, scratch, product });
                 });
             });
@@ -127,8 +125,7 @@ struct Strips<'a, P> {
     source: &'a [f32],
     units: Range<usize>,
     out: &'a mut [f32],
-    /// And whether outputs are written past the caches.
-    scratch: (&'a mut [f32], bool),
+    scratch: &'a mut [f32],
     product: PhantomData<P>,
 }
 
@@ -138,17 +135,16 @@ impl<P: Product> Kernel for Strips<'_, P> {
     #[inline(always)]
     unsafe fn run<V: Vector>(self) {
         let plan = self.plan;
-        let (scratch, streams) = self.scratch;
         let start = plan.out_offset(self.units.start);
         for unit in self.units {
             let (image, rows) = plan.unit(unit);
             let source = if P::NUMBERS == 1 {
-                plan.source_rows(self.source, image, &rows, scratch)
+                plan.source_rows(self.source, image, &rows, self.scratch)
             } else {
                 let len = plan.image_len() * P::NUMBERS;
                 let lines = Along::<P, V>::new(&self.source[image * len..(image + 1) * len]);
                 // SAFETY: the caller promises the instruction set.
-                unsafe { plan.padded_rows(&lines, &rows, scratch) }
+                unsafe { plan.padded_rows(&lines, &rows, self.scratch) }
             };
             let out = &mut self.out[plan.out_offset(unit) - start..plan.out_offset(unit + 1) - start];
             let mut packed = self.packed;
@@ -158,11 +154,11 @@ impl<P: Product> Kernel for Strips<'_, P> {
                 packed = rest;
                 if !pass.runs.is_empty() {
                     // SAFETY: the caller promises the instruction set.
-                    unsafe { pass_of_strip::<P, V>((plan, streams), pass, &rows, weights, self.bias, source, out) };
+                    unsafe { pass_of_strip::<P, V>(plan, pass, &rows, weights, self.bias, source, out) };
                 }
             }
         }
-        if streams {
+        if plan.streams {
             // SAFETY: the caller promises the instruction set.
             unsafe { V::fence() };
         }
@@ -175,7 +171,7 @@ impl<P: Product> Kernel for Strips<'_, P> {
 /// The CPU has the instruction set of `V`.
 #[inline(always)]
 unsafe fn pass_of_strip<P: Product, V: Vector>(
-    (plan, streams): (&Plan, bool),
+    plan: &Plan,
     pass: &Pass,
     rows: &Range<usize>,
     weights: &[f32],
@@ -199,9 +195,9 @@ unsafe fn pass_of_strip<P: Product, V: Vector>(
             for (chunk, runs) in pass.runs.chunks(chunk_runs).enumerate() {
                 let tile = Tile {
                     // An earlier chunk's sums are read again.
-                    streams: streams && chunks == 1,
+                    streams: plan.streams && chunks == 1,
                     // Later blocks find the strip in the cache, and so does who copied it.
-                    ahead: if plan.reads_in_place() && first == 0 && group == 0 && P::NUMBERS == 1 { AHEAD } else { 0 },
+                    ahead: if plan.reads_in_place() && first == 0 && group == 0 { AHEAD } else { 0 },
                     runs,
                     run_len: pass.run_len,
                     source_step: pass.w.step * source_channels,

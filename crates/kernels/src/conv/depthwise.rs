@@ -9,7 +9,7 @@ use super::dense::Direction;
 use super::plan::{Pass, Plan};
 use crate::buffer::{Purpose, with_scratch};
 use crate::isa::Isa;
-use crate::simd::{Kernel, Vector, dispatch, streams};
+use crate::simd::{Kernel, Vector, dispatch};
 use crate::threads;
 use std::ops::Range;
 
@@ -27,7 +27,7 @@ pub(super) fn run(
     bias: Option<&[f32]>,
     out: &mut [f32],
 ) {
-    let plan = Plan::of(shape, direction, 1);
+    let plan = Plan::of(shape, direction, 1).writing(out, isa.lanes());
     if !plan.complete {
         out.fill(0.0);
     }
@@ -43,11 +43,9 @@ pub(super) fn run(
         }
         let (plan, packed) = (&plan, &*packed);
         let offset = |unit| plan.out_offset(unit);
-        // Whole vectors of channels lie on whole vectors of memory.
-        let streams = streams(out) && channels.is_multiple_of(isa.lanes());
         threads::for_each_cut(out, &cuts, offset, |units, out| {
             with_scratch(Purpose::Source, plan.scratch_len(), |scratch| {
-                dispatch(isa, Strips { plan, packed, bias, source, units, out, scratch, streams });
+                dispatch(isa, Strips { plan, packed, bias, source, units, out, scratch });
             });
         });
     });
@@ -62,8 +60,6 @@ struct Strips<'a> {
     units: Range<usize>,
     out: &'a mut [f32],
     scratch: &'a mut [f32],
-    /// Whether outputs are written past the caches.
-    streams: bool,
 }
 
 impl Kernel for Strips<'_> {
@@ -83,11 +79,11 @@ impl Kernel for Strips<'_> {
                 packed = rest;
                 if !pass.runs.is_empty() {
                     // SAFETY: the caller promises the instruction set.
-                    unsafe { pass_of_strip::<V>((plan, self.streams), pass, &rows, weights, self.bias, source, out) };
+                    unsafe { pass_of_strip::<V>(plan, pass, &rows, weights, self.bias, source, out) };
                 }
             }
         }
-        if self.streams {
+        if plan.streams {
             // SAFETY: the caller promises the instruction set.
             unsafe { V::fence() };
         }
@@ -98,7 +94,7 @@ impl Kernel for Strips<'_> {
 /// The CPU has the instruction set of `V`.
 #[inline(always)]
 unsafe fn pass_of_strip<V: Vector>(
-    (plan, streams): (&Plan, bool),
+    plan: &Plan,
     pass: &Pass,
     rows: &Range<usize>,
     weights: &[f32],
@@ -134,7 +130,7 @@ unsafe fn pass_of_strip<V: Vector>(
                     channels,
                     bias: bias.map(|b| b[channel..].as_ptr()),
                     lanes,
-                    streams,
+                    streams: plan.streams,
                 };
                 // SAFETY: the assertions above bound the last pixel's last tap and output; `lanes` channels from
                 // `channel` exist. The caller promises the instruction set.

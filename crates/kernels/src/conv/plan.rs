@@ -14,7 +14,7 @@
 use super::ConvShape;
 use super::dense::Direction;
 use super::product::{Along, Lines, Singles};
-use crate::simd::Portable;
+use crate::simd::{Portable, streams};
 use std::ops::Range;
 
 /// One tap along one axis: the kernel index and where it reads.
@@ -69,6 +69,8 @@ pub(super) struct Plan {
     /// Last source row read by output `i`, relative to `i * step`.
     last_row: isize,
     direct: bool,
+    /// Whether outputs are written past the caches; see [`Plan::writing`].
+    pub streams: bool,
     /// Output rows (in units of `i`) per strip.
     strip: usize,
 }
@@ -196,6 +198,7 @@ impl Plan {
             padded_w,
             last_row,
             direct,
+            streams: false,
             strip: Plan::strip_rows(affordable, rows, s.batch),
         }
     }
@@ -205,6 +208,12 @@ impl Plan {
         let wanted = (4 * rayon::current_num_threads()).div_ceil(batch);
         let strips = rows.div_ceil(affordable.max(1)).max(wanted.min(rows / 2)).max(1);
         rows.div_ceil(strips).max(1)
+    }
+
+    /// The same plan, which streams outputs where they are many and whole vectors of channels lie on whole vectors of memory.
+    pub fn writing(self, out: &[f32], lanes: usize) -> Plan {
+        let streams = streams(out) && (self.out[2] / self.groups.max(1)).is_multiple_of(lanes);
+        Plan { streams, ..self }
     }
 
     /// Limits strips to `rows` output rows.

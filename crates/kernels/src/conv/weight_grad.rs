@@ -186,7 +186,7 @@ unsafe fn strip<P: Product, V: Vector>(
         ahead: [0; 2],
     };
     // What is read where it lies comes from afar the first time: while the tiles pass over a strip they ask for the next one.
-    let in_place = P::NUMBERS == 1 && plan.reads_in_place();
+    let in_place = plan.reads_in_place();
     let next_strip = [rows * pixels.x_row, rows * pixels.columns * pixels.dy_step];
     // The farthest elements that any tile reads; the tiles below stay within them.
     let last_pixel = (rows - 1) * pixels.x_row + (pixels.columns - 1) * pixels.x_step;
