@@ -18,6 +18,7 @@ mod conv;
 mod depthwise;
 mod dot;
 mod narrow;
+mod pixels;
 pub mod reference;
 pub mod requantize;
 pub mod rows;
@@ -28,7 +29,7 @@ mod winograd;
 mod tests;
 
 pub use conv::{conv, conv_to_codes, conv_with};
-pub use requantize::{PerChannel, Prepared, Requantize, Residual};
+pub use requantize::{Kept, PerChannel, Prepared, Requantize, Residual};
 pub use weights::ConvWeights;
 
 use crate::conv::ConvShape;

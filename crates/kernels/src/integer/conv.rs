@@ -14,6 +14,7 @@
 #[cfg(target_arch = "x86_64")]
 use super::dot::x86::Finish;
 use super::dot::{Chunk, Job};
+use super::pixels::Pixels;
 #[cfg(target_arch = "x86_64")]
 use super::requantize::x86::InRegisters;
 use super::weights::{ConvWeights, Kind, LANES, Layout, Packed};
@@ -26,7 +27,7 @@ use std::cell::Cell;
 use std::ops::Range;
 
 /// Bytes of strip, and of accumulators, that a band may have: both stay in the second cache.
-const BAND_BYTES: usize = 96 * 1024;
+const BAND_BYTES: usize = 192 * 1024;
 /// What may be read past a window: the last group of four of a segment, whose weights are 0, or a block of channels.
 const SLACK: usize = depthwise::SLACK;
 /// A strip for a single output row may be this long, or four times as long as an image.
@@ -54,7 +55,7 @@ pub fn conv_with<A: Operand, O: Send>(
     out: &mut [O],
     finish: impl Fn(usize, &[i32], &mut [O]) + Sync,
 ) {
-    Plan::new(shape, x, out.len(), zero_point, weights).accumulate_all(out, finish);
+    Plan::new(shape, x, out.len(), zero_point, weights, size_of::<i32>()).accumulate_all(out, finish);
 }
 
 /// [`conv_with`] whose accumulators become codes: bit-equal to [`Prepared::run`] on them, and where the processor allows, done
@@ -71,7 +72,8 @@ pub fn conv_to_codes<A: Operand>(
     out: &mut [u8],
 ) {
     assert_eq!(requantize.channels(), shape.c_out, "factors of another number of channels");
-    let plan = Plan::new(shape, x, out.len(), zero_point, weights);
+    let held = if weights.finishes_in_registers() { size_of::<u8>() } else { size_of::<i32>() };
+    let plan = Plan::new(shape, x, out.len(), zero_point, weights, held);
     #[cfg(target_arch = "x86_64")]
     if plan.finishes_in_registers() {
         match requantize.in_registers(out.len()) {
@@ -95,7 +97,7 @@ struct Scratch {
     words: Vec<i16>,
     /// Inputs of a band in tiles, transformed.
     planes: Planes,
-    pixels: Vec<usize>,
+    pixels: Pixels,
     acc: Vec<i32>,
 }
 
@@ -118,7 +120,7 @@ enum Codes<'a> {
 /// Inputs, and where in them the window of each pixel begins, or what comes from each tile.
 struct Windows<'a> {
     input: Codes<'a>,
-    pixels: &'a [usize],
+    pixels: &'a Pixels,
     /// Output rows.
     rows: usize,
 }
@@ -167,7 +169,15 @@ struct Plan<'a, A> {
 }
 
 impl<'a, A: Operand> Plan<'a, A> {
-    fn new(shape: &ConvShape, x: &'a [A], out_len: usize, zero_point: i32, weights: &'a ConvWeights) -> Self {
+    /// `held` is how many bytes of each output a band keeps.
+    fn new(
+        shape: &ConvShape,
+        x: &'a [A],
+        out_len: usize,
+        zero_point: i32,
+        weights: &'a ConvWeights,
+        held: usize,
+    ) -> Self {
         shape.assert_lengths(x.len(), shape.weight_len(), out_len);
         let layout = Layout::of(shape);
         assert_eq!(layout, weights.layout, "weights were packed for another shape than {shape:?}");
@@ -227,7 +237,7 @@ impl<'a, A: Operand> Plan<'a, A> {
         let bands = if layout.kind == Kind::Depthwise { threads } else { 2 * threads };
         let fair_share = if threads > 1 { (shape.batch * shape.out_h()).div_ceil(bands) } else { usize::MAX };
         let band_rows = (BAND_BYTES / (shape.stride[0] * row_len).max(1))
-            .min(BAND_BYTES / (out_row * size_of::<i32>()).max(1))
+            .min(BAND_BYTES / (out_row * held).max(1))
             .clamp(1, shape.out_h().min(fair_share).max(1));
         // Accumulators start with a multiple where they come of transforms.
         let (band_rows, times) = match winograd {
@@ -341,8 +351,7 @@ impl<'a, A: Operand> Plan<'a, A> {
         let s = &self.shape;
         let out_w = s.out_w();
         if self.input == Input::Gather {
-            scratch.pixels.clear();
-            scratch.pixels.push(0);
+            scratch.pixels.fill([1, 0], [1, 0]);
             for (pixel, acc) in acc.chunks_exact_mut(s.c_out).enumerate() {
                 let at = [band.image, band.rows.start + pixel / out_w, pixel % out_w];
                 if self.weights.takes_words() {
@@ -367,11 +376,8 @@ impl<'a, A: Operand> Plan<'a, A> {
             winograd.transform(&scratch.bytes, s.c_in, tiles, &mut scratch.planes);
             return;
         }
-        scratch.pixels.clear();
-        for row in 0..band.rows.len() {
-            let first = row * s.stride[0] * self.row_len;
-            scratch.pixels.extend((0..s.out_w()).map(|column| first + column * s.stride[1] * s.c_in));
-        }
+        let (rows, columns) = ([band.rows.len(), s.stride[0] * self.row_len], [s.out_w(), s.stride[1] * s.c_in]);
+        scratch.pixels.fill(rows, columns);
         match self.input {
             Input::InPlace => {}
             _ if self.weights.takes_words() => self.fill_strip(band, &mut scratch.words),
@@ -454,9 +460,9 @@ impl<'a, A: Operand> Plan<'a, A> {
     }
 
     /// Windows of a layer whose channels are alone.
-    fn depthwise<'b>(&'b self, input: &'b [u8], pixels: &'b [usize]) -> depthwise::Windows<'b> {
+    fn depthwise<'b>(&'b self, input: &'b [u8], pixels: &'b Pixels) -> depthwise::Windows<'b> {
         let (start, offsets, channels) = (&self.start[..], &self.offsets[..], self.shape.c_out);
-        depthwise::Windows { input, pixels, row: self.shape.out_w(), offsets, start, channels }
+        depthwise::Windows { input, pixels, offsets, start, channels }
     }
 
     #[allow(clippy::too_many_arguments)]
@@ -464,7 +470,7 @@ impl<'a, A: Operand> Plan<'a, A> {
         &self,
         data: &[W],
         input: &[X],
-        pixels: &[usize],
+        pixels: &Pixels,
         blocks: Range<usize>,
         out: &mut [O],
         stride: usize,

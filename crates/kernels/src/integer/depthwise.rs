@@ -23,6 +23,7 @@
 use super::dot::Kernel;
 #[cfg(target_arch = "x86_64")]
 use super::dot::x86::{Finish, Sums};
+use super::pixels::Pixels;
 use super::weights::{LANES, Packed};
 use crate::multiversion::multiversion;
 
@@ -124,9 +125,7 @@ fn by_quad(taps: usize, w: &[i8]) -> Vec<i8> {
 pub(super) struct Windows<'a> {
     pub input: &'a [u8],
     /// Where each pixel's window begins in the input.
-    pub pixels: &'a [usize],
-    /// Pixels of an output row.
-    pub row: usize,
+    pub pixels: &'a Pixels,
     /// Taps, from there.
     pub offsets: &'a [usize],
     /// What sums begin with, whole blocks of [`SLACK`] channels.
@@ -141,7 +140,7 @@ pub(super) struct Windows<'a> {
 pub(super) fn run(kernel: Kernel, weights: &Packed, windows: &Windows<'_>, acc: &mut [i32]) {
     match (Form::of(kernel, weights, windows.offsets.len()), weights) {
         (Form::Taps, Packed::Bytes(weights)) => {
-            for (acc, &pixel) in acc.chunks_exact_mut(windows.channels).zip(windows.pixels) {
+            for (acc, &pixel) in acc.chunks_exact_mut(windows.channels).zip(windows.pixels.offsets()) {
                 pixel_by_tap(&windows.input[pixel..], windows.offsets, weights, windows.start, acc);
             }
         }
@@ -190,10 +189,13 @@ impl Windows<'_> {
         let (block, group) = form.block();
         let (blocks, taps) = (self.channels.div_ceil(block), self.offsets.len());
         let reach = self.offsets.iter().max().map_or(0, |o| o + blocks * block);
-        let last = self.pixels.iter().max().map_or(0, |p| p + reach);
+        let last = self.pixels.last() + reach;
         let groups = if form == Form::Columns { SIDE } else { taps.div_ceil(group) };
         assert!(last <= self.input.len(), "a window reaches past the input");
-        assert!(self.start.len() >= blocks * block && out >= self.pixels.len() * self.channels, "outputs are missing");
+        assert!(
+            self.start.len() >= blocks * block && out >= self.pixels.offsets().len() * self.channels,
+            "outputs are missing"
+        );
         assert!(weights >= blocks * groups * group * block, "weights are missing");
     }
 
@@ -202,12 +204,9 @@ impl Windows<'_> {
         if self.offsets.len() != SIDE * SIDE {
             return None;
         }
-        let (step, next) =
-            (self.offsets[1].checked_sub(self.offsets[0])?, self.pixels.get(1)?.checked_sub(self.pixels[0])?);
+        let (step, next) = (self.offsets[1].checked_sub(self.offsets[0])?, self.pixels.step());
         let are_columns = self.offsets.chunks_exact(SIDE).all(|row| row[1] == row[0] + step && row[2] == row[1] + step);
-        let mut rows = self.pixels.chunks(self.row.max(1));
-        let are_even = rows.all(|row| row.windows(2).all(|pair| pair[1] == pair[0] + next));
-        (self.row > 1 && are_columns && are_even && step > 0 && next % step == 0).then(|| next / step)
+        (self.pixels.columns() > 1 && are_columns && step > 0 && next % step == 0).then(|| next / step)
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! | kernel | per instruction | at a time |
 //! |---|---|---|
-//! | VNNI (AVX-512) | `vpdpbusd`: 64 products of u8 and i8, summed by fours into 16 i32 | 8 pixels x 1–3 blocks, 6 x 4 |
+//! | VNNI (AVX-512) | `vpdpbusd`: 64 products of u8 and i8, summed by fours into 16 i32 | 12 pixels x 1 block, 6 x 2, 4 x 3, 3 x 4 |
 //! | short (AVX2) | `vpmaddubsw`: 32 products of u8 and i8, summed by twos into 16 i16, several of which are added before they are widened | 6 pixels x 1 block |
 //! | wide (AVX2) | `vpmaddwd`: 16 products of i16, summed by twos into 8 i32 | 6 pixels x 1 block |
 //! | narrow (AVX2) | as short, weights expanded from 1–7 bits in registers ([`narrow`](super::narrow)) | 6 pixels x 1 block |
@@ -22,6 +22,7 @@ use std::cell::Cell;
 
 use super::conv::room;
 use super::narrow::Narrow;
+use super::pixels::Pixels;
 use super::weights::{GROUP, LANES, QUAD};
 use crate::isa::{Isa, Level};
 use crate::multiversion::multiversion;
@@ -75,7 +76,7 @@ pub(super) struct Job<'a, X, W, O = i32> {
     /// Input codes, unsigned.
     pub input: &'a [X],
     /// First code of each pixel's window.
-    pub pixels: &'a [usize],
+    pub pixels: &'a Pixels,
     pub chunks: &'a [Chunk],
     /// Packed weights of consecutive blocks.
     pub weights: &'a [W],
@@ -277,7 +278,7 @@ impl Kernel {
     pub fn run_narrow(self, job: &mut Job<'_, u8, u8>, form: Narrow) {
         assert!(self.expands(), "weights of another kind were expected");
         let many = if self.has_vnni() { MANY_PIXELS_FOR_VNNI } else { MANY_PIXELS };
-        if job.pixels.len() >= many {
+        if job.pixels.offsets().len() >= many {
             let mut panel = BYTES.take();
             let expand = |narrow: &[u8], bytes: &mut [i8]| form.expand(narrow, bytes);
             job.expanded(self.blocks_at_once(), form.group_bytes(), &mut panel, expand, |job| self.run_bytes(job));
@@ -309,7 +310,7 @@ impl Kernel {
     /// If the job's slices do not hold what it describes, or the kernel is not [`wide`](Self::is_wide).
     pub fn run_words<W: Word>(self, job: &mut Job<'_, i16, W>) {
         assert!(self.is_wide(), "bytes were expected");
-        if size_of::<W>() == 1 && job.pixels.len() >= MANY_PIXELS {
+        if size_of::<W>() == 1 && job.pixels.offsets().len() >= MANY_PIXELS {
             let mut panel = WORDS.take();
             job.expanded(1, GROUP, &mut panel, W::widen, |job: &mut Job<'_, i16, i16>| self.run_words(job));
             return WORDS.set(panel);
@@ -491,7 +492,8 @@ impl<X, W, O> Job<'_, X, W, O> {
     ) {
         let blocks = self.channels.div_ceil(LANES);
         let reach = self.chunks.iter().flat_map(|c| &c.pieces).map(|(offset, quads)| offset + quads * QUAD).max();
-        let last = self.pixels.iter().max().map_or(0, |p| p + reach.unwrap_or(0));
+        let last = self.pixels.last() + reach.unwrap_or(0);
+        let pixels = self.pixels.offsets();
         let quads = self.chunks.last().map_or(0, |c| c.first + c.quads());
         let block_len = self.weights.len() / blocks.max(1);
         assert!(last <= self.input.len(), "a window reaches past the input");
@@ -500,7 +502,7 @@ impl<X, W, O> Job<'_, X, W, O> {
             self.chunks.windows(2).all(|pair| pair[0].first + pair[0].quads() == pair[1].first),
             "chunks leave something out"
         );
-        if let Some(before) = self.pixels.len().checked_sub(1) {
+        if let Some(before) = pixels.len().checked_sub(1) {
             assert!(before * self.stride + self.channels <= self.out.len(), "outputs are missing");
         }
         let mut block = 0;
@@ -508,7 +510,7 @@ impl<X, W, O> Job<'_, X, W, O> {
             let (count, multiple) = size(blocks - block);
             for chunk in self.chunks {
                 let start = &self.start[block * LANES..(block + count) * LANES];
-                let (whole, rest) = self.pixels.split_at(self.pixels.len() / multiple * multiple);
+                let (whole, rest) = pixels.split_at(pixels.len() / multiple * multiple);
                 for (first, pixels) in [(0, whole), (whole.len(), rest)] {
                     if pixels.is_empty() {
                         continue;

@@ -17,12 +17,15 @@
 //! ```
 //!
 //! is the chain in units of the result's step, in another order: it differs from the chain's number by a little that is known
-//! ([`Folded::new`]), so both round to the same code unless t lies that close to half-way between two. Then the chain itself decides.
+//! ([`Folded::new`]), so both round to the same code unless t lies that close to half-way between two. Then the chain itself decides. With
+//! AVX-512, t is a number of 2^-16 steps ([`x86`]).
 
 use super::{ByteGrid, depthwise};
 use crate::activation::Activation;
+use crate::isa::{Isa, Level};
 use crate::multiversion::multiversion;
 use crate::numerics::{dequantize, quantize, round_clamped_and_distance};
+use std::sync::OnceLock;
 
 /// What is done per channel after the multiplier.
 #[derive(Debug, Clone, Copy)]
@@ -33,6 +36,17 @@ pub enum PerChannel<'a> {
     Bias(&'a [f32]),
     /// `y · a[c] + b[c]`, two roundings: a frozen batch-norm.
     Affine(&'a [f32], &'a [f32]),
+}
+
+impl<'a> PerChannel<'a> {
+    /// Factors and what is added, as far as there are any.
+    fn values(self) -> (&'a [f32], &'a [f32]) {
+        match self {
+            PerChannel::None => (&[], &[]),
+            PerChannel::Bias(b) => (&[], b),
+            PerChannel::Affine(a, b) => (a, b),
+        }
+    }
 }
 
 /// What is added after the channel's factor and bias.
@@ -75,6 +89,33 @@ impl<'a> Requantize<'a> {
     /// # Panics
     /// If there is not one bias or factor per channel.
     pub fn prepared(&self) -> Prepared<'a> {
+        self.check();
+        let folded = self.fold().map_or(Chain::Itself, |folded| Chain::Folded(Box::new(folded)));
+        Prepared { chain: *self, folded }
+    }
+
+    /// The same, which finds in `kept` what an earlier call for the same chain left there. All but the numbers of the residual must be the
+    /// same.
+    ///
+    /// # Panics
+    /// As [`prepared`](Self::prepared), or if it was another chain's.
+    pub fn prepared_once(&self, kept: &'a Kept) -> Prepared<'a> {
+        self.check();
+        let folded = match kept.0.get_or_init(|| self.fold()) {
+            Some(folded) => Chain::Kept(folded),
+            None => Chain::Itself,
+        };
+        if let Chain::Kept(folded) = folded {
+            assert_eq!(folded.factors.len(), self.multiplier.len() + depthwise::SLACK, "another chain was kept");
+        }
+        Prepared { chain: *self, folded }
+    }
+
+    fn fold(&self) -> Option<Folded> {
+        if self.multiplier.len() < RUN { None } else { Folded::new(self) }
+    }
+
+    fn check(&self) {
         let channels = self.multiplier.len();
         let per_channel = match self.per_channel {
             PerChannel::None => [channels; 2],
@@ -82,8 +123,6 @@ impl<'a> Requantize<'a> {
             PerChannel::Affine(a, b) => [a.len(), b.len()],
         };
         assert_eq!(per_channel, [channels; 2], "one bias or factor per channel");
-        let folded = if channels < RUN { None } else { Folded::new(self) };
-        Prepared { chain: *self, folded }
     }
 
     /// The chain itself, from element `first` on.
@@ -116,7 +155,37 @@ impl<'a> Requantize<'a> {
 #[derive(Debug)]
 pub struct Prepared<'a> {
     chain: Requantize<'a>,
-    folded: Option<Folded>,
+    folded: Chain<'a>,
+}
+
+/// What [`Requantize::prepared_once`] makes at its first call.
+#[derive(Debug, Default)]
+pub struct Kept(OnceLock<Option<Folded>>);
+
+/// A copy is as empty as a new one.
+impl Clone for Kept {
+    fn clone(&self) -> Self {
+        Self::default()
+    }
+}
+
+/// How a chain is computed.
+#[derive(Debug)]
+enum Chain<'a> {
+    /// Operation by operation.
+    Itself,
+    Folded(Box<Folded>),
+    Kept(&'a Folded),
+}
+
+impl Chain<'_> {
+    fn folded(&self) -> Option<&Folded> {
+        match self {
+            Chain::Itself => None,
+            Chain::Folded(folded) => Some(folded),
+            Chain::Kept(folded) => Some(folded),
+        }
+    }
 }
 
 impl Prepared<'_> {
@@ -137,8 +206,12 @@ impl Prepared<'_> {
             Residual::Codes(codes, from) => Residual::Codes(&codes[first..first + n], from),
             Residual::Floats(floats) => Residual::Floats(&floats[first..first + n]),
         };
+        #[cfg(target_arch = "x86_64")]
+        if self.run_in_registers(acc, first, out) {
+            return;
+        }
         let chain = Requantize { residual, ..self.chain };
-        match &self.folded {
+        match self.folded.folded() {
             Some(folded) => run(&chain, folded, acc, out),
             None => chain.one_by_one(acc, 0, out),
         }
@@ -154,51 +227,64 @@ const RUN: usize = 16;
 /// Numbers whose products with one another and with accumulators are neither too large nor too small for the bound.
 const TAME: f32 = 1e9;
 
+/// Most that both forms may differ by, in steps.
+const MOST_MARGIN: f64 = 0.1;
+
 /// Steps of the result that a float may add; more than this is left to the chain itself.
 const MOST_ADDED: f32 = 1024.0;
 
-/// The chain in units of the result's step.
+/// Fixed-point numbers are multiples of the inverse of this.
+const UNIT: f64 = 65_536.0;
+
+/// Where the chain itself decides.
+#[derive(Debug, Clone, Copy)]
+enum Doubt {
+    /// Numbers in steps that are farther than this from an integer.
+    From(f32),
+    /// [Fixed-point](UNIT) numbers, a half and a margin added, whose lower half is at most this.
+    UpTo(u16),
+}
+
+/// The chain in units of the result's step, or [fixed-point](UNIT).
 #[derive(Debug)]
 struct Folded {
     /// A, per channel; some zeros follow.
     factors: Vec<f32>,
-    /// B, per channel; the same.
+    /// B, per channel; some follow that, being alone, would be beyond doubt.
     addends: Vec<f32>,
     /// R; 1 / scale for floats.
     residual: f32,
     /// Bounds of the code.
     low: f32,
     high: f32,
-    /// Up to this distance from an integer, the chain rounds to that integer as well.
-    sure: f32,
+    doubt: Doubt,
 }
 
 impl Folded {
     /// `None` where the bound would be no use, or does not hold for numbers beyond all reason.
     ///
-    /// With P = acc · A, B and R · code as above, all in steps, and u = 2^-24, the chain's roundings add up to at most
-    /// u · (3 |P| + |B| + 3 |R · code| + 2 |t| + 2 |zero_point|), and those of the short form to at most u · (5 |P| + 6 |B| + 5 |R · code| + |t|),
-    /// where |B| is |b / scale| + |R · zero_x| + |zero_point|. As |P| ≤ |t| + |B| + |R · code|, the two differ by less than
-    /// 20 u · (|t| + |B| + |R · code|). A fused multiplication and addition rounds less.
+    /// All in steps, with u = 2^-24, c the largest magnitude of a code, and one, y = t − zero_point, P = f32(acc) · A, b = b / scale,
+    /// Z = |zero_point| and X the largest residual. The chain's roundings sum up to at most u · (2 |P| + |y| + |y|), with a residual to
+    /// u · (2 |P| + |P + b| + X + 2 |y|). A, B and R are rounded once each, so the short form's sum up to u · (|P| + |B| + |t|), with a residual to
+    /// u · (|P| + |B| + X + |t| + X + |t|), where |B| ≤ |b| + Z + X + 1. As |P| ≤ |y| + |b| + X, both differ by less than
+    /// u · (6 c + 4 |b| + Z + 1), or u · (8 c + 4 |b| + Z + 1 + 8 X): a float as residual is rounded as often as a code. Without fused operations,
+    /// products are rounded too: |P|, and X.
     fn new(r: &Requantize<'_>) -> Option<Self> {
         let grid = r.grid;
-        let inverse = 1.0 / grid.scale;
+        let inverse = 1.0 / f64::from(grid.scale);
         let is_tame = |x: f32| x.abs() <= TAME;
         let (residual, offset, added) = match r.residual {
             Residual::None => (0.0, 0.0, 0.0),
             Residual::Codes(_, from) if is_tame(from.scale) => {
-                let residual = from.scale * inverse;
-                (residual, residual * from.zero_point as f32, residual * 255.0)
+                let residual = f64::from(from.scale) * inverse;
+                (residual, residual * f64::from(from.zero_point), residual * 255.0)
             }
             Residual::Codes(..) => return None,
-            Residual::Floats(_) => (inverse, 0.0, MOST_ADDED),
+            Residual::Floats(_) => (inverse, 0.0, MOST_ADDED.into()),
         };
-        let channels = r.multiplier.len();
-        let mut factors = vec![0.0; channels + depthwise::SLACK];
-        let mut addends = factors.clone();
-        let zero = grid.zero_point as f32;
-        let [largest, addend] = fold(r, inverse, offset, zero, &mut factors[..channels], &mut addends[..channels]);
-        if !(is_tame(grid.scale) && is_tame(inverse) && is_tame(largest)) {
+        let (a, b) = r.per_channel.values();
+        let [multiplier, a, b] = [largest(r.multiplier), largest(a), largest(b)];
+        if ![grid.scale, inverse as f32, multiplier, a, b].into_iter().all(is_tame) {
             return None;
         }
         // The code of a clipped number is the clipped code.
@@ -207,53 +293,63 @@ impl Folded {
             Some((low, high)) => (code(low), code(high)),
             None => (grid.low, grid.high),
         };
+        let zero = f64::from(grid.zero_point);
+        let (code, b) = (f64::from(low.abs().max(high.abs())) + 1.0, f64::from(b) * inverse);
+        let own = if matches!(r.residual, Residual::None) { 6.0 } else { 8.0 };
+        let mut most = own * code + 4.0 * b + zero.abs() + 1.0 + 8.0 * added;
+        let is_fixed = cfg!(target_arch = "x86_64") && Isa::current().level() == Level::Avx512;
+        if !is_fixed {
+            most += code + b + 2.0 * added;
+        }
+        let margin = most / f64::from(1 << 24);
+        if margin.is_nan() || margin > MOST_MARGIN {
+            return None;
+        }
+        let (unit, above, doubt) = if is_fixed {
+            // Rounding to a whole number is off by a half at most.
+            let margin = (margin * UNIT + 0.5).ceil();
+            (UNIT, 0.5 + margin / UNIT, Doubt::UpTo(2 * margin as u16))
+        } else {
+            (1.0, 0.0, Doubt::From((0.5 - margin) as f32))
+        };
+        let channels = r.multiplier.len();
+        let mut factors = vec![0.0; channels + depthwise::SLACK];
+        let mut addends = vec![(0.5 * unit) as f32; channels + depthwise::SLACK];
+        let (factor, addend) = (inverse * unit, (zero - offset + above) * unit);
+        fold(r, factor, addend, &mut factors[..channels], &mut addends[..channels]);
         let (low, high) = (low as f32, high as f32);
-        let most = low.abs().max(high.abs()) + 1.0 + addend + added;
-        let sure = 0.5 - 20.0 * most / (1u32 << 24) as f32;
-        (sure > 0.4).then_some(Self { factors, addends, residual, low, high, sure })
+        Some(Self { factors, addends, residual: (residual * unit) as f32, low, high, doubt })
     }
 }
 
 multiversion! {
-    /// Fills A and B. Returns the largest magnitude of what went into them, and that of B before its terms were added; NaN counts as
-    /// infinite.
-    fn fold(
-        r: &Requantize<'_>,
-        inverse: f32,
-        offset: f32,
-        zero: f32,
-        factors: &mut [f32],
-        addends: &mut [f32],
-    ) -> [f32; 2] {
+    /// Fills A and B, times a factor, and with an addend.
+    fn fold(r: &Requantize<'_>, factor: f64, addend: f64, factors: &mut [f32], addends: &mut [f32]) {
         let multiplier = &r.multiplier[..factors.len()];
-        let (mut most, mut addend) = (largest(multiplier), offset.abs() + zero.abs());
-        factors.copy_from_slice(multiplier);
-        addends.fill(zero - offset);
-        let (a, b): (&[f32], &[f32]) = match r.per_channel {
-            PerChannel::None => (&[], &[]),
-            PerChannel::Bias(b) => (&[], b),
-            PerChannel::Affine(a, b) => (a, b),
-        };
-        factors.iter_mut().zip(a).for_each(|(f, a)| *f *= a);
-        factors.iter_mut().for_each(|f| *f *= inverse);
-        addends.iter_mut().zip(b).for_each(|(to, b)| *to += b * inverse);
-        for values in [a, b] {
-            most = most.max(largest(values));
+        match r.per_channel {
+            PerChannel::Affine(a, _) => {
+                for ((to, &m), &a) in factors.iter_mut().zip(multiplier).zip(a) {
+                    *to = (f64::from(m) * f64::from(a) * factor) as f32;
+                }
+            }
+            _ => factors.iter_mut().zip(multiplier).for_each(|(to, &m)| *to = (f64::from(m) * factor) as f32),
         }
-        addend += largest(b) * inverse;
-        [most, addend]
+        addends.fill(addend as f32);
+        let (_, b) = r.per_channel.values();
+        addends.iter_mut().zip(b).for_each(|(to, &b)| *to = (f64::from(b) * factor + addend) as f32);
     }
 }
 
-/// The largest magnitude; NaN counts as infinite.
-#[inline(always)]
-fn largest(values: &[f32]) -> f32 {
-    let mut largest = 0f32;
-    for v in values {
-        let v = if v.abs() <= f32::MAX { v.abs() } else { f32::INFINITY };
-        largest = if v > largest { v } else { largest };
+multiversion! {
+    /// The largest magnitude; NaN counts as infinite.
+    fn largest(values: &[f32]) -> f32 {
+        let mut largest = 0f32;
+        for v in values {
+            let v = if v.abs() <= f32::MAX { v.abs() } else { f32::INFINITY };
+            largest = if v > largest { v } else { largest };
+        }
+        largest
     }
-    largest
 }
 
 multiversion! {
@@ -277,7 +373,9 @@ fn rows<const RESIDUAL: u8>(
     out: &mut [u8],
 ) {
     let channels = r.multiplier.len();
-    let &Folded { low, high, sure, .. } = folded;
+    let &Folded { low, high, doubt, .. } = folded;
+    // Fixed-point numbers are not for this loop.
+    let Doubt::From(far) = doubt else { return r.one_by_one(acc, 0, out) };
     for (row, (acc, out)) in acc.chunks_exact(channels).zip(out.chunks_exact_mut(channels)).enumerate() {
         let first = row * channels;
         let codes = if RESIDUAL == 1 { &codes[first..first + channels] } else { &[] };
@@ -313,7 +411,7 @@ fn rows<const RESIDUAL: u8>(
             let mut q = [0i32; RUN];
             for i in 0..RUN {
                 let (code, distance) = round_clamped_and_distance(t[i], low, high);
-                is_unsure |= distance > sure;
+                is_unsure |= distance > far;
                 q[i] = code;
             }
             let out = &mut out[at..at + RUN];

@@ -66,6 +66,15 @@ multiversion! {
 }
 
 multiversion! {
+    /// Adds up rows of codes.
+    pub fn sum_rows_u8(codes: &[u8], sums: &mut [u32]) {
+        for row in codes.chunks_exact(sums.len().max(1)) {
+            sums.iter_mut().zip(row).for_each(|(sum, &q)| *sum += u32::from(q));
+        }
+    }
+}
+
+multiversion! {
     /// [`quantize`] to bytes, element by element; the range lies within 0..=255.
     pub fn quantize_u8(x: &[f32], scale: f32, zero_point: i32, q_min: i32, q_max: i32, codes: &mut [u8]) {
         codes.iter_mut().zip(x).for_each(|(q, &x)| *q = quantize(x, scale, zero_point, q_min, q_max) as u8);

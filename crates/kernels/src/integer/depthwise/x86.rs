@@ -3,15 +3,18 @@
 // Plain loops over arrays of known length become registers.
 #![allow(clippy::needless_range_loop)]
 
-use super::super::dot::x86::{Finish, Place, by_part, quarters};
+use super::super::dot::x86::{Finish, Place, by_part, quarters, twice};
 use super::{LANES, QUAD, SIDE, Windows};
+use std::arch::asm;
 use std::arch::x86_64::{
     __m256i, __m512i, _mm_loadu_si128, _mm256_add_epi16, _mm256_add_epi32, _mm256_castsi256_si128,
     _mm256_cvtepi16_epi32, _mm256_cvtepu8_epi16, _mm256_extracti128_si256, _mm256_loadu_si256, _mm256_madd_epi16,
     _mm256_maddubs_epi16, _mm256_permute2x128_si256, _mm256_setzero_si256, _mm256_storeu_si256, _mm256_unpackhi_epi8,
-    _mm256_unpackhi_epi16, _mm256_unpacklo_epi8, _mm256_unpacklo_epi16, _mm512_dpbusd_epi32, _mm512_loadu_si512,
-    _mm512_setzero_si512, _mm512_unpackhi_epi8, _mm512_unpackhi_epi16, _mm512_unpacklo_epi8, _mm512_unpacklo_epi16,
+    _mm256_unpackhi_epi16, _mm256_unpacklo_epi8, _mm256_unpacklo_epi16, _mm512_castsi256_si512, _mm512_dpbusd_epi32,
+    _mm512_inserti64x4, _mm512_loadu_si512, _mm512_setzero_si512, _mm512_unpackhi_epi8, _mm512_unpackhi_epi16,
+    _mm512_unpacklo_epi8, _mm512_unpacklo_epi16,
 };
+use std::ops::Range;
 
 /// Channels of a block.
 const BLOCK: usize = 4 * LANES;
@@ -45,8 +48,8 @@ pub unsafe fn quads<F: Finish>(weights: &[i8], windows: &Windows<'_>, finish: F,
     for (block, weights) in weights.chunks_exact(per_block).enumerate().take(channels.div_ceil(BLOCK)) {
         let first = block * BLOCK;
         // SAFETY: the caller promises whole blocks of start values.
-        let (start, ready) = unsafe { (start_of_parts(&start[first..]), finish.ready(first)) };
-        for (idx, &pixel) in pixels.iter().enumerate() {
+        let (start, ready) = unsafe { (start_of_parts(&start[first..]), finish.ready(first, false)) };
+        for (idx, &pixel) in pixels.offsets().iter().enumerate() {
             let window = input.as_ptr().wrapping_add(pixel + first);
             let mut sums = start;
             let mut weight = weights.as_ptr();
@@ -72,7 +75,8 @@ pub unsafe fn quads<F: Finish>(weights: &[i8], windows: &Windows<'_>, finish: F,
     }
 }
 
-/// The same by columns of three taps, of which each pixel has `AHEAD` that the one before it in its row had not.
+/// The same by columns of three taps, of which each pixel has `AHEAD` that the one before it in its row had not. Of a last block that is
+/// not half full, two rows are taken together.
 ///
 /// # Safety
 /// As for [`quads`]; pixels of a row are `AHEAD` columns apart, or that is three.
@@ -83,47 +87,110 @@ pub unsafe fn columns<const AHEAD: usize, F: Finish>(
     finish: F,
     out: &mut [F::Out],
 ) {
-    let &Windows { input, pixels, row, offsets, start, channels } = windows;
-    let offsets: [usize; SIDE * SIDE] = std::array::from_fn(|tap| offsets[tap]);
+    let rows = windows.pixels.offsets().len() / windows.pixels.columns().max(1);
     let per_block = SIDE * QUAD * BLOCK;
-    for (block, weights) in weights.chunks_exact(per_block).enumerate().take(channels.div_ceil(BLOCK)) {
-        let first = block * BLOCK;
-        // SAFETY: the caller promises whole blocks of start values.
-        let (start, ready) = unsafe { (start_of_parts(&start[first..]), finish.ready(first)) };
-        let column = |pixel: usize, column: usize| -> [__m512i; 4] {
-            let window = input.as_ptr().wrapping_add(pixel + first);
-            // SAFETY: the caller promises 64 bytes at every offset.
-            let load = |row: usize| unsafe { _mm512_loadu_si512(window.add(offsets[row * SIDE + column]).cast()) };
-            let x = load(2);
-            interleave([load(0), load(1), x, x])
-        };
-        for (line, pixels) in pixels.chunks(row.max(1)).enumerate() {
-            // What each pixel finds of the one before.
-            let mut parts = [[_mm512_setzero_si512(); 4]; SIDE];
-            for k in AHEAD..SIDE {
-                parts[k] = column(pixels[0], k - AHEAD);
+    for (block, weights) in weights.chunks_exact(per_block).enumerate().take(windows.channels.div_ceil(BLOCK)) {
+        let together = if windows.channels - block * BLOCK <= BLOCK / 2 { rows / 2 * 2 } else { 0 };
+        // SAFETY: the caller's promises.
+        unsafe {
+            if together > 0 {
+                block_by_columns::<AHEAD, 2, F>(block, weights, windows, 0..together, &finish, out);
             }
-            for (idx, &pixel) in pixels.iter().enumerate() {
-                for k in 0..SIDE {
-                    parts[k] = if k + AHEAD < SIDE { parts[k + AHEAD] } else { column(pixel, k) };
-                }
-                let mut sums = start;
-                for k in 0..SIDE {
-                    for part in 0..4 {
-                        let weight = weights.as_ptr().wrapping_add((k * QUAD + part) * BLOCK);
-                        // SAFETY: the caller promises 256 weights per column.
-                        let w = unsafe { _mm512_loadu_si512(weight.cast()) };
-                        sums[part] = _mm512_dpbusd_epi32(sums[part], parts[k][part], w);
+            block_by_columns::<AHEAD, 1, F>(block, weights, windows, together..rows, &finish, out);
+        }
+    }
+}
+
+/// Some rows of a block of [`columns`], `ROWS` at a time: two rows have the first 32 channels in the halves of registers.
+///
+/// # Safety
+/// As for [`columns`]; these are rows of it, and with two at a time a multiple of two.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+unsafe fn block_by_columns<const AHEAD: usize, const ROWS: usize, F: Finish>(
+    block: usize,
+    weights: &[i8],
+    windows: &Windows<'_>,
+    rows: Range<usize>,
+    finish: &F,
+    out: &mut [F::Out],
+) {
+    let &Windows { input, pixels, offsets, start, channels } = windows;
+    let offsets: [usize; SIDE * SIDE] = std::array::from_fn(|tap| offsets[tap]);
+    let (width, pixels, first) = (pixels.columns(), pixels.offsets(), block * BLOCK);
+    // SAFETY: the caller promises whole blocks of start values, and 256 weights per column.
+    let (start, ready, weights) = unsafe {
+        let mut own = [[_mm512_setzero_si512(); 4]; SIDE];
+        for k in 0..SIDE {
+            for part in 0..4 {
+                let w = _mm512_loadu_si512(weights.as_ptr().add((k * QUAD + part) * BLOCK).cast());
+                own[k][part] = if ROWS == 2 { twice(w) } else { w };
+            }
+        }
+        let mut start = start_of_parts(&start[first..]);
+        if ROWS == 2 {
+            start = [twice(start[0]), twice(start[1]), twice(start[2]), twice(start[3])];
+        }
+        (start, finish.ready(first, ROWS == 2), own)
+    };
+    let column = |pixel: [usize; ROWS], column: usize| -> [__m512i; 4] {
+        let load = |row: usize| {
+            let at = |i: usize| input.as_ptr().wrapping_add(pixel[i] + first + offsets[row * SIDE + column]);
+            // SAFETY: the caller promises 64 bytes at every offset of every pixel.
+            unsafe {
+                match ROWS {
+                    2 => {
+                        let (low, high) = (_mm256_loadu_si256(at(0).cast()), _mm256_loadu_si256(at(ROWS - 1).cast()));
+                        _mm512_inserti64x4::<1>(_mm512_castsi256_si512(low), high)
                     }
+                    _ => _mm512_loadu_si512(at(0).cast()),
                 }
-                let at = (line * row + idx) * channels + first;
-                let out = out.as_mut_ptr().wrapping_add(at);
-                let to = Place { out, stride: channels, channel: first, at, channels: channels - first };
-                // SAFETY: the caller promises room for this pixel.
-                unsafe { finish.store_parts(&ready, sums, to) };
+            }
+        };
+        let x = load(2);
+        interleave([load(0), load(1), x, x])
+    };
+    for row in rows.step_by(ROWS) {
+        let pixel = |idx: usize| -> [usize; ROWS] { std::array::from_fn(|i| pixels[(row + i) * width + idx]) };
+        // What each pixel finds of the one before.
+        let mut parts = [[_mm512_setzero_si512(); 4]; SIDE];
+        for k in AHEAD..SIDE {
+            parts[k] = column(pixel(0), k - AHEAD);
+        }
+        for idx in 0..width {
+            // Registers are for what changes: weights and start values are operands in the first cache.
+            let (weights, start) = (anew(&raw const weights), anew(&raw const start));
+            for k in 0..SIDE {
+                parts[k] = if k + AHEAD < SIDE { parts[k + AHEAD] } else { column(pixel(idx), k) };
+            }
+            // SAFETY: these are the registers above.
+            let mut sums = unsafe { *start };
+            for k in 0..SIDE {
+                for part in 0..4 {
+                    // SAFETY: as above.
+                    sums[part] = _mm512_dpbusd_epi32(sums[part], parts[k][part], unsafe { (*weights)[k][part] });
+                }
+            }
+            let at = (row * width + idx) * channels + first;
+            let out = out.as_mut_ptr().wrapping_add(at);
+            let to = Place { out, stride: width * channels, channel: first, at, channels: channels - first };
+            // SAFETY: the caller promises room for these pixels.
+            unsafe {
+                match ROWS {
+                    2 => finish.store_halves(&ready, sums, to),
+                    _ => finish.store_parts(&ready, sums, to),
+                }
             }
         }
     }
+}
+
+/// The same pointer, of which the compiler does not know that it points to what it did in the iteration before, and so keeps nothing of it in
+/// a register, or on the stack.
+#[inline(always)]
+fn anew<T>(mut pointer: *const T) -> *const T {
+    // SAFETY: no instructions.
+    unsafe { asm!("/* {0} */", inout(reg) pointer, options(readonly, nostack, preserves_flags)) };
+    pointer
 }
 
 /// Start values of a block in the order of parts.
@@ -155,7 +222,7 @@ pub unsafe fn pairs(weights: &[i16], windows: &Windows<'_>, acc: &mut [i32]) {
         // Sums are kept in the order of the interleaved halves until the end.
         let low0 = _mm256_permute2x128_si256::<0x20>(start0, start1);
         let high0 = _mm256_permute2x128_si256::<0x31>(start0, start1);
-        for (idx, &pixel) in pixels.iter().enumerate() {
+        for (idx, &pixel) in pixels.offsets().iter().enumerate() {
             let window = input.as_ptr().wrapping_add(pixel + first);
             let (mut low, mut high) = (low0, high0);
             let mut weight = weights.as_ptr();
@@ -196,7 +263,7 @@ pub unsafe fn short_pairs(weights: &[i8], windows: &Windows<'_>, acc: &mut [i32]
     for (block, weights) in weights.chunks_exact(per_block).enumerate().take(channels.div_ceil(BLOCK)) {
         let first = block * BLOCK;
         let wanted = (channels - first).min(BLOCK);
-        for (idx, &pixel) in pixels.iter().enumerate() {
+        for (idx, &pixel) in pixels.offsets().iter().enumerate() {
             let window = input.as_ptr().wrapping_add(pixel + first);
             let (mut low, mut high) = (_mm256_setzero_si256(), _mm256_setzero_si256());
             let mut weight = weights.as_ptr();

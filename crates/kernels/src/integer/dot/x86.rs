@@ -5,10 +5,10 @@
 
 use super::{GROUP, LANES, MAX_BLOCKS, Panel, QUAD, Word};
 use std::arch::x86_64::{
-    __m256i, __m512i, _mm256_add_epi16, _mm256_add_epi32, _mm256_loadu_si256, _mm256_madd_epi16, _mm256_maddubs_epi16,
-    _mm256_set1_epi16, _mm256_set1_epi32, _mm256_setzero_si256, _mm256_storeu_si256, _mm512_dpbusd_epi32,
-    _mm512_loadu_si512, _mm512_mask_storeu_epi32, _mm512_maskz_loadu_epi32, _mm512_set1_epi32, _mm512_setzero_si512,
-    _mm512_shuffle_i32x4,
+    __m256i, __m512i, _MM_HINT_T0, _mm_prefetch, _mm256_add_epi16, _mm256_add_epi32, _mm256_loadu_si256,
+    _mm256_madd_epi16, _mm256_maddubs_epi16, _mm256_set1_epi16, _mm256_set1_epi32, _mm256_setzero_si256,
+    _mm256_storeu_si256, _mm512_dpbusd_epi32, _mm512_loadu_si512, _mm512_mask_storeu_epi32, _mm512_maskz_loadu_epi32,
+    _mm512_set1_epi32, _mm512_setzero_si512, _mm512_shuffle_i32x4,
 };
 
 /// Registers of eight channels per block.
@@ -36,7 +36,7 @@ pub trait Finish: Copy {
     /// # Safety
     /// AVX-512 F, BW, DQ and VL are available; at `to.out` is room for the wanted channels of these pixels.
     unsafe fn store<const PIXELS: usize, const BLOCKS: usize>(
-        self,
+        &self,
         sums: [[__m512i; BLOCKS]; PIXELS],
         pixels: usize,
         to: Place<Self::Out>,
@@ -45,17 +45,40 @@ pub trait Finish: Copy {
     /// What [`store_parts`](Self::store_parts) needs of 64 channels.
     type Ready;
 
-    /// That of the channels from number `channel` on.
+    /// That of the channels from number `channel` on, or of 32 [`twice`].
     ///
     /// # Safety
     /// AVX-512 F is available.
-    unsafe fn ready(self, channel: usize) -> Self::Ready;
+    unsafe fn ready(&self, channel: usize, twice: bool) -> Self::Ready;
 
     /// Stores the sums of a pixel and 64 channels, by [parts](by_part).
     ///
     /// # Safety
     /// As for [`store`](Self::store).
-    unsafe fn store_parts(self, ready: &Self::Ready, parts: [__m512i; 4], to: Place<Self::Out>);
+    unsafe fn store_parts(&self, ready: &Self::Ready, parts: [__m512i; 4], to: Place<Self::Out>);
+
+    /// The same of two pixels, `to.stride` apart, and 32 channels.
+    ///
+    /// # Safety
+    /// As for [`store`](Self::store).
+    #[inline(always)]
+    unsafe fn store_halves(&self, _ready: &Self::Ready, parts: [__m512i; 4], to: Place<Self::Out>) {
+        // SAFETY: the caller's promises.
+        unsafe {
+            let [a, b, c, d] = by_part(parts);
+            self.store([[a, b], [c, d]], 2, to);
+        }
+    }
+}
+
+/// The first half of a register in both, which are half the channels of each [part](by_part).
+///
+/// # Safety
+/// AVX-512 F is available.
+#[inline(always)]
+pub unsafe fn twice(x: __m512i) -> __m512i {
+    // SAFETY: the caller promises AVX-512.
+    unsafe { _mm512_shuffle_i32x4::<0x44>(x, x) }
 }
 
 /// The numbers of 64 channels, in order.
@@ -111,13 +134,6 @@ pub struct Place<O> {
 }
 
 impl<O> Place<O> {
-    /// The place of a pixel alone.
-    #[inline(always)]
-    pub fn pixel(self, number: usize) -> Self {
-        let at = number * self.stride;
-        Place { out: self.out.wrapping_add(at), at: self.at + at, ..self }
-    }
-
     /// The lanes that are wanted of a block.
     #[inline(always)]
     pub fn wanted(&self, block: usize) -> u16 {
@@ -159,7 +175,7 @@ impl Finish for Sums {
 
     #[inline(always)]
     unsafe fn store<const PIXELS: usize, const BLOCKS: usize>(
-        self,
+        &self,
         sums: [[__m512i; BLOCKS]; PIXELS],
         pixels: usize,
         to: Place<i32>,
@@ -179,16 +195,17 @@ impl Finish for Sums {
     type Ready = ();
 
     #[inline(always)]
-    unsafe fn ready(self, _channel: usize) {}
+    unsafe fn ready(&self, _channel: usize, _twice: bool) {}
 
     #[inline(always)]
-    unsafe fn store_parts(self, _ready: &(), parts: [__m512i; 4], to: Place<i32>) {
+    unsafe fn store_parts(&self, _ready: &(), parts: [__m512i; 4], to: Place<i32>) {
         // SAFETY: the caller's promises.
         unsafe { self.store([by_part(parts)], 1, to) }
     }
 }
 
-/// All pixels of a panel of up to four blocks, with `vpdpbusd`.
+/// All pixels of a panel of up to four blocks, with `vpdpbusd`. Twelve sums at a time: as many as hide the latency of a product, and so few that
+/// the next ones begin while these are finished.
 ///
 /// # Safety
 /// * AVX-512 F, BW, DQ, VL and VNNI are available.
@@ -199,10 +216,10 @@ pub unsafe fn vnni_panel<F: Finish>(panel: &Panel<'_, u8, i8>, finish: F, out: &
     // SAFETY: the caller's promises.
     unsafe {
         match panel.blocks {
-            1 => vnni::<8, 1, F>(panel, finish, out),
-            2 => vnni::<8, 2, F>(panel, finish, out),
-            3 => vnni::<8, 3, F>(panel, finish, out),
-            _ => vnni::<6, MAX_BLOCKS, F>(panel, finish, out),
+            1 => vnni::<12, 1, F>(panel, finish, out),
+            2 => vnni::<6, 2, F>(panel, finish, out),
+            3 => vnni::<4, 3, F>(panel, finish, out),
+            _ => vnni::<3, MAX_BLOCKS, F>(panel, finish, out),
         }
     }
 }
@@ -224,8 +241,11 @@ unsafe fn vnni<const PIXELS: usize, const BLOCKS: usize, F: Finish>(
         // SAFETY: the caller's promises; `out` begins with these pixels.
         let mut sums = unsafe { begin::<PIXELS, BLOCKS, F, _>(panel, pixels.len(), out) };
         let mut weights = panel.weights.as_ptr();
+        // The next panel's weights are on their way while the first pixels pass by this one's, a block for each group of pixels.
+        let ahead = if idx < BLOCKS { (BLOCKS + idx) * panel.block_len } else { 0 };
         for &(offset, quads) in panel.pieces {
             for at in (offset..offset + quads * QUAD).step_by(QUAD) {
+                _mm_prefetch::<_MM_HINT_T0>(weights.wrapping_add(ahead));
                 // SAFETY: the caller promises `BLOCKS` blocks of weights for all pieces; `weights` moves 64 bytes per group of
                 // four inputs.
                 let w: [__m512i; BLOCKS] =

@@ -1,41 +1,53 @@
-//! Sums to codes while they are in the first cache, with AVX-512.
+//! Sums to codes while they are in registers, with AVX-512.
+//!
+//! Numbers are fixed-point here: t is computed as a multiple of 2^-16, with a half and a margin added to it, so that the upper 16 bits of its
+//! 32 are the code, before saturation, and the lower ones tell how far it is from the border of two codes:
+//!
+//! ```text
+//! fixed = to i32 (f32(acc) · (A · 2^16) + (B + 1/2 + margin) · 2^16)      code = fixed >> 16, in doubt if fixed mod 2^16 ≤ 2 · margin
+//! ```
+//!
+//! A number that does not fit becomes −2^31, whose lower bits are 0: in doubt as well. Codes saturate in packing, 64 at a time.
 
 // Plain loops over arrays of known length become registers.
 #![allow(clippy::needless_range_loop)]
 
-use super::{MOST_ADDED, Prepared, Requantize, Residual};
-use crate::integer::dot::x86::{Finish, Place, by_part, quarters};
+use super::{Doubt, MOST_ADDED, Prepared, Requantize, Residual, UNIT};
+use crate::integer::dot::x86::{Finish, Place, by_part, quarters, twice};
 use crate::integer::weights::LANES;
 use std::arch::x86_64::{
-    __m128i, __m512, __m512i, _CMP_GT_OQ, _CMP_NLE_UQ, _mm_loadu_si128, _mm_mask_storeu_epi8, _mm_maskz_loadu_epi8,
-    _mm_storeu_si128, _mm512_abs_ps, _mm512_add_ps, _mm512_castsi512_ps, _mm512_cmp_ps_mask, _mm512_cvtepi32_epi8,
-    _mm512_cvtepi32_ps, _mm512_cvtepu8_epi32, _mm512_cvtps_epi32, _mm512_fmadd_ps, _mm512_loadu_ps,
-    _mm512_maskz_loadu_ps, _mm512_max_ps, _mm512_min_ps, _mm512_mul_ps, _mm512_packus_epi16, _mm512_packus_epi32,
-    _mm512_permutexvar_epi32, _mm512_range_ps, _mm512_reduce_ps, _mm512_set1_ps, _mm512_setr_epi32, _mm512_setzero_ps,
-    _mm512_setzero_si512, _mm512_storeu_si512,
+    __m128i, __m512, __m512i, _CMP_NLE_UQ, _mm_loadu_si128, _mm_mask_storeu_epi8, _mm_maskz_loadu_epi8,
+    _mm256_mask_storeu_epi8, _mm256_storeu_si256, _mm512_abs_ps, _mm512_add_ps, _mm512_and_si512, _mm512_castsi512_ps,
+    _mm512_castsi512_si256, _mm512_cmp_ps_mask, _mm512_cmple_epu16_mask, _mm512_cmple_epu32_mask, _mm512_cvtepi32_ps,
+    _mm512_cvtepu8_epi32, _mm512_cvtps_epi32, _mm512_extracti32x4_epi32, _mm512_extracti64x4_epi64, _mm512_fmadd_ps,
+    _mm512_loadu_ps, _mm512_loadu_si512, _mm512_mask_storeu_epi8, _mm512_maskz_loadu_epi32, _mm512_maskz_loadu_ps,
+    _mm512_max_epu8, _mm512_min_epu8, _mm512_min_epu16, _mm512_mul_ps, _mm512_packus_epi16, _mm512_permutex2var_epi16,
+    _mm512_permutexvar_epi64, _mm512_set1_epi8, _mm512_set1_epi16, _mm512_set1_epi32, _mm512_set1_ps,
+    _mm512_setr_epi64, _mm512_setzero_si512, _mm512_storeu_si512,
 };
 
-/// Of a rounding instruction: to nearest, without exceptions.
-const QUIET: i32 = 8;
-/// Of `vrangeps`: the number of the larger magnitude.
-const LARGEST_MAGNITUDE: i32 = 3;
+/// Registers whose codes fill one.
+const FOUR: usize = 4;
+/// Most registers of a call of [`Finish::store`].
+const MOST: usize = 12;
 
 /// The chain of a [`Prepared`] for [`Finish`]; `RESIDUAL` is 0 for nothing, 1 for codes, 2 for floats.
 #[derive(Clone, Copy)]
 pub struct ToCodes<'a, const RESIDUAL: u8> {
     chain: &'a Requantize<'a>,
-    /// A and B per channel; zeros follow.
+    /// A and B per channel, fixed-point; some that give no doubt follow.
     factors: &'a [f32],
     addends: &'a [f32],
     codes: &'a [u8],
     floats: &'a [f32],
     /// Number of a band's first output among all.
     first: usize,
-    /// R.
+    /// R, fixed-point.
     residual: f32,
-    low: f32,
-    high: f32,
-    sure: f32,
+    low: u8,
+    high: u8,
+    /// Largest lower half that is in doubt.
+    doubt: u16,
 }
 
 /// A [`ToCodes`] of any residual.
@@ -66,7 +78,8 @@ impl Prepared<'_> {
     }
 
     fn to_codes<'a, const RESIDUAL: u8>(&'a self, codes: &'a [u8], floats: &'a [f32]) -> Option<ToCodes<'a, RESIDUAL>> {
-        let folded = self.folded.as_ref()?;
+        let folded = self.folded.folded()?;
+        let Doubt::UpTo(doubt) = folded.doubt else { return None };
         Some(ToCodes {
             chain: &self.chain,
             factors: &folded.factors,
@@ -75,142 +88,312 @@ impl Prepared<'_> {
             floats,
             first: 0,
             residual: folded.residual,
-            low: folded.low,
-            high: folded.high,
-            sure: folded.sure,
+            low: folded.low as u8,
+            high: folded.high as u8,
+            doubt,
         })
+    }
+
+    /// Accumulators of whole pixels to codes, from output number `first` on, if this can be done.
+    pub(super) fn run_in_registers(&self, acc: &[i32], first: usize, out: &mut [u8]) -> bool {
+        let (codes, floats): (&[u8], &[f32]) = match self.chain.residual {
+            Residual::None => (&[], &[]),
+            Residual::Codes(codes, _) => (codes, &[]),
+            Residual::Floats(floats) => (&[], floats),
+        };
+        let channels = self.channels();
+        // SAFETY: numbers are fixed-point only where AVX-512 was found. Outputs and residuals are checked by `check`.
+        unsafe {
+            match self.chain.residual {
+                Residual::None => self.to_codes::<0>(codes, floats).map(|to| to.rows(acc, channels, first, out)),
+                Residual::Codes(..) => self.to_codes::<1>(codes, floats).map(|to| to.rows(acc, channels, first, out)),
+                Residual::Floats(_) => self.to_codes::<2>(codes, floats).map(|to| to.rows(acc, channels, first, out)),
+            }
+        }
+        .is_some()
+    }
+}
+
+/// Where the upper (1) or lower (0) words of two registers' numbers lie, as [`codes`] wants them.
+const fn words(upper: u16, by_part: bool) -> [u16; 32] {
+    let mut all = [0; 32];
+    let mut i = 0;
+    while i < 32 {
+        // Registers in order: one after the other. Parts: four numbers of the first, four of the second, and so on.
+        let number = if by_part { i / 8 * 4 + i % 4 + i % 8 / 4 * 16 } else { i };
+        all[i as usize] = 2 * number + upper;
+        i += 1;
+    }
+    all
+}
+
+static IN_ORDER: [[u16; 32]; 2] = [words(0, false), words(1, false)];
+static BY_PART: [[u16; 32]; 2] = [words(0, true), words(1, true)];
+
+/// 64 codes in order, of numbers in order or [by part](by_part), and the smallest lower halves of all.
+///
+/// # Safety
+/// AVX-512 F and BW are available.
+#[inline(always)]
+unsafe fn codes<const PARTS: bool>(fixed: [__m512i; FOUR], low: u8, high: u8) -> (__m512i, __m512i) {
+    let [lower, upper] = if PARTS { &BY_PART } else { &IN_ORDER };
+    // SAFETY: the caller promises AVX-512; the tables fill a register each.
+    unsafe {
+        let (lower, upper) = (_mm512_loadu_si512(lower.as_ptr().cast()), _mm512_loadu_si512(upper.as_ptr().cast()));
+        let [a, b, c, d] = fixed;
+        let (near, far) = (_mm512_permutex2var_epi16(a, upper, b), _mm512_permutex2var_epi16(c, upper, d));
+        let lower = [_mm512_permutex2var_epi16(a, lower, b), _mm512_permutex2var_epi16(c, lower, d)];
+        let packed = _mm512_packus_epi16(near, far);
+        let codes = _mm512_min_epu8(_mm512_max_epu8(packed, _mm512_set1_epi8(low as i8)), _mm512_set1_epi8(high as i8));
+        // Packing puts eight of the first and eight of the second side by side.
+        let order = _mm512_setr_epi64(0, 2, 4, 6, 1, 3, 5, 7);
+        let codes = if PARTS { codes } else { _mm512_permutexvar_epi64(order, codes) };
+        (codes, _mm512_min_epu16(lower[0], lower[1]))
     }
 }
 
 impl<const RESIDUAL: u8> ToCodes<'_, RESIDUAL> {
-    /// Codes of 64 sums of a pixel, before they are in order: lane l has four of each register. `None` if one is unsure. Residuals are those
-    /// of channels in order.
+    /// Sums of 16 channels fixed-point, and which lanes no bound holds for. `number` is that of the first one's residual, of which `wanted`
+    /// are there.
     ///
     /// # Safety
-    /// AVX-512 F, BW and DQ are available, and all residuals of the place there.
+    /// AVX-512 F, BW and VL are available, and the residuals that are wanted there.
     #[inline(always)]
-    unsafe fn four(self, ready: &[[__m512; 4]; 2], sums: [__m512i; 4], to: Place<u8>) -> Option<__m512i> {
-        let [a, b] = ready;
-        let number = self.first + to.at;
+    unsafe fn fixed(&self, sums: __m512i, [a, b]: [__m512; 2], number: usize, wanted: Option<u16>) -> (__m512i, u16) {
+        let mut beyond = 0;
         // SAFETY: the caller's promises.
         unsafe {
-            let (low, high) = (_mm512_set1_ps(self.low), _mm512_set1_ps(self.high));
-            let mut codes = sums;
-            let mut farthest = _mm512_setzero_ps();
-            let mut unsure = 0;
-            for j in 0..4 {
-                let mut t = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sums[j]), a[j], b[j]);
-                if RESIDUAL == 1 {
-                    let codes = _mm_loadu_si128(self.codes.as_ptr().add(number + j * LANES).cast());
-                    t = self.plus_codes(t, codes);
-                } else if RESIDUAL == 2 {
-                    let floats = _mm512_loadu_ps(self.floats.as_ptr().add(number + j * LANES));
-                    (t, unsure) = self.plus_floats(t, floats, unsure);
-                }
-                t = _mm512_min_ps(high, _mm512_max_ps(low, t));
-                farthest = _mm512_range_ps::<LARGEST_MAGNITUDE>(farthest, _mm512_reduce_ps::<QUIET>(t));
-                codes[j] = _mm512_cvtps_epi32(t);
+            let mut t = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sums), a, b);
+            if RESIDUAL == 1 {
+                let at = self.codes.as_ptr().add(number).cast::<__m128i>();
+                let codes = match wanted {
+                    None => _mm_loadu_si128(at),
+                    Some(wanted) => _mm_maskz_loadu_epi8(wanted, at.cast()),
+                };
+                let codes = _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(codes));
+                t = _mm512_fmadd_ps(codes, _mm512_set1_ps(self.residual), t);
+            } else if RESIDUAL == 2 {
+                let floats = _mm512_maskz_loadu_ps(wanted.unwrap_or(u16::MAX), self.floats.as_ptr().add(number));
+                let added = _mm512_mul_ps(floats, _mm512_set1_ps(self.residual));
+                let most = _mm512_set1_ps(MOST_ADDED * UNIT as f32);
+                // NaN is beyond too.
+                beyond = _mm512_cmp_ps_mask::<_CMP_NLE_UQ>(_mm512_abs_ps(added), most);
+                t = _mm512_add_ps(t, added);
             }
-            unsure |= self.unsure(farthest);
-            let [low, high] = [_mm512_packus_epi32(codes[0], codes[1]), _mm512_packus_epi32(codes[2], codes[3])];
-            (unsure == 0).then_some(_mm512_packus_epi16(low, high))
+            (_mm512_cvtps_epi32(t), beyond)
         }
     }
 
-    /// Any pixels and blocks, where the chain decides what is unsure.
+    /// A and B of a block of channels.
     ///
     /// # Safety
-    /// As for [`Finish::store`].
+    /// AVX-512 F is available, and the block there.
     #[inline(always)]
-    unsafe fn each<const BLOCKS: usize>(self, sums: &[[__m512i; BLOCKS]], to: Place<u8>) {
-        for j in 0..BLOCKS {
-            let wanted = to.wanted(j);
-            // SAFETY: whole blocks have factors, which whoever calls this has checked; otherwise the caller's promises. These are outputs
-            // of the whole, which has as many residuals.
-            unsafe {
-                let channel = to.channel + j * LANES;
-                let a = _mm512_loadu_ps(self.factors.as_ptr().add(channel));
-                let b = _mm512_loadu_ps(self.addends.as_ptr().add(channel));
-                let (low, high) = (_mm512_set1_ps(self.low), _mm512_set1_ps(self.high));
-                for (m, sums) in sums.iter().enumerate() {
-                    let at = m * to.stride + j * LANES;
-                    let number = self.first + to.at + at;
-                    let mut t = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sums[j]), a, b);
-                    let mut unsure = 0;
-                    if RESIDUAL == 1 {
-                        let codes = _mm_maskz_loadu_epi8(wanted, self.codes.as_ptr().add(number).cast());
-                        t = self.plus_codes(t, codes);
-                    } else if RESIDUAL == 2 {
-                        let floats = _mm512_maskz_loadu_ps(wanted, self.floats.as_ptr().add(number));
-                        (t, unsure) = self.plus_floats(t, floats, unsure);
-                    }
-                    t = _mm512_min_ps(high, _mm512_max_ps(low, t));
-                    unsure = (unsure | self.unsure(_mm512_reduce_ps::<QUIET>(t))) & wanted;
-                    let codes = _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(t));
-                    if wanted == u16::MAX {
-                        _mm_storeu_si128(to.out.add(at).cast(), codes);
-                    } else {
-                        _mm_mask_storeu_epi8(to.out.add(at).cast(), wanted, codes);
-                    }
-                    if unsure != 0 {
-                        one_by_one(self.chain, sums[j], unsure, number, to.out.add(at));
-                    }
+    unsafe fn of_block(&self, channel: usize) -> [__m512; 2] {
+        // SAFETY: the caller's promises.
+        unsafe {
+            [_mm512_loadu_ps(self.factors.as_ptr().add(channel)), _mm512_loadu_ps(self.addends.as_ptr().add(channel))]
+        }
+    }
+
+    /// Codes of 64 sums by part, and the smallest lower halves.
+    ///
+    /// # Safety
+    /// AVX-512 F, BW and VL are available.
+    #[inline(always)]
+    unsafe fn of_parts(&self, [a, b]: &[[__m512; FOUR]; 2], parts: [__m512i; FOUR]) -> (__m512i, __m512i) {
+        // SAFETY: the caller's promises.
+        unsafe {
+            let mut fixed = parts;
+            for i in 0..FOUR {
+                (fixed[i], _) = self.fixed(parts[i], [a[i], b[i]], 0, None);
+            }
+            codes::<true>(fixed, self.low, self.high)
+        }
+    }
+
+    /// Whether any of 64 numbers with these smallest lower halves is in doubt.
+    ///
+    /// # Safety
+    /// AVX-512 BW is available.
+    #[inline(always)]
+    unsafe fn doubts(&self, least: __m512i) -> bool {
+        // SAFETY: the caller promises AVX-512.
+        unsafe { _mm512_cmple_epu16_mask(least, _mm512_set1_epi16(self.doubt as i16)) != 0 }
+    }
+
+    /// Registers number `4 * group` to `4 * group + 3`, of pixels one after the other, and of blocks within them. `WHOLE` if all channels
+    /// are wanted.
+    ///
+    /// # Safety
+    /// As for [`Finish::store`]; there are factors of all blocks.
+    #[inline(always)]
+    unsafe fn group<const PIXELS: usize, const BLOCKS: usize, const WHOLE: bool>(
+        &self,
+        group: usize,
+        sums: &[[__m512i; BLOCKS]; PIXELS],
+        pixels: usize,
+        to: &Place<u8>,
+    ) {
+        let place = |i: usize| {
+            let register = (FOUR * group + i).min(PIXELS * BLOCKS - 1);
+            (register / BLOCKS, register % BLOCKS)
+        };
+        // Pixels that are not there are the last one again.
+        let at = |i: usize| place(i).0.min(pixels - 1) * to.stride + place(i).1 * LANES;
+        // SAFETY: the caller's promises.
+        unsafe {
+            let mut fixed = [_mm512_setzero_si512(); FOUR];
+            let mut beyond = 0;
+            for i in 0..FOUR {
+                let (pixel, block) = place(i);
+                let wanted = if WHOLE { None } else { Some(to.wanted(block)) };
+                let factors = self.of_block(to.channel + block * LANES);
+                let is_beyond;
+                (fixed[i], is_beyond) = self.fixed(sums[pixel][block], factors, self.first + to.at + at(i), wanted);
+                beyond |= is_beyond;
+            }
+            let (codes, least) = codes::<false>(fixed, self.low, self.high);
+            if WHOLE && BLOCKS == 4 {
+                _mm512_storeu_si512(to.out.add(at(0)).cast(), codes);
+            } else if WHOLE && BLOCKS == 2 {
+                _mm256_storeu_si256(to.out.add(at(0)).cast(), _mm512_castsi512_si256(codes));
+                _mm256_storeu_si256(to.out.add(at(2)).cast(), _mm512_extracti64x4_epi64::<1>(codes));
+            } else {
+                let blocks = [
+                    _mm512_extracti32x4_epi32::<0>(codes),
+                    _mm512_extracti32x4_epi32::<1>(codes),
+                    _mm512_extracti32x4_epi32::<2>(codes),
+                    _mm512_extracti32x4_epi32::<3>(codes),
+                ];
+                for i in 0..FOUR {
+                    let wanted = if WHOLE { u16::MAX } else { to.wanted(place(i).1) };
+                    _mm_mask_storeu_epi8(to.out.add(at(i)).cast(), wanted, blocks[i]);
                 }
+            }
+            if self.doubts(least) || RESIDUAL == 2 && beyond != 0 {
+                let mut four = [_mm512_setzero_si512(); FOUR];
+                for i in 0..FOUR {
+                    four[i] = sums[place(i).0][place(i).1];
+                }
+                self.decide::<PIXELS, BLOCKS>(group, &four, pixels, to);
             }
         }
     }
 
-    /// [`each`](Self::each), out of the way.
+    /// The chain itself for what is in doubt among the registers of a group.
     ///
     /// # Safety
-    /// As for [`Finish::store`].
+    /// As for [`group`](Self::group).
     #[cold]
     #[inline(never)]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-    unsafe fn each_of_unsure<const BLOCKS: usize>(self, sums: &[[__m512i; BLOCKS]], to: Place<u8>) {
+    unsafe fn decide<const PIXELS: usize, const BLOCKS: usize>(
+        &self,
+        group: usize,
+        sums: &[__m512i; FOUR],
+        pixels: usize,
+        to: &Place<u8>,
+    ) {
+        for i in 0..FOUR.min(PIXELS * BLOCKS - FOUR * group) {
+            let register = FOUR * group + i;
+            let (pixel, block) = ((register / BLOCKS).min(pixels - 1), register % BLOCKS);
+            let at = pixel * to.stride + block * LANES;
+            let (number, wanted) = (self.first + to.at + at, to.wanted(block));
+            // SAFETY: the caller's promises.
+            unsafe {
+                let factors = self.of_block(to.channel + block * LANES);
+                let (fixed, beyond) = self.fixed(sums[i], factors, number, Some(wanted));
+                let lower = _mm512_and_si512(fixed, _mm512_set1_epi32(0xffff));
+                let doubt = _mm512_cmple_epu32_mask(lower, _mm512_set1_epi32(self.doubt.into()));
+                one_by_one(self.chain, sums[i], (doubt | beyond) & wanted, number, to.out.add(at));
+            }
+        }
+    }
+
+    /// All groups of a call.
+    ///
+    /// # Safety
+    /// As for [`group`](Self::group).
+    #[inline(always)]
+    unsafe fn groups<const PIXELS: usize, const BLOCKS: usize, const WHOLE: bool>(
+        &self,
+        sums: &[[__m512i; BLOCKS]; PIXELS],
+        pixels: usize,
+        to: &Place<u8>,
+    ) {
+        const { assert!(PIXELS * BLOCKS <= MOST) };
+        let groups = const { (PIXELS * BLOCKS).div_ceil(FOUR) };
+        // Written out, as a loop would have sums in memory.
         // SAFETY: the caller's promises.
-        unsafe { self.each(sums, to) }
-    }
-
-    /// A and B of 64 channels from number `channel` on.
-    #[inline(always)]
-    fn of_channels(&self, channel: usize) -> (*const f32, *const f32) {
-        let of = channel..channel + 4 * LANES;
-        (self.factors[of.clone()].as_ptr(), self.addends[of].as_ptr())
-    }
-
-    #[inline(always)]
-    unsafe fn plus_codes(self, t: __m512, codes: __m128i) -> __m512 {
-        // SAFETY: the caller promises AVX-512.
         unsafe {
-            let codes = _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(codes));
-            _mm512_fmadd_ps(codes, _mm512_set1_ps(self.residual), t)
+            self.group::<PIXELS, BLOCKS, WHOLE>(0, sums, pixels, to);
+            if groups > 1 {
+                self.group::<PIXELS, BLOCKS, WHOLE>(1, sums, pixels, to);
+            }
+            if groups > 2 {
+                self.group::<PIXELS, BLOCKS, WHOLE>(2, sums, pixels, to);
+            }
         }
     }
 
-    /// The sum, and `unsure` with the lanes that are too large or NaN.
-    #[inline(always)]
-    unsafe fn plus_floats(self, t: __m512, floats: __m512, unsure: u16) -> (__m512, u16) {
-        // SAFETY: the caller promises AVX-512.
+    /// Sums of whole pixels that are in memory; the first is output number `first`.
+    ///
+    /// # Safety
+    /// AVX-512 F, BW, DQ and VL are available.
+    ///
+    /// # Panics
+    /// If lengths disagree.
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+    unsafe fn rows(self, acc: &[i32], channels: usize, first: usize, out: &mut [u8]) {
+        assert_eq!(acc.len(), out.len(), "one code per accumulator");
+        assert!(RESIDUAL != 1 || first + acc.len() <= self.codes.len(), "residuals are missing");
+        assert!(RESIDUAL != 2 || first + acc.len() <= self.floats.len(), "residuals are missing");
+        let to = self.of_band(first);
+        // SAFETY: lengths were checked above, and blocks are cut from rows; the rest is the caller's promise.
         unsafe {
-            let added = _mm512_mul_ps(floats, _mm512_set1_ps(self.residual));
-            let large = _mm512_cmp_ps_mask::<_CMP_NLE_UQ>(_mm512_abs_ps(added), _mm512_set1_ps(MOST_ADDED));
-            (_mm512_add_ps(t, added), unsure | large)
+            match channels {
+                16 => to.rows_of::<4, 1>(acc, channels, out),
+                32 => to.rows_of::<2, 2>(acc, channels, out),
+                _ => to.rows_of::<1, 4>(acc, channels, out),
+            }
         }
     }
 
-    /// Lanes that are farther from an integer than is sure.
+    /// [`rows`](Self::rows), `PIXELS` and `BLOCKS` at a time; of several pixels, the blocks are all.
+    ///
+    /// # Safety
+    /// As for [`rows`](Self::rows), whose lengths were checked.
     #[inline(always)]
-    unsafe fn unsure(self, distance: __m512) -> u16 {
-        // SAFETY: the caller promises AVX-512.
-        unsafe { _mm512_cmp_ps_mask::<_CMP_GT_OQ>(_mm512_abs_ps(distance), _mm512_set1_ps(self.sure)) }
+    unsafe fn rows_of<const PIXELS: usize, const BLOCKS: usize>(&self, acc: &[i32], channels: usize, out: &mut [u8]) {
+        let rows = acc.len() / channels;
+        for row in (0..rows).step_by(PIXELS) {
+            let pixels = PIXELS.min(rows - row);
+            for channel in (0..channels).step_by(BLOCKS * LANES) {
+                let at = row * channels + channel;
+                let width = (channels - channel).min(BLOCKS * LANES);
+                let out = out.as_mut_ptr().wrapping_add(at);
+                let to = Place { out, stride: channels, channel, at, channels: width };
+                // SAFETY: only wanted lanes of pixels that are there are read.
+                unsafe {
+                    let mut sums = [[_mm512_setzero_si512(); BLOCKS]; PIXELS];
+                    for m in 0..PIXELS {
+                        for j in 0..BLOCKS {
+                            let from = acc.as_ptr().wrapping_add(at + m.min(pixels - 1) * channels + j * LANES);
+                            sums[m][j] = _mm512_maskz_loadu_epi32(to.wanted(j), from);
+                        }
+                    }
+                    self.store(sums, pixels, to);
+                }
+            }
+        }
     }
 }
 
 impl<const RESIDUAL: u8> Finish for ToCodes<'_, RESIDUAL> {
     type Out = u8;
     /// A and B.
-    type Ready = [[__m512; 4]; 2];
+    type Ready = [[__m512; FOUR]; 2];
 
     /// Nothing: codes are made of whole sums.
     #[inline(always)]
@@ -225,54 +408,76 @@ impl<const RESIDUAL: u8> Finish for ToCodes<'_, RESIDUAL> {
 
     #[inline(always)]
     unsafe fn store<const PIXELS: usize, const BLOCKS: usize>(
-        self,
+        &self,
         sums: [[__m512i; BLOCKS]; PIXELS],
         pixels: usize,
         to: Place<u8>,
     ) {
         assert!(to.channel + BLOCKS * LANES <= self.factors.len().min(self.addends.len()), "a factor is missing");
-        // A copy, so that the sums themselves are never anywhere but in registers.
-        let copy = sums;
-        let sums = &copy[..pixels];
         // SAFETY: there are factors of all blocks, as was checked just now; the rest are the caller's promises.
         unsafe {
-            if BLOCKS != 4 || to.channels < BLOCKS * LANES {
-                return self.each(sums, to);
-            }
-            let (a, b) = self.of_channels(to.channel);
-            let ready = [floats(quarters(a)), floats(quarters(b))];
-            // Four codes of each quarter side by side, brought into order.
-            let order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
-            for (m, sums) in sums.iter().enumerate() {
-                let to = to.pixel(m);
-                match self.four(&ready, std::array::from_fn(|j| sums[j]), to) {
-                    Some(codes) => _mm512_storeu_si512(to.out.cast(), _mm512_permutexvar_epi32(order, codes)),
-                    None => self.each_of_unsure(std::slice::from_ref(sums), to),
-                }
+            if to.channels == BLOCKS * LANES {
+                self.groups::<PIXELS, BLOCKS, true>(&sums, pixels, &to);
+            } else {
+                self.groups::<PIXELS, BLOCKS, false>(&sums, pixels, &to);
             }
         }
     }
 
     #[inline(always)]
-    unsafe fn ready(self, channel: usize) -> Self::Ready {
-        // SAFETY: the caller promises AVX-512.
+    unsafe fn ready(&self, channel: usize, is_twice: bool) -> Self::Ready {
+        let of = channel..channel + FOUR * LANES;
+        let (a, b) = (self.factors[of.clone()].as_ptr(), self.addends[of].as_ptr());
+        // SAFETY: these are 64 numbers each; the caller promises AVX-512.
         unsafe {
-            let (a, b) = self.of_channels(channel);
-            [floats(by_part(quarters(a))), floats(by_part(quarters(b)))]
+            let (mut a, mut b) = (by_part(quarters(a)), by_part(quarters(b)));
+            if is_twice {
+                a = [twice(a[0]), twice(a[1]), twice(a[2]), twice(a[3])];
+                b = [twice(b[0]), twice(b[1]), twice(b[2]), twice(b[3])];
+            }
+            [floats(a), floats(b)]
         }
     }
 
     #[inline(always)]
-    unsafe fn store_parts(self, ready: &Self::Ready, parts: [__m512i; 4], to: Place<u8>) {
+    unsafe fn store_parts(&self, ready: &Self::Ready, parts: [__m512i; FOUR], to: Place<u8>) {
         // SAFETY: the caller's promises; whoever has made it ready found factors of 64 channels.
         unsafe {
-            if RESIDUAL != 0 || to.channels < 4 * LANES {
-                return self.each(&[by_part(parts)], to);
+            if RESIDUAL != 0 {
+                return self.store([by_part(parts)], 1, to);
             }
-            match self.four(ready, parts, to) {
-                // Lane l of each part has four channels, which lie side by side.
-                Some(codes) => _mm512_storeu_si512(to.out.cast(), codes),
-                None => self.each_of_unsure(&[by_part(parts)], to),
+            let (codes, least) = self.of_parts(ready, parts);
+            if to.channels >= FOUR * LANES {
+                _mm512_storeu_si512(to.out.cast(), codes);
+            } else {
+                _mm512_mask_storeu_epi8(to.out.cast(), (1 << to.channels) - 1, codes);
+            }
+            if self.doubts(least) {
+                self.decide::<1, FOUR>(0, &by_part(parts), 1, &to);
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn store_halves(&self, ready: &Self::Ready, parts: [__m512i; FOUR], to: Place<u8>) {
+        // SAFETY: as above.
+        unsafe {
+            if RESIDUAL != 0 {
+                let [a, b, c, d] = by_part(parts);
+                return self.store([[a, b], [c, d]], 2, to);
+            }
+            let (codes, least) = self.of_parts(ready, parts);
+            let (near, far) = (_mm512_castsi512_si256(codes), _mm512_extracti64x4_epi64::<1>(codes));
+            if to.channels >= 2 * LANES {
+                _mm256_storeu_si256(to.out.cast(), near);
+                _mm256_storeu_si256(to.out.add(to.stride).cast(), far);
+            } else {
+                let wanted = (1 << to.channels) - 1;
+                _mm256_mask_storeu_epi8(to.out.cast(), wanted, near);
+                _mm256_mask_storeu_epi8(to.out.add(to.stride).cast(), wanted, far);
+            }
+            if self.doubts(least) {
+                self.decide::<2, 2>(0, &by_part(parts), 2, &to);
             }
         }
     }
@@ -283,7 +488,7 @@ impl<const RESIDUAL: u8> Finish for ToCodes<'_, RESIDUAL> {
 /// # Safety
 /// AVX-512 F is available.
 #[inline(always)]
-unsafe fn floats([a, b, c, d]: [__m512i; 4]) -> [__m512; 4] {
+unsafe fn floats([a, b, c, d]: [__m512i; FOUR]) -> [__m512; FOUR] {
     // SAFETY: the caller promises AVX-512.
     unsafe { [_mm512_castsi512_ps(a), _mm512_castsi512_ps(b), _mm512_castsi512_ps(c), _mm512_castsi512_ps(d)] }
 }
@@ -292,16 +497,17 @@ unsafe fn floats([a, b, c, d]: [__m512i; 4]) -> [__m512; 4] {
 ///
 /// # Safety
 /// AVX-512 F is available; `to` has room for these lanes.
-#[cold]
-#[inline(never)]
 #[target_feature(enable = "avx512f")]
 unsafe fn one_by_one(chain: &Requantize<'_>, sums: __m512i, lanes: u16, at: usize, to: *mut u8) {
     let mut all = [0i32; LANES];
     // SAFETY: these are 16 elements.
     unsafe { _mm512_storeu_si512(all.as_mut_ptr().cast(), sums) };
-    for (lane, sum) in all.iter().enumerate().filter(|(lane, _)| lanes >> lane & 1 == 1) {
+    let mut left = lanes;
+    while left != 0 {
+        let lane = left.trailing_zeros() as usize;
+        left &= left - 1;
         // SAFETY: the caller promises room for it.
         let out = unsafe { &mut *to.add(lane) };
-        chain.one_by_one(std::slice::from_ref(sum), at + lane, std::slice::from_mut(out));
+        chain.one_by_one(&all[lane..=lane], at + lane, std::slice::from_mut(out));
     }
 }
