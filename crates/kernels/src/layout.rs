@@ -1,5 +1,7 @@
 //! Moving between channels-first and channels-last, plain transposes, and any other order of axes. Copies, never in place.
 
+#[cfg(target_arch = "x86_64")]
+use crate::isa::{Isa, Level};
 use crate::threads::for_each_part_weighing;
 
 /// Rows and columns of the squares that a transpose works in: both sides of a 16x16 square stay in the first cache.
@@ -50,8 +52,39 @@ pub fn transpose<T: Copy + Send + Sync>(rows: usize, columns: usize, x: &[T], y:
 /// One matrix of `ROWS` rows.
 fn interleave<T: Copy, const ROWS: usize>(_rows: usize, columns: usize, x: &[T], y: &mut [T]) {
     let rows: [&[T]; ROWS] = std::array::from_fn(|row| &x[row * columns..][..columns]);
-    for (column, pixel) in y.as_chunks_mut::<ROWS>().0.iter_mut().enumerate() {
-        *pixel = std::array::from_fn(|row| rows[row][column]);
+    let pixels = &mut y.as_chunks_mut::<ROWS>().0[..columns];
+    #[cfg(target_arch = "x86_64")]
+    {
+        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+        fn avx512<T: Copy, const ROWS: usize>(rows: [&[T]; ROWS], pixels: &mut [[T; ROWS]]) {
+            interleave_rows(rows, pixels);
+        }
+        #[target_feature(enable = "avx2")]
+        fn avx2<T: Copy, const ROWS: usize>(rows: [&[T]; ROWS], pixels: &mut [[T; ROWS]]) {
+            interleave_rows(rows, pixels);
+        }
+        match Isa::current().level() {
+            // SAFETY: an `Isa` of this level proves every feature that the function enables.
+            Level::Avx512 => return unsafe { avx512(rows, pixels) },
+            // SAFETY: as above.
+            Level::Avx2 => return unsafe { avx2(rows, pixels) },
+            Level::Portable | Level::Neon => {}
+        }
+    }
+    interleave_rows(rows, pixels);
+}
+
+#[inline(always)]
+fn interleave_rows<T: Copy, const ROWS: usize>(rows: [&[T]; ROWS], pixels: &mut [[T; ROWS]]) {
+    for row in rows {
+        assert_eq!(row.len(), pixels.len(), "columns of a row");
+    }
+    // Indices and no closures, so that it becomes shuffles of vectors.
+    #[allow(clippy::needless_range_loop)]
+    for column in 0..pixels.len() {
+        for row in 0..ROWS {
+            pixels[column][row] = rows[row][column];
+        }
     }
 }
 

@@ -369,6 +369,11 @@ impl std::fmt::Debug for Session {
 }
 
 fn check_numbers(x: &[f32]) -> Result<(), Error> {
+    // Parts without an early end become vectors.
+    let is_clean = x.chunks(4096).all(|part| !part.iter().fold(false, |nan, v| nan | v.is_nan()));
+    if is_clean {
+        return Ok(());
+    }
     match x.iter().position(|v| v.is_nan()) {
         Some(at) => Err(Error::new(Kind::Input, format!("element {at} of {} is not a number", x.len()))),
         None => Ok(()),

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use bitsmith_graph::{Op, QParams};
 use bitsmith_kernels::activation::{self, Activation};
-use bitsmith_kernels::integer::{PerChannel, Prepared, Requantize, Residual, rows};
+use bitsmith_kernels::integer::{Kept, PerChannel, Prepared, Requantize, Residual, rows};
 use rayon::prelude::*;
 
 use super::grid::ByteGrid;
@@ -137,8 +137,8 @@ pub(super) struct AfterProduct<'a> {
 
 impl<'a> AfterProduct<'a> {
     /// A chain to codes of `grid`, or to floats.
-    pub fn new(scale: &'a [f32], links: &'a [Link<Elements<'a>>], grid: Option<ByteGrid>) -> Self {
-        let fused = grid.and_then(|grid| requantize(scale, links, grid)).map(|fused| fused.prepared());
+    pub fn new(scale: &'a [f32], links: &'a [Link<Elements<'a>>], grid: Option<ByteGrid>, kept: &'a Kept) -> Self {
+        let fused = grid.and_then(|grid| requantize(scale, links, grid)).map(|fused| fused.prepared_once(kept));
         Self { scale, links, fused }
     }
 
@@ -309,7 +309,7 @@ mod tests {
             Link::Channel { op: Binary::Div, side: Side::Right, values: [1.0].into() },
         ];
         let mut y = [0.0; 4];
-        AfterProduct::new(&[0.5, 0.25], &links, None).run(&[-3, 4, -5, 6], 0, Target::F32(&mut y));
+        AfterProduct::new(&[0.5, 0.25], &links, None, &Kept::default()).run(&[-3, 4, -5, 6], 0, Target::F32(&mut y));
         // ((acc·s + c)·a + b) subtracted from the decoded codes 0, 1, 2, 3, rectified, inverted.
         let by_hand =
             |acc: f32, s: f32, c: f32, a: f32, b: f32, other: f32| 1.0 / (other - ((acc * s + c) * a + b)).max(0.0);
@@ -321,7 +321,11 @@ mod tests {
         ];
         assert_eq!(y, expected);
         let mut codes = [0; 4];
-        AfterProduct::new(&[0.5, 0.25], &links, Some(grid)).run(&[-3, 4, -5, 6], 0, Target::Codes(&mut codes, grid));
+        AfterProduct::new(&[0.5, 0.25], &links, Some(grid), &Kept::default()).run(
+            &[-3, 4, -5, 6],
+            0,
+            Target::Codes(&mut codes, grid),
+        );
         let mut rounded = [0; 4];
         grid.encode(&expected, &mut rounded);
         assert_eq!(codes, rounded);
@@ -352,7 +356,8 @@ mod tests {
         ] {
             for zero_point in [0, 100] {
                 let grid = grid(zero_point);
-                let after = AfterProduct::new(&scale, &links, Some(grid));
+                let kept = Kept::default();
+                let after = AfterProduct::new(&scale, &links, Some(grid), &kept);
                 assert!(after.fused.is_some());
                 let (mut fused, mut floats, mut one_by_one) = (vec![0; n], vec![0.0; n], vec![0; n]);
                 after.run(&acc, first, Target::Codes(&mut fused, grid));
@@ -362,7 +367,7 @@ mod tests {
             }
         }
         let gelu = [Link::Activation(Activation::GeluErf)];
-        assert!(AfterProduct::new(&scale, &gelu, Some(grid(0))).fused.is_none());
+        assert!(AfterProduct::new(&scale, &gelu, Some(grid(0)), &Kept::default()).fused.is_none());
     }
 
     /// Blocks, parts and rows do not show in the result.

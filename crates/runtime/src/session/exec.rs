@@ -258,10 +258,7 @@ impl<'a> Context<'a> {
                 let Buffer::F32(y) = y else { return Err(mismatch()) };
                 match self.elements(x)? {
                     Elements::F32(x) => windows::mean(&dims, &reduced, x, y, add_float, mean_of_floats),
-                    Elements::Codes(x, grid) => {
-                        let (add, finish) = code_sums(grid);
-                        windows::mean(&dims, &reduced, x, y, add, finish);
-                    }
+                    Elements::Codes(x, grid) => windows::mean_of_codes(&dims, &reduced, x, grid, y),
                 }
             }
             Action::Softmax { axis, log } => {

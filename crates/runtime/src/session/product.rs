@@ -6,7 +6,7 @@
 
 use bitsmith_kernels::conv::{self, ConvShape};
 use bitsmith_kernels::gemm::{self, Order};
-use bitsmith_kernels::integer::{self, ConvWeights};
+use bitsmith_kernels::integer::{self, ConvWeights, Kept};
 use bitsmith_kernels::{layout, reference};
 
 use super::Kernels;
@@ -88,6 +88,8 @@ pub(super) struct IntegerWeight {
     /// The input's grid.
     grid: ByteGrid,
     packing: Packing,
+    /// Of the chain that follows it in its step.
+    kept: Kept,
 }
 
 #[derive(Debug, Clone)]
@@ -137,7 +139,7 @@ impl IntegerWeight {
             Packing::Halves { high: pack(&|c| c >> 1), low: pack(&|c| c & 1) }
         };
         let of = |c: usize| grid.scale * scale_w.get(c).or(scale_w.first()).copied().unwrap_or(0.0);
-        Ok(Self { shape: shape.to_vec(), scale: (0..channels).map(of).collect(), grid, packing })
+        Ok(Self { shape: shape.to_vec(), scale: (0..channels).map(of).collect(), grid, packing, kept: Kept::default() })
     }
 
     /// Bytes that the weights take in memory.
@@ -158,7 +160,7 @@ impl IntegerWeight {
         }
     }
 
-    /// The product with an input of bytes, and what follows it.
+    /// The product with an input of bytes, and what follows it, which but for the numbers of other values is always the same.
     pub fn run(
         &self,
         geometry: &Geometry,
@@ -169,7 +171,7 @@ impl IntegerWeight {
     ) {
         let (shape, zero) = (geometry.as_conv(), self.grid.zero_point);
         let grid = if let Target::Codes(_, grid) = &target { Some(*grid) } else { None };
-        let after = AfterProduct::new(&self.scale, links, grid);
+        let after = AfterProduct::new(&self.scale, links, grid, &self.kept);
         let mut take = || ints.take(geometry.output_len());
         let acc = match &self.packing {
             Packing::Packed(weights) => {

@@ -1,6 +1,9 @@
 //! Pooling over channels-last rows and means over any axes, on numbers and on codes.
 
+use bitsmith_kernels::integer::rows::sum_rows_u8;
 use bitsmith_kernels::threads::for_each_part_weighing;
+
+use super::grid::ByteGrid;
 
 /// The geometry of one pooling. Every window meets the input (checked when the plan is made).
 #[derive(Debug, Clone, Copy)]
@@ -121,6 +124,31 @@ pub(super) fn mean<T: Copy, S: Copy + Default>(
     y.iter_mut().zip(sums).for_each(|(o, s)| *o = finish(s, count));
 }
 
+/// The mean of codes over the axes marked in `reduced`. Sums are exact; the scale is applied once, in double precision, and rounded once.
+pub(super) fn mean_of_codes(dims: &[usize], reduced: &[bool], x: &[u8], grid: ByteGrid, y: &mut [f32]) {
+    let count: usize = dims.iter().zip(reduced).filter(|(_, r)| **r).map(|(d, _)| d).product();
+    let (scale, zero) = (f64::from(grid.scale), count as i64 * i64::from(grid.zero_point));
+    let finish = |sum: i64| ((sum - zero) as f64 * scale / count as f64) as f32;
+    // All but the first and the last axes, as a mean over the pixels of channels last has it.
+    let outer = reduced.iter().take_while(|r| !**r).count();
+    let inner = outer + reduced[outer..].iter().take_while(|r| **r).count();
+    let is_a_run = reduced[inner..].iter().all(|r| !r);
+    if is_a_run && count <= MOST_CODES && !x.is_empty() {
+        let channels = dims[inner..].iter().product::<usize>();
+        let mut sums = vec![0u32; channels];
+        for (x, y) in x.chunks_exact(count * channels).zip(y.chunks_exact_mut(channels)) {
+            sums.fill(0);
+            sum_rows_u8(x, &mut sums);
+            y.iter_mut().zip(&sums).for_each(|(y, &sum)| *y = finish(sum.into()));
+        }
+        return;
+    }
+    mean(dims, reduced, x, y, |sum: i64, byte: u8| sum + i64::from(byte), |sum, _| finish(sum));
+}
+
+/// Codes whose sum fits 32 bits.
+const MOST_CODES: usize = 1 << 24;
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -150,6 +178,19 @@ mod tests {
         let mut y = [0.0; 2];
         mean(&[5, 2], &[true, false], &x, &mut y, |s: f64, v: f32| s + f64::from(v), |s, n| (s / n as f64) as f32);
         assert_eq!(y, [3.0, -3.0]);
+        let codes: Vec<u8> = (0..24).map(|i| i * 10).collect();
+        let grid = ByteGrid { scale: 0.3, zero_point: 9, low: 0, high: 255 };
+        for bits in 0..8usize {
+            let (dims, reduced) = ([2, 3, 4], [0, 1, 2].map(|axis| bits >> axis & 1 == 1));
+            let len = dims.iter().zip(reduced).filter(|(_, r)| !r).map(|(d, _)| d).product();
+            let (mut y, mut want) = (vec![0.0; len], vec![0.0; len]);
+            mean_of_codes(&dims, &reduced, &codes, grid, &mut y);
+            let centred = |sum: i64, byte: u8| sum + i64::from(byte) - 9;
+            mean(&dims, &reduced, &codes, &mut want, centred, |sum, n| {
+                (sum as f64 * f64::from(0.3f32) / n as f64) as f32
+            });
+            assert_eq!(y, want, "{reduced:?}");
+        }
         assert!(!pool.has_empty_window());
         assert!(Pool { before: [0, 3], ..pool }.has_empty_window());
     }
