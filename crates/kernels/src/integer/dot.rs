@@ -4,6 +4,7 @@
 //! |---|---|---|
 //! | VNNI (AVX-512) | `vpdpbusd`: 64 products of u8 and i8, summed by fours into 16 i32 | 12 pixels x 1 block, 6 x 2, 4 x 3, 3 x 4 |
 //! | short (AVX2) | `vpmaddubsw`: 32 products of u8 and i8, summed by twos into 16 i16, several of which are added before they are widened | 6 pixels x 1 block |
+//! | dots (AVX-VNNI) | `vpdpbusd`: 32 products of u8 and i8, summed by fours into 8 i32 | 6 pixels x 1 block |
 //! | wide (AVX2) | `vpmaddwd`: 16 products of i16, summed by twos into 8 i32 | 6 pixels x 1 block |
 //! | narrow (AVX2) | as short, weights expanded from 1–7 bits in registers ([`narrow`](super::narrow)) | 6 pixels x 1 block |
 //! | narrow (AVX-512) | as VNNI, weights expanded in the same way | 1, 2 or 4 pixels x 1–4 blocks |
@@ -102,6 +103,10 @@ const MANY_SHORT_SUMS: usize = 64;
 #[cfg(target_arch = "x86_64")]
 const LONGEST: usize = 128;
 
+/// More products than any sum of 32 bits can have.
+#[cfg(target_arch = "x86_64")]
+const LONG_SUMS: usize = 1 << 24;
+
 /// Pixels from which on weights are expanded once for all of them.
 const MANY_PIXELS: usize = 8;
 /// The same for VNNI.
@@ -121,6 +126,8 @@ pub(super) enum Kernel {
     #[cfg(target_arch = "x86_64")]
     Short,
     #[cfg(target_arch = "x86_64")]
+    Dots,
+    #[cfg(target_arch = "x86_64")]
     Wide,
     Portable,
 }
@@ -135,6 +142,9 @@ impl Kernel {
                 return Kernel::Vnni;
             }
             if level >= Level::Avx2 {
+                if x86::has_dots() {
+                    return Kernel::Dots;
+                }
                 // A single sum that must be widened at once is no faster than products of words, which are simpler.
                 return if short_sums > 1 { Kernel::Short } else { Kernel::Wide };
             }
@@ -150,6 +160,7 @@ impl Kernel {
         {
             all.extend(Isa::new(Level::Avx2).map(|_| Kernel::Wide));
             all.extend(Isa::new(Level::Avx2).filter(|_| short_sums > 0).map(|_| Kernel::Short));
+            all.extend(Isa::new(Level::Avx2).filter(|_| x86::has_dots()).map(|_| Kernel::Dots));
             let vnni = is_x86_feature_detected!("avx512vnni");
             all.extend(Isa::new(Level::Avx512).filter(|_| vnni).map(|_| Kernel::Vnni));
         }
@@ -173,6 +184,15 @@ impl Kernel {
         }
     }
 
+    /// Products of pairs that one of its sums can hold, where 16 bits can hold `short_sums`.
+    pub fn room(self, short_sums: usize) -> usize {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Kernel::Dots => LONG_SUMS,
+            _ => short_sums,
+        }
+    }
+
     /// Whether products of bytes are added in 16 bits first.
     pub fn has_short_sums(self) -> bool {
         #[cfg(target_arch = "x86_64")]
@@ -188,7 +208,10 @@ impl Kernel {
 
     /// Whether [`narrow`](super::narrow) weights can be run.
     pub fn expands(self) -> bool {
-        self.has_short_sums() || self.has_vnni()
+        #[cfg(target_arch = "x86_64")]
+        return matches!(self, Kernel::Short | Kernel::Dots | Kernel::Vnni);
+        #[cfg(not(target_arch = "x86_64"))]
+        false
     }
 
     /// Whether it uses `vpdpbusd` of AVX-512, which whoever chose it found there.
@@ -210,7 +233,7 @@ impl Kernel {
             #[cfg(target_arch = "x86_64")]
             Kernel::Short if short_sums >= MANY_SHORT_SUMS => short_sums.min(LONGEST),
             #[cfg(target_arch = "x86_64")]
-            Kernel::Short => LONGEST,
+            Kernel::Short | Kernel::Dots => LONGEST,
             #[cfg(target_arch = "x86_64")]
             Kernel::Wide => LONGEST / 2,
             _ => usize::MAX,
@@ -231,16 +254,14 @@ impl Kernel {
                 GROUP,
                 |_| (1, SIX),
                 // SAFETY: `Short` is only chosen where AVX2 was detected; the rest as in `with_vnni`.
-                |panel, acc| unsafe {
-                    match (panel.rest(), panel.needs_widening()) {
-                        (Rest::Many, false) => x86::short_once::<6>(panel, acc),
-                        (Rest::Many, true) => x86::short::<6>(panel, acc),
-                        (Rest::Four, false) => x86::short_once::<4>(panel, acc),
-                        (Rest::Four, true) => x86::short::<4>(panel, acc),
-                        (Rest::Two, _) => x86::short::<2>(panel, acc),
-                        (Rest::One, _) => x86::short::<1>(panel, acc),
-                    }
-                },
+                |panel, acc| unsafe { x86::bytes::<x86::InWords>(panel, acc) },
+            ),
+            #[cfg(target_arch = "x86_64")]
+            Kernel::Dots => job.for_each_panel(
+                GROUP,
+                |_| (1, SIX),
+                // SAFETY: `Dots` is only chosen where AVX2 and AVX-VNNI were detected; the rest as in `with_vnni`.
+                |panel, acc| unsafe { x86::bytes::<x86::InLongs>(panel, acc) },
             ),
             #[cfg(target_arch = "x86_64")]
             Kernel::Wide => {}
@@ -293,11 +314,16 @@ impl Kernel {
                 |panel, acc| unsafe { super::narrow::x86::vnni(panel, form, acc) },
             );
         } else {
-            // SAFETY: `Short` is only chosen where AVX2 was detected; the rest as for bytes.
+            // SAFETY: `Short` and `Dots` are only chosen where their instructions were detected; the rest as for bytes.
             job.for_each_panel(
                 form.group_bytes(),
                 |_| (1, SIX),
-                |panel, acc| unsafe { super::narrow::x86::run(panel, form, acc) },
+                |panel, acc| unsafe {
+                    match self {
+                        Kernel::Dots => super::narrow::x86::run::<x86::InLongs>(panel, form, acc),
+                        _ => super::narrow::x86::run::<x86::InWords>(panel, form, acc),
+                    }
+                },
             );
         }
         #[cfg(not(target_arch = "x86_64"))]

@@ -181,7 +181,7 @@ impl ConvWeights {
             None if kernel.is_wide() => Packed::Words(by_pairs(&ordered).into_iter().map(i16::from).collect()),
             None => Packed::Bytes(ordered),
         };
-        ConvWeights { layout, kernel, data, sums, short_sums, largest }
+        ConvWeights { layout, kernel, data, sums, short_sums: kernel.room(short_sums), largest }
     }
 
     /// Whether inputs are widened for them.

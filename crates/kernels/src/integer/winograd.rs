@@ -310,7 +310,7 @@ impl Winograd {
                 let mut room = vec![usize::MAX; positions];
                 for (part, weights) in weights.chunks_exact(len).enumerate() {
                     let room = &mut room[part % positions];
-                    *room = short_sums(Kind::Rows, weights, most).min(*room);
+                    *room = kernel.room(short_sums(Kind::Rows, weights, most)).min(*room);
                 }
                 if !room.iter().all(|&sums| kernel.takes(sums)) {
                     return None;

@@ -3,7 +3,8 @@
 // Iterators over sums would take their addresses and keep them in memory.
 #![allow(clippy::needless_range_loop)]
 
-use super::{GROUP, LANES, MAX_BLOCKS, Panel, QUAD, Word};
+use super::{GROUP, LANES, MAX_BLOCKS, Panel, QUAD, Rest, Word};
+use std::arch::asm;
 use std::arch::x86_64::{
     __m256i, __m512i, _MM_HINT_T0, _mm_prefetch, _mm256_add_epi16, _mm256_add_epi32, _mm256_loadu_si256,
     _mm256_madd_epi16, _mm256_maddubs_epi16, _mm256_set1_epi16, _mm256_set1_epi32, _mm256_setzero_si256,
@@ -293,13 +294,109 @@ pub unsafe fn begin<const PIXELS: usize, const BLOCKS: usize, F: Finish, W>(
     }
 }
 
-/// `PIXELS` pixels at a time, times one block, with `vpmaddubsw`: a register holds eight channels x two partial sums of 16
-/// bits, which can hold all of the panel's pieces.
+/// Whether [`InLongs`] can be used.
+pub fn has_dots() -> bool {
+    if cfg!(test) {
+        return is_x86_feature_detected!("avx512vnni") && is_x86_feature_detected!("avx512vl");
+    }
+    is_x86_feature_detected!("avxvnni")
+}
+
+/// Products of 32 bytes, added up in eight channels.
+pub trait Products: Copy {
+    /// Products of unsigned and signed bytes, added to sums.
+    ///
+    /// # Safety
+    /// The processor has its instruction, and AVX2.
+    unsafe fn add(sums: __m256i, x: __m256i, w: __m256i) -> __m256i;
+
+    /// Sums of 32 bits.
+    ///
+    /// # Safety
+    /// As for [`add`](Self::add).
+    unsafe fn whole(sums: __m256i) -> __m256i;
+}
+
+/// In 16 bits, by twos, with `vpmaddubsw`.
+#[derive(Clone, Copy)]
+pub struct InWords;
+
+impl Products for InWords {
+    #[inline(always)]
+    unsafe fn add(sums: __m256i, x: __m256i, w: __m256i) -> __m256i {
+        // SAFETY: the caller promises AVX2.
+        unsafe { _mm256_add_epi16(sums, _mm256_maddubs_epi16(x, w)) }
+    }
+
+    #[inline(always)]
+    unsafe fn whole(sums: __m256i) -> __m256i {
+        // SAFETY: the caller promises AVX2.
+        unsafe { widen(sums) }
+    }
+}
+
+/// In 32 bits, by fours, with AVX-VNNI's `vpdpbusd`. Assembly, because an intrinsic is an instruction only in functions compiled for
+/// AVX-VNNI alone. Tests use the encoding that AVX-512 has for the same instruction, so that they run where it is.
+#[derive(Clone, Copy)]
+pub struct InLongs;
+
+impl Products for InLongs {
+    #[inline(always)]
+    unsafe fn add(sums: __m256i, x: __m256i, w: __m256i) -> __m256i {
+        // SAFETY: the caller's promises.
+        unsafe { vpdpbusd(sums, x, w) }
+    }
+
+    #[inline(always)]
+    unsafe fn whole(sums: __m256i) -> __m256i {
+        sums
+    }
+}
+
+/// See [`InLongs`].
 ///
 /// # Safety
-/// As for [`vnni_panel`] with one block, and AVX2.
+/// The instruction is available.
+#[inline]
 #[target_feature(enable = "avx2")]
-pub unsafe fn short_once<const PIXELS: usize>(panel: &Panel<'_, u8, i8>, acc: &mut [i32]) {
+unsafe fn vpdpbusd(mut sums: __m256i, x: __m256i, w: __m256i) -> __m256i {
+    // SAFETY: the caller promises the instruction, which touches nothing but its operands.
+    unsafe {
+        #[cfg(not(test))]
+        asm!("{{vex}} vpdpbusd {0}, {1}, {2}", inout(ymm_reg) sums, in(ymm_reg) x, in(ymm_reg) w,
+            options(pure, nomem, nostack, preserves_flags));
+        #[cfg(test)]
+        asm!("{{evex}} vpdpbusd {0}, {1}, {2}", inout(ymm_reg) sums, in(ymm_reg) x, in(ymm_reg) w,
+            options(pure, nomem, nostack, preserves_flags));
+    }
+    sums
+}
+
+/// All pixels of a panel of one block of bytes.
+///
+/// # Safety
+/// As for [`vnni_panel`] with one block, and the instructions of `P`.
+pub unsafe fn bytes<P: Products>(panel: &Panel<'_, u8, i8>, acc: &mut [i32]) {
+    // SAFETY: the caller's promises.
+    unsafe {
+        match (panel.rest(), panel.needs_widening()) {
+            (Rest::Many, false) => short_once::<6, P>(panel, acc),
+            (Rest::Many, true) => short::<6, P>(panel, acc),
+            (Rest::Four, false) => short_once::<4, P>(panel, acc),
+            (Rest::Four, true) => short::<4, P>(panel, acc),
+            (Rest::Two, _) => short::<2, P>(panel, acc),
+            (Rest::One, _) => short::<1, P>(panel, acc),
+        }
+    }
+}
+
+/// `PIXELS` pixels at a time, times one block: a register holds eight channels x two partial sums of 16 bits, or one of 32, which
+/// can hold all of the panel's pieces.
+///
+/// # Safety
+/// As for [`bytes`].
+#[target_feature(enable = "avx2")]
+unsafe fn short_once<const PIXELS: usize, P: Products>(panel: &Panel<'_, u8, i8>, acc: &mut [i32]) {
     for (idx, pixels) in panel.pixels.chunks(PIXELS).enumerate() {
         let inputs = panel.inputs::<PIXELS>(pixels);
         let mut partial: Partial<PIXELS> = [[_mm256_setzero_si256(); PARTS]; PIXELS];
@@ -313,7 +410,8 @@ pub unsafe fn short_once<const PIXELS: usize>(panel: &Panel<'_, u8, i8>, acc: &m
                     // SAFETY: the caller promises that the piece, of which these are 4 bytes, lies within the input.
                     let x = _mm256_set1_epi32(unsafe { inputs[m].add(at).cast::<i32>().read_unaligned() });
                     for part in 0..PARTS {
-                        partial[m][part] = _mm256_add_epi16(partial[m][part], _mm256_maddubs_epi16(x, w[part]));
+                        // SAFETY: the caller promises the instructions.
+                        partial[m][part] = unsafe { P::add(partial[m][part], x, w[part]) };
                     }
                 }
                 weights = weights.wrapping_add(GROUP);
@@ -322,7 +420,8 @@ pub unsafe fn short_once<const PIXELS: usize>(panel: &Panel<'_, u8, i8>, acc: &m
         let mut sums = partial;
         for m in 0..PIXELS {
             for part in 0..PARTS {
-                sums[m][part] = widen(partial[m][part]);
+                // SAFETY: the caller promises the instructions.
+                sums[m][part] = unsafe { P::whole(partial[m][part]) };
             }
         }
         // SAFETY: AVX2 is available, and the caller promises accumulators.
@@ -333,9 +432,9 @@ pub unsafe fn short_once<const PIXELS: usize>(panel: &Panel<'_, u8, i8>, acc: &m
 /// [`short_once`] for panels of any length: partial sums are widened whenever they could be full.
 ///
 /// # Safety
-/// As for [`short_once`].
+/// As for [`bytes`].
 #[target_feature(enable = "avx2")]
-pub unsafe fn short<const PIXELS: usize>(panel: &Panel<'_, u8, i8>, acc: &mut [i32]) {
+unsafe fn short<const PIXELS: usize, P: Products>(panel: &Panel<'_, u8, i8>, acc: &mut [i32]) {
     for (idx, pixels) in panel.pixels.chunks(PIXELS).enumerate() {
         let mut weights = panel.weights.as_ptr();
         // SAFETY: the caller promises a block of weights for all pieces: 64 bytes per group.
@@ -345,7 +444,7 @@ pub unsafe fn short<const PIXELS: usize>(panel: &Panel<'_, u8, i8>, acc: &mut [i
             w
         };
         // SAFETY: the caller's promises are those that `short_with` asks for.
-        unsafe { short_with::<PIXELS, _>(panel, pixels, next, &mut acc[idx * PIXELS * panel.stride..]) }
+        unsafe { short_with::<PIXELS, P, _>(panel, pixels, next, &mut acc[idx * PIXELS * panel.stride..]) }
     }
 }
 
@@ -355,7 +454,7 @@ pub unsafe fn short<const PIXELS: usize>(panel: &Panel<'_, u8, i8>, acc: &mut [i
 /// As for [`short`]; `next` gives weights for all pieces, and `acc` begins with the first of the `pixels`, which are of the panel.
 #[inline]
 #[target_feature(enable = "avx2")]
-pub unsafe fn short_with<const PIXELS: usize, W>(
+pub unsafe fn short_with<const PIXELS: usize, P: Products, W>(
     panel: &Panel<'_, u8, W>,
     pixels: &[usize],
     mut next: impl FnMut() -> [__m256i; PARTS],
@@ -378,7 +477,8 @@ pub unsafe fn short_with<const PIXELS: usize, W>(
                     // SAFETY: the caller promises that the piece, of which these are 4 bytes, lies within the input.
                     let x = _mm256_set1_epi32(unsafe { inputs[m].add(at).cast::<i32>().read_unaligned() });
                     for part in 0..PARTS {
-                        partial[m][part] = _mm256_add_epi16(partial[m][part], _mm256_maddubs_epi16(x, w[part]));
+                        // SAFETY: the caller promises the instructions.
+                        partial[m][part] = unsafe { P::add(partial[m][part], x, w[part]) };
                     }
                 }
                 at += QUAD;
@@ -386,7 +486,8 @@ pub unsafe fn short_with<const PIXELS: usize, W>(
             if room == 0 {
                 for m in 0..PIXELS {
                     for part in 0..PARTS {
-                        sums[m][part] = _mm256_add_epi32(sums[m][part], widen(partial[m][part]));
+                        // SAFETY: the caller promises the instructions.
+                        sums[m][part] = _mm256_add_epi32(sums[m][part], unsafe { P::whole(partial[m][part]) });
                         partial[m][part] = _mm256_setzero_si256();
                     }
                 }
@@ -397,7 +498,8 @@ pub unsafe fn short_with<const PIXELS: usize, W>(
     let mut whole = sums;
     for m in 0..PIXELS {
         for part in 0..PARTS {
-            whole[m][part] = _mm256_add_epi32(sums[m][part], widen(partial[m][part]));
+            // SAFETY: the caller promises the instructions.
+            whole[m][part] = _mm256_add_epi32(sums[m][part], unsafe { P::whole(partial[m][part]) });
         }
     }
     // SAFETY: AVX2 is available, and the caller promises accumulators.

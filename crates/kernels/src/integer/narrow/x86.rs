@@ -4,7 +4,7 @@
 #![allow(clippy::needless_range_loop)]
 
 use super::{GROUP, Narrow};
-use crate::integer::dot::x86::{Finish, PARTS, Sums, begin, short_with};
+use crate::integer::dot::x86::{Finish, PARTS, Products, Sums, begin, short_with};
 use crate::integer::dot::{Panel, Rest};
 use crate::integer::weights::QUAD;
 use crate::isa::{Isa, Level};
@@ -37,15 +37,15 @@ macro_rules! with_bits {
 /// A panel of at most six pixels.
 ///
 /// # Safety
-/// As for [`short`](crate::integer::dot::x86::short), with a block of weights in the given form.
-pub unsafe fn run(panel: &Panel<'_, u8, u8>, form: Narrow, acc: &mut [i32]) {
+/// As for [`bytes`](crate::integer::dot::x86::bytes), with a block of weights in the given form.
+pub unsafe fn run<P: Products>(panel: &Panel<'_, u8, u8>, form: Narrow, acc: &mut [i32]) {
     // SAFETY: the caller's promises are those of `pixels`.
     with_bits!(form, BITS => unsafe {
         match panel.rest() {
-            Rest::One => pixels::<1, BITS>(panel, form.lowest, acc),
-            Rest::Two => pixels::<2, BITS>(panel, form.lowest, acc),
-            Rest::Four => pixels::<4, BITS>(panel, form.lowest, acc),
-            Rest::Many => pixels::<6, BITS>(panel, form.lowest, acc),
+            Rest::One => pixels::<1, BITS, P>(panel, form.lowest, acc),
+            Rest::Two => pixels::<2, BITS, P>(panel, form.lowest, acc),
+            Rest::Four => pixels::<4, BITS, P>(panel, form.lowest, acc),
+            Rest::Many => pixels::<6, BITS, P>(panel, form.lowest, acc),
         }
     })
 }
@@ -55,7 +55,11 @@ pub unsafe fn run(panel: &Panel<'_, u8, u8>, form: Narrow, acc: &mut [i32]) {
 /// # Safety
 /// As for [`run`]; `BITS` are those of the weights.
 #[target_feature(enable = "avx2")]
-unsafe fn pixels<const PIXELS: usize, const BITS: u8>(panel: &Panel<'_, u8, u8>, lowest: i8, acc: &mut [i32]) {
+unsafe fn pixels<const PIXELS: usize, const BITS: u8, P: Products>(
+    panel: &Panel<'_, u8, u8>,
+    lowest: i8,
+    acc: &mut [i32],
+) {
     let lowest = _mm256_set1_epi8(lowest);
     let mut weights = panel.weights.as_ptr();
     // SAFETY: the caller promises a block of weights for all pieces.
@@ -65,7 +69,7 @@ unsafe fn pixels<const PIXELS: usize, const BITS: u8>(panel: &Panel<'_, u8, u8>,
         [_mm256_add_epi8(codes[0], lowest), _mm256_add_epi8(codes[1], lowest)]
     };
     // SAFETY: the caller's promises are those that `short_with` asks for.
-    unsafe { short_with::<PIXELS, _>(panel, panel.pixels, next, acc) }
+    unsafe { short_with::<PIXELS, P, _>(panel, panel.pixels, next, acc) }
 }
 
 /// A panel of up to four pixels and [`BLOCKS`] blocks, with `vpdpbusd`.

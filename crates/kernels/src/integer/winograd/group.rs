@@ -75,6 +75,9 @@ impl Operands for Group<'_, u8, i8> {
                 // SAFETY: whoever chose `Short` found AVX2; lengths were checked above.
                 unsafe { of_size!(short(self, products)) }
             }
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: whoever chose `Dots` found AVX2 and AVX-VNNI; lengths were checked above.
+            Kernel::Dots => unsafe { of_size!(dots(self, products)) },
             _ => portable(self, products, |lane, input| lane * QUAD + input),
         }
     }
@@ -88,8 +91,8 @@ impl Operands for Group<'_, i16, i16> {
             // SAFETY: whoever chose `Vnni` found its instructions; lengths were checked above.
             Kernel::Vnni => unsafe { of_size!(vnni(self, products), blocks) },
             #[cfg(target_arch = "x86_64")]
-            // SAFETY: whoever chose `Short` or `Wide` found AVX2; lengths were checked above.
-            Kernel::Short | Kernel::Wide => unsafe { of_size!(wide(self, products)) },
+            // SAFETY: whoever chose one of these found AVX2; lengths were checked above.
+            Kernel::Short | Kernel::Dots | Kernel::Wide => unsafe { of_size!(wide(self, products)) },
             _ => portable(self, products, |lane, input| input / 2 * 2 * LANES + lane * 2 + input % 2),
         }
     }

@@ -3,22 +3,43 @@
 // Iterators over sums would take their addresses and keep them in memory.
 #![allow(clippy::needless_range_loop)]
 
-use super::super::dot::x86::{PARTS, widen};
+use super::super::dot::x86::{InLongs, InWords, PARTS, Products};
 use super::group::Group;
 use super::{GROUP, LANES, QUAD};
 use std::arch::x86_64::{
-    __m256i, __m512i, _mm256_add_epi16, _mm256_add_epi32, _mm256_loadu_si256, _mm256_madd_epi16, _mm256_maddubs_epi16,
-    _mm256_set1_epi32, _mm256_setzero_si256, _mm256_storeu_si256, _mm512_dpbusd_epi32, _mm512_dpwssd_epi32,
-    _mm512_loadu_si512, _mm512_set1_epi32, _mm512_storeu_si512,
+    __m256i, __m512i, _mm256_add_epi32, _mm256_loadu_si256, _mm256_madd_epi16, _mm256_set1_epi32, _mm256_setzero_si256,
+    _mm256_storeu_si256, _mm512_dpbusd_epi32, _mm512_dpwssd_epi32, _mm512_loadu_si512, _mm512_set1_epi32,
+    _mm512_storeu_si512,
 };
 
-/// One block, with `vpmaddubsw`; sums of 16 bits are widened before they could be full.
+/// One block, with `vpmaddubsw`.
 ///
 /// # Safety
-/// AVX2 is available; `group` has `TILES` tiles and one block, `products` room for them, and slices are as long as
-/// [`Group::run`] asks.
+/// As for [`bytes`], with AVX2.
 #[target_feature(enable = "avx2")]
 pub unsafe fn short<const TILES: usize>(group: &Group<'_, u8, i8>, products: &mut [i32]) {
+    // SAFETY: the caller's promises.
+    unsafe { bytes::<TILES, InWords>(group, products) }
+}
+
+/// One block, with AVX-VNNI's `vpdpbusd`.
+///
+/// # Safety
+/// As for [`bytes`], with AVX2 and AVX-VNNI.
+#[target_feature(enable = "avx2")]
+pub unsafe fn dots<const TILES: usize>(group: &Group<'_, u8, i8>, products: &mut [i32]) {
+    // SAFETY: the caller's promises.
+    unsafe { bytes::<TILES, InLongs>(group, products) }
+}
+
+/// One block; sums of 16 bits are widened before they could be full.
+///
+/// # Safety
+/// The instructions of `P` are available; `group` has `TILES` tiles and one block, `products` room for them, and slices are as long as
+/// [`Group::run`] asks.
+#[inline]
+#[target_feature(enable = "avx2")]
+unsafe fn bytes<const TILES: usize, P: Products>(group: &Group<'_, u8, i8>, products: &mut [i32]) {
     let mut weights = group.weights.as_ptr();
     for position in 0..group.positions {
         let input = group.planes.as_ptr().wrapping_add(position * group.plane + group.first);
@@ -37,7 +58,8 @@ pub unsafe fn short<const TILES: usize>(group: &Group<'_, u8, i8>, products: &mu
                     // SAFETY: the caller promises that all inputs of all tiles lie within the planes.
                     let x = _mm256_set1_epi32(unsafe { inputs[m].add(at).cast::<i32>().read_unaligned() });
                     for part in 0..PARTS {
-                        partial[m][part] = _mm256_add_epi16(partial[m][part], _mm256_maddubs_epi16(x, w[part]));
+                        // SAFETY: the caller promises the instructions.
+                        partial[m][part] = unsafe { P::add(partial[m][part], x, w[part]) };
                     }
                 }
                 weights = weights.wrapping_add(GROUP);
@@ -49,7 +71,7 @@ pub unsafe fn short<const TILES: usize>(group: &Group<'_, u8, i8>, products: &mu
                     // SAFETY: the caller promises 16 start values per position and 16 products per position and tile.
                     unsafe {
                         let base = if first == 0 { start.wrapping_add(part * 8) } else { to.cast_const() };
-                        let sum = _mm256_add_epi32(_mm256_loadu_si256(base.cast()), widen(partial[m][part]));
+                        let sum = _mm256_add_epi32(_mm256_loadu_si256(base.cast()), P::whole(partial[m][part]));
                         _mm256_storeu_si256(to.cast(), sum);
                     }
                 }
@@ -62,7 +84,7 @@ pub unsafe fn short<const TILES: usize>(group: &Group<'_, u8, i8>, products: &mu
 /// One block, with `vpmaddwd`: operands of 16 bits, sums of 32.
 ///
 /// # Safety
-/// As for [`short`].
+/// As for [`bytes`].
 #[target_feature(enable = "avx2")]
 pub unsafe fn wide<const TILES: usize>(group: &Group<'_, i16, i16>, products: &mut [i32]) {
     let mut weights = group.weights.as_ptr();
@@ -134,7 +156,7 @@ impl Vnni for i16 {
 /// `BLOCKS` blocks, with `vpdpbusd` or `vpdpwssd`.
 ///
 /// # Safety
-/// As for [`short`], with `BLOCKS` blocks and the instructions named.
+/// As for [`bytes`], with `BLOCKS` blocks and the instructions named.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
 pub unsafe fn vnni<const TILES: usize, const BLOCKS: usize, X: Vnni>(
     group: &Group<'_, X, X::Weight>,
