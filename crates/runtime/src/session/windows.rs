@@ -60,20 +60,26 @@ impl Pool {
     }
 }
 
-/// The largest of every window; `raise` makes its second row the larger one of two, element by element.
+/// The largest of every window; `raise` makes its second row the larger one of two, element by element. First of whole input rows, where it
+/// has most to do at a time.
 pub(super) fn max<T: Copy + Send + Sync>(pool: &Pool, x: &[T], y: &mut [T], raise: fn(&[T], &mut [T])) {
     let (c, row) = (pool.channels, pool.output[1] * pool.channels);
+    let width = pool.input[1] * c;
     let work = y.len() * pool.kernel[0] * pool.kernel[1];
     for_each_part_weighing(y, row, work, |start, y| {
+        let mut largest = Vec::with_capacity(width);
         for (i, y) in y.chunks_exact_mut(row.max(1)).enumerate() {
             let line = start / row + i;
             let (n, oh) = (line / pool.output[0], line % pool.output[0]);
+            let mut rows = pool.taps(0, oh).map(|h| &x[(n * pool.input[0] + h) * width..][..width]);
+            largest.clear();
+            largest.extend_from_slice(rows.next().unwrap_or(&[]));
+            rows.for_each(|row| raise(row, &mut largest));
             for (ow, y) in y.chunks_exact_mut(c).enumerate() {
-                let rows = pool.taps(0, oh).map(|h| (n * pool.input[0] + h) * pool.input[1]);
-                let mut pixels = rows.flat_map(|line| pool.taps(1, ow).map(move |w| (line + w) * c));
+                let mut pixels = pool.taps(1, ow).filter_map(|w| largest.get(w * c..(w + 1) * c));
                 if let Some(first) = pixels.next() {
-                    y.copy_from_slice(&x[first..first + c]);
-                    pixels.for_each(|at| raise(&x[at..at + c], y));
+                    y.copy_from_slice(first);
+                    pixels.for_each(|pixel| raise(pixel, y));
                 }
             }
         }
