@@ -2,7 +2,7 @@
 //!
 //! | kernel | per instruction | at a time |
 //! |---|---|---|
-//! | VNNI (AVX-512) | `vpdpbusd`: 64 products of u8 and i8, summed by fours into 16 i32 | 12 pixels x 1 block, 6 x 2, 4 x 3, 3 x 4 |
+//! | VNNI (AVX-512) | `vpdpbusd`: 64 products of u8 and i8, summed by fours into 16 i32 | 12 pixels x 1 block, 6 x 2, 4 x 3, 3 or 6 x 4 |
 //! | short (AVX2) | `vpmaddubsw`: 32 products of u8 and i8, summed by twos into 16 i16, several of which are added before they are widened | 6 pixels x 1 block |
 //! | dots (AVX-VNNI) | `vpdpbusd`: 32 products of u8 and i8, summed by fours into 8 i32 | 6 pixels x 1 block |
 //! | wide (AVX2) | `vpmaddwd`: 16 products of i16, summed by twos into 8 i32 | 6 pixels x 1 block |
@@ -416,6 +416,8 @@ pub(super) struct Panel<'a, X, W> {
     pub weights: &'a [W],
     pub block_len: usize,
     pub blocks: usize,
+    /// Whether those of another panel follow.
+    pub is_followed: bool,
     /// What is added to: start values, or with `None` the accumulators themselves.
     pub start: Option<&'a [i32]>,
     pub channels: usize,
@@ -442,7 +444,12 @@ const SIX: usize = 6;
 impl<X, W> Panel<'_, X, W> {
     /// Whether 16 bits cannot hold the sums of all pieces.
     fn needs_widening(&self) -> bool {
-        self.pieces.iter().map(|(_, quads)| quads).sum::<usize>() > self.short_sums
+        self.quads() > self.short_sums
+    }
+
+    /// Groups of four inputs.
+    pub fn quads(&self) -> usize {
+        self.pieces.iter().map(|(_, quads)| quads).sum()
     }
 
     /// Which loop to take.
@@ -550,6 +557,7 @@ impl<X, W, O> Job<'_, X, W, O> {
                             [block * block_len + chunk.first * group_len..(block + count) * block_len],
                         block_len,
                         blocks: count,
+                        is_followed: block + count < blocks,
                         start: chunk.begins.then_some(start),
                         channels: (self.channels - block * LANES).min(count * LANES),
                         stride: self.stride,

@@ -206,7 +206,7 @@ impl Finish for Sums {
 }
 
 /// All pixels of a panel of up to four blocks, with `vpdpbusd`. Twelve sums at a time: as many as hide the latency of a product, and so few that
-/// the next ones begin while these are finished.
+/// the next ones begin while these are finished. With many inputs it matters more how often weights are read.
 ///
 /// # Safety
 /// * AVX-512 F, BW, DQ, VL and VNNI are available.
@@ -220,10 +220,14 @@ pub unsafe fn vnni_panel<F: Finish>(panel: &Panel<'_, u8, i8>, finish: F, out: &
             1 => vnni::<12, 1, F>(panel, finish, out),
             2 => vnni::<6, 2, F>(panel, finish, out),
             3 => vnni::<4, 3, F>(panel, finish, out),
+            _ if panel.quads() > MANY_QUADS => vnni::<6, MAX_BLOCKS, F>(panel, finish, out),
             _ => vnni::<3, MAX_BLOCKS, F>(panel, finish, out),
         }
     }
 }
+
+/// Groups of four inputs from which on a panel's weights are too many for the first cache.
+const MANY_QUADS: usize = 256;
 
 /// `PIXELS` pixels at a time, times `BLOCKS` blocks.
 ///
@@ -243,7 +247,7 @@ unsafe fn vnni<const PIXELS: usize, const BLOCKS: usize, F: Finish>(
         let mut sums = unsafe { begin::<PIXELS, BLOCKS, F, _>(panel, pixels.len(), out) };
         let mut weights = panel.weights.as_ptr();
         // The next panel's weights are on their way while the first pixels pass by this one's, a block for each group of pixels.
-        let ahead = if idx < BLOCKS { (BLOCKS + idx) * panel.block_len } else { 0 };
+        let ahead = if panel.is_followed && idx < BLOCKS { (BLOCKS + idx) * panel.block_len } else { 0 };
         for &(offset, quads) in panel.pieces {
             for at in (offset..offset + quads * QUAD).step_by(QUAD) {
                 _mm_prefetch::<_MM_HINT_T0>(weights.wrapping_add(ahead));

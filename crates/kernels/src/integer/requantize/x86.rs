@@ -29,7 +29,7 @@ use std::arch::x86_64::{
 /// Registers whose codes fill one.
 const FOUR: usize = 4;
 /// Most registers of a call of [`Finish::store`].
-const MOST: usize = 12;
+const MOST: usize = 24;
 
 /// The chain of a [`Prepared`] for [`Finish`]; `RESIDUAL` is 0 for nothing, 1 for codes, 2 for floats.
 #[derive(Clone, Copy)]
@@ -333,6 +333,15 @@ impl<const RESIDUAL: u8> ToCodes<'_, RESIDUAL> {
             }
             if groups > 2 {
                 self.group::<PIXELS, BLOCKS, WHOLE>(2, sums, pixels, to);
+            }
+            if groups > 3 {
+                self.group::<PIXELS, BLOCKS, WHOLE>(3, sums, pixels, to);
+            }
+            if groups > 4 {
+                self.group::<PIXELS, BLOCKS, WHOLE>(4, sums, pixels, to);
+            }
+            if groups > 5 {
+                self.group::<PIXELS, BLOCKS, WHOLE>(5, sums, pixels, to);
             }
         }
     }
