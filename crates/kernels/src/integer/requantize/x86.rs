@@ -102,7 +102,7 @@ impl Prepared<'_> {
             Residual::Floats(floats) => (&[], floats),
         };
         let channels = self.channels();
-        // SAFETY: numbers are fixed-point only where AVX-512 was found. Outputs and residuals are checked by `check`.
+        // SAFETY: numbers are fixed-point only where AVX-512 was found.
         unsafe {
             match self.chain.residual {
                 Residual::None => self.to_codes::<0>(codes, floats).map(|to| to.rows(acc, channels, first, out)),
