@@ -142,7 +142,7 @@ impl Kernel {
                 return Kernel::Vnni;
             }
             if level >= Level::Avx2 {
-                if x86::has_dots() {
+                if avx2::has_dots() {
                     return Kernel::Dots;
                 }
                 // A single sum that must be widened at once is no faster than products of words, which are simpler.
@@ -160,7 +160,7 @@ impl Kernel {
         {
             all.extend(Isa::new(Level::Avx2).map(|_| Kernel::Wide));
             all.extend(Isa::new(Level::Avx2).filter(|_| short_sums > 0).map(|_| Kernel::Short));
-            all.extend(Isa::new(Level::Avx2).filter(|_| x86::has_dots()).map(|_| Kernel::Dots));
+            all.extend(Isa::new(Level::Avx2).filter(|_| avx2::has_dots()).map(|_| Kernel::Dots));
             let vnni = is_x86_feature_detected!("avx512vnni");
             all.extend(Isa::new(Level::Avx512).filter(|_| vnni).map(|_| Kernel::Vnni));
         }
@@ -254,14 +254,14 @@ impl Kernel {
                 GROUP,
                 |_| (1, SIX),
                 // SAFETY: `Short` is only chosen where AVX2 was detected; the rest as in `with_vnni`.
-                |panel, acc| unsafe { x86::bytes::<x86::InWords>(panel, acc) },
+                |panel, acc| unsafe { avx2::bytes::<avx2::InWords>(panel, acc) },
             ),
             #[cfg(target_arch = "x86_64")]
             Kernel::Dots => job.for_each_panel(
                 GROUP,
                 |_| (1, SIX),
                 // SAFETY: `Dots` is only chosen where AVX2 and AVX-VNNI were detected; the rest as in `with_vnni`.
-                |panel, acc| unsafe { x86::bytes::<x86::InLongs>(panel, acc) },
+                |panel, acc| unsafe { avx2::bytes::<avx2::InLongs>(panel, acc) },
             ),
             #[cfg(target_arch = "x86_64")]
             Kernel::Wide => {}
@@ -320,8 +320,8 @@ impl Kernel {
                 |_| (1, SIX),
                 |panel, acc| unsafe {
                     match self {
-                        Kernel::Dots => super::narrow::x86::run::<x86::InLongs>(panel, form, acc),
-                        _ => super::narrow::x86::run::<x86::InWords>(panel, form, acc),
+                        Kernel::Dots => super::narrow::x86::run::<avx2::InLongs>(panel, form, acc),
+                        _ => super::narrow::x86::run::<avx2::InWords>(panel, form, acc),
                     }
                 },
             );
@@ -348,10 +348,10 @@ impl Kernel {
             |_| (1, SIX),
             |panel, acc| unsafe {
                 match panel.rest() {
-                    Rest::Many => x86::wide::<6, W>(panel, acc),
-                    Rest::Four => x86::wide::<4, W>(panel, acc),
-                    Rest::Two => x86::wide::<2, W>(panel, acc),
-                    Rest::One => x86::wide::<1, W>(panel, acc),
+                    Rest::Many => avx2::wide::<6, W>(panel, acc),
+                    Rest::Four => avx2::wide::<4, W>(panel, acc),
+                    Rest::Two => avx2::wide::<2, W>(panel, acc),
+                    Rest::One => avx2::wide::<1, W>(panel, acc),
                 }
             },
         );
@@ -594,5 +594,7 @@ fn portable(panel: &Panel<'_, u8, i8>, acc: &mut [i32]) {
     }
 }
 
+#[cfg(target_arch = "x86_64")]
+pub(super) mod avx2;
 #[cfg(target_arch = "x86_64")]
 pub(super) mod x86;

@@ -4,7 +4,8 @@
 #![allow(clippy::needless_range_loop)]
 
 use super::{GROUP, Narrow};
-use crate::integer::dot::x86::{Finish, PARTS, Products, Sums, begin, short_with};
+use crate::integer::dot::avx2::{PARTS, Products, short_with};
+use crate::integer::dot::x86::{Finish, Sums, begin};
 use crate::integer::dot::{Panel, Rest};
 use crate::integer::weights::QUAD;
 use crate::isa::{Isa, Level};
@@ -37,7 +38,7 @@ macro_rules! with_bits {
 /// A panel of at most six pixels.
 ///
 /// # Safety
-/// As for [`bytes`](crate::integer::dot::x86::bytes), with a block of weights in the given form.
+/// As for [`bytes`](crate::integer::dot::avx2::bytes), with a block of weights in the given form.
 pub unsafe fn run<P: Products>(panel: &Panel<'_, u8, u8>, form: Narrow, acc: &mut [i32]) {
     // SAFETY: the caller's promises are those of `pixels`.
     with_bits!(form, BITS => unsafe {

@@ -3,7 +3,7 @@
 // Iterators over sums would take their addresses and keep them in memory.
 #![allow(clippy::needless_range_loop)]
 
-use super::super::dot::x86::{InLongs, InWords, PARTS, Products};
+use super::super::dot::avx2::{InLongs, InWords, PARTS, Products};
 use super::group::Group;
 use super::{GROUP, LANES, QUAD};
 use std::arch::x86_64::{
