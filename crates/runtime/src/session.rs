@@ -370,11 +370,9 @@ impl std::fmt::Debug for Session {
 
 fn check_numbers(x: &[f32]) -> Result<(), Error> {
     // Parts without an early end become vectors.
-    let is_clean = x.chunks(4096).all(|part| !part.iter().fold(false, |nan, v| nan | v.is_nan()));
-    if is_clean {
-        return Ok(());
-    }
-    match x.iter().position(|v| v.is_nan()) {
+    let has_nan = |part: &[f32]| part.iter().fold(false, |nan, v| nan | v.is_nan());
+    let find = || x.iter().position(|v| v.is_nan());
+    match x.chunks(4096).any(has_nan).then(find).flatten() {
         Some(at) => Err(Error::new(Kind::Input, format!("element {at} of {} is not a number", x.len()))),
         None => Ok(()),
     }

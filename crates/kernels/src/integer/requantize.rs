@@ -201,19 +201,19 @@ impl Prepared<'_> {
     pub fn run(&self, acc: &[i32], first: usize, out: &mut [u8]) {
         let (n, channels) = (acc.len(), self.chain.multiplier.len().max(1));
         assert!(n == out.len() && n.is_multiple_of(channels), "one code per accumulator of whole pixels");
+        #[cfg(target_arch = "x86_64")]
+        if self.run_in_registers(acc, first, out) {
+            return;
+        }
         let residual = match self.chain.residual {
             Residual::None => Residual::None,
             Residual::Codes(codes, from) => Residual::Codes(&codes[first..first + n], from),
             Residual::Floats(floats) => Residual::Floats(&floats[first..first + n]),
         };
-        #[cfg(target_arch = "x86_64")]
-        if self.run_in_registers(acc, first, out) {
-            return;
-        }
         let chain = Requantize { residual, ..self.chain };
         match self.folded.folded() {
-            Some(folded) => run(&chain, folded, acc, out),
-            None => chain.one_by_one(acc, 0, out),
+            Some(folded @ &Folded { doubt: Doubt::From(far), .. }) => run(&chain, folded, far, acc, out),
+            _ => chain.one_by_one(acc, 0, out),
         }
     }
 }
@@ -353,11 +353,11 @@ multiversion! {
 }
 
 multiversion! {
-    fn run(r: &Requantize<'_>, folded: &Folded, acc: &[i32], out: &mut [u8]) {
+    fn run(r: &Requantize<'_>, folded: &Folded, far: f32, acc: &[i32], out: &mut [u8]) {
         match r.residual {
-            Residual::None => rows::<0>(r, folded, &[], &[], acc, out),
-            Residual::Codes(codes, _) => rows::<1>(r, folded, codes, &[], acc, out),
-            Residual::Floats(floats) => rows::<2>(r, folded, &[], floats, acc, out),
+            Residual::None => rows::<0>(r, folded, far, &[], &[], acc, out),
+            Residual::Codes(codes, _) => rows::<1>(r, folded, far, codes, &[], acc, out),
+            Residual::Floats(floats) => rows::<2>(r, folded, far, &[], floats, acc, out),
         }
     }
 }
@@ -367,15 +367,14 @@ multiversion! {
 fn rows<const RESIDUAL: u8>(
     r: &Requantize<'_>,
     folded: &Folded,
+    far: f32,
     codes: &[u8],
     floats: &[f32],
     acc: &[i32],
     out: &mut [u8],
 ) {
     let channels = r.multiplier.len();
-    let &Folded { low, high, doubt, .. } = folded;
-    // Fixed-point numbers are not for this loop.
-    let Doubt::From(far) = doubt else { return r.one_by_one(acc, 0, out) };
+    let &Folded { low, high, .. } = folded;
     for (row, (acc, out)) in acc.chunks_exact(channels).zip(out.chunks_exact_mut(channels)).enumerate() {
         let first = row * channels;
         let codes = if RESIDUAL == 1 { &codes[first..first + channels] } else { &[] };

@@ -248,7 +248,7 @@ impl<'a> Context<'a> {
                 match self.elements(x)? {
                     Elements::F32(x) => windows::average(&pool, op.count_include_pad, x, y, add_float, mean_of_floats),
                     Elements::Codes(x, grid) => {
-                        let (add, finish) = code_sums(grid);
+                        let (add, finish) = windows::code_sums(grid);
                         windows::average(&pool, op.count_include_pad, x, y, add, finish);
                     }
                 }
@@ -461,13 +461,6 @@ fn add_float(sum: f64, x: f32) -> f64 {
 
 fn mean_of_floats(sum: f64, count: usize) -> f32 {
     (sum / count as f64) as f32
-}
-
-/// Sums of codes are exact; the scale is applied once, in double precision, and rounded once.
-fn code_sums(grid: super::grid::ByteGrid) -> (impl Fn(i64, u8) -> i64, impl Fn(i64, usize) -> f32) {
-    let centred = move |byte: u8| i64::from(byte) - i64::from(grid.zero_point);
-    let scale = f64::from(grid.scale);
-    (move |sum, byte| sum + centred(byte), move |sum: i64, count: usize| (sum as f64 * scale / count as f64) as f32)
 }
 
 /// `e^(x - max) / Σ`, or its logarithm, along an axis.

@@ -130,26 +130,32 @@ pub(super) fn mean<T: Copy, S: Copy + Default>(
     y.iter_mut().zip(sums).for_each(|(o, s)| *o = finish(s, count));
 }
 
-/// The mean of codes over the axes marked in `reduced`. Sums are exact; the scale is applied once, in double precision, and rounded once.
+/// Sums of codes are exact; the scale is applied once, in double precision, and rounded once.
+pub(super) fn code_sums(grid: ByteGrid) -> (impl Fn(i64, u8) -> i64, impl Fn(i64, usize) -> f32) {
+    let centred = move |byte: u8| i64::from(byte) - i64::from(grid.zero_point);
+    let scale = f64::from(grid.scale);
+    (move |sum, byte| sum + centred(byte), move |sum: i64, count: usize| (sum as f64 * scale / count as f64) as f32)
+}
+
+/// The mean of codes over the axes marked in `reduced`.
 pub(super) fn mean_of_codes(dims: &[usize], reduced: &[bool], x: &[u8], grid: ByteGrid, y: &mut [f32]) {
+    let (add, finish) = code_sums(grid);
     let count: usize = dims.iter().zip(reduced).filter(|(_, r)| **r).map(|(d, _)| d).product();
-    let (scale, zero) = (f64::from(grid.scale), count as i64 * i64::from(grid.zero_point));
-    let finish = |sum: i64| ((sum - zero) as f64 * scale / count as f64) as f32;
     // All but the first and the last axes, as a mean over the pixels of channels last has it.
     let outer = reduced.iter().take_while(|r| !**r).count();
     let inner = outer + reduced[outer..].iter().take_while(|r| **r).count();
     let is_a_run = reduced[inner..].iter().all(|r| !r);
-    if is_a_run && count <= MOST_CODES && !x.is_empty() {
-        let channels = dims[inner..].iter().product::<usize>();
-        let mut sums = vec![0u32; channels];
-        for (x, y) in x.chunks_exact(count * channels).zip(y.chunks_exact_mut(channels)) {
-            sums.fill(0);
-            sum_rows_u8(x, &mut sums);
-            y.iter_mut().zip(&sums).for_each(|(y, &sum)| *y = finish(sum.into()));
-        }
-        return;
+    if !is_a_run || count > MOST_CODES || x.is_empty() {
+        return mean(dims, reduced, x, y, add, finish);
     }
-    mean(dims, reduced, x, y, |sum: i64, byte: u8| sum + i64::from(byte), |sum, _| finish(sum));
+    let channels = dims[inner..].iter().product::<usize>();
+    let zeros = count as i64 * i64::from(grid.zero_point);
+    let mut sums = vec![0u32; channels];
+    for (x, y) in x.chunks_exact(count * channels).zip(y.chunks_exact_mut(channels)) {
+        sums.fill(0);
+        sum_rows_u8(x, &mut sums);
+        y.iter_mut().zip(&sums).for_each(|(y, &sum)| *y = finish(i64::from(sum) - zeros, count));
+    }
 }
 
 /// Codes whose sum fits 32 bits.

@@ -122,13 +122,15 @@ unsafe fn block_by_columns<const AHEAD: usize, const ROWS: usize, F: Finish>(
         let mut own = [[_mm512_setzero_si512(); 4]; SIDE];
         for k in 0..SIDE {
             for part in 0..4 {
-                let w = _mm512_loadu_si512(weights.as_ptr().add((k * QUAD + part) * BLOCK).cast());
-                own[k][part] = if ROWS == 2 { twice(w) } else { w };
+                own[k][part] = _mm512_loadu_si512(weights.as_ptr().add((k * QUAD + part) * BLOCK).cast());
             }
         }
         let mut start = start_of_parts(&start[first..]);
         if ROWS == 2 {
-            start = [twice(start[0]), twice(start[1]), twice(start[2]), twice(start[3])];
+            start = twice(start);
+            for k in 0..SIDE {
+                own[k] = twice(own[k]);
+            }
         }
         (start, finish.ready(first, ROWS == 2), own)
     };

@@ -53,7 +53,7 @@ impl Products for InWords {
     #[inline(always)]
     unsafe fn whole(sums: __m256i) -> __m256i {
         // SAFETY: the caller promises AVX2.
-        unsafe { widen(sums) }
+        unsafe { _mm256_madd_epi16(sums, _mm256_set1_epi16(1)) }
     }
 }
 
@@ -256,13 +256,6 @@ pub unsafe fn wide<const PIXELS: usize, W: Word>(panel: &Panel<'_, i16, W>, acc:
         // SAFETY: AVX2 is available, and the caller promises accumulators.
         unsafe { add_to(panel, pixels.len(), sums, &mut acc[idx * PIXELS * panel.stride..]) }
     }
-}
-
-/// Pairs of 16-bit sums to sums of 32 bits.
-#[inline]
-#[target_feature(enable = "avx2")]
-pub fn widen(sums: __m256i) -> __m256i {
-    _mm256_madd_epi16(sums, _mm256_set1_epi16(1))
 }
 
 /// Adds sums to the start values, or to what is there, of the wanted channels of so many pixels.

@@ -63,14 +63,21 @@ pub trait Finish: Copy {
     }
 }
 
-/// The first half of a register in both, which are half the channels of each [part](by_part).
+/// The first half of each register in both, which are half the channels of each [part](by_part).
 ///
 /// # Safety
 /// AVX-512 F is available.
 #[inline(always)]
-pub unsafe fn twice(x: __m512i) -> __m512i {
+pub unsafe fn twice([a, b, c, d]: [__m512i; 4]) -> [__m512i; 4] {
     // SAFETY: the caller promises AVX-512.
-    unsafe { _mm512_shuffle_i32x4::<0x44>(x, x) }
+    unsafe {
+        [
+            _mm512_shuffle_i32x4::<0x44>(a, a),
+            _mm512_shuffle_i32x4::<0x44>(b, b),
+            _mm512_shuffle_i32x4::<0x44>(c, c),
+            _mm512_shuffle_i32x4::<0x44>(d, d),
+        ]
+    }
 }
 
 /// The numbers of 64 channels, in order.

@@ -63,14 +63,18 @@ impl Prepared<'_> {
     /// # Panics
     /// If there are not as many residuals as outputs.
     pub fn in_registers(&self, len: usize) -> Option<InRegisters<'_>> {
-        let residual = self.chain.residual;
-        let residuals = match residual {
+        let residuals = match self.chain.residual {
             Residual::None => len,
             Residual::Codes(codes, _) => codes.len(),
             Residual::Floats(floats) => floats.len(),
         };
         assert_eq!(residuals, len, "one residual per output");
-        Some(match residual {
+        self.fixed_point()
+    }
+
+    /// The chain as fixed-point numbers, if it was made so.
+    fn fixed_point(&self) -> Option<InRegisters<'_>> {
+        Some(match self.chain.residual {
             Residual::None => InRegisters::Alone(self.to_codes(&[], &[])?),
             Residual::Codes(codes, _) => InRegisters::AndCodes(self.to_codes(codes, &[])?),
             Residual::Floats(floats) => InRegisters::AndFloats(self.to_codes(&[], floats)?),
@@ -96,21 +100,17 @@ impl Prepared<'_> {
 
     /// Accumulators of whole pixels to codes, from output number `first` on, if this can be done.
     pub(super) fn run_in_registers(&self, acc: &[i32], first: usize, out: &mut [u8]) -> bool {
-        let (codes, floats): (&[u8], &[f32]) = match self.chain.residual {
-            Residual::None => (&[], &[]),
-            Residual::Codes(codes, _) => (codes, &[]),
-            Residual::Floats(floats) => (&[], floats),
-        };
         let channels = self.channels();
         // SAFETY: numbers are fixed-point only where AVX-512 was found.
         unsafe {
-            match self.chain.residual {
-                Residual::None => self.to_codes::<0>(codes, floats).map(|to| to.rows(acc, channels, first, out)),
-                Residual::Codes(..) => self.to_codes::<1>(codes, floats).map(|to| to.rows(acc, channels, first, out)),
-                Residual::Floats(_) => self.to_codes::<2>(codes, floats).map(|to| to.rows(acc, channels, first, out)),
+            match self.fixed_point() {
+                Some(InRegisters::Alone(to)) => to.rows(acc, channels, first, out),
+                Some(InRegisters::AndCodes(to)) => to.rows(acc, channels, first, out),
+                Some(InRegisters::AndFloats(to)) => to.rows(acc, channels, first, out),
+                None => return false,
             }
         }
-        .is_some()
+        true
     }
 }
 
@@ -441,8 +441,7 @@ impl<const RESIDUAL: u8> Finish for ToCodes<'_, RESIDUAL> {
         unsafe {
             let (mut a, mut b) = (by_part(quarters(a)), by_part(quarters(b)));
             if is_twice {
-                a = [twice(a[0]), twice(a[1]), twice(a[2]), twice(a[3])];
-                b = [twice(b[0]), twice(b[1]), twice(b[2]), twice(b[3])];
+                (a, b) = (twice(a), twice(b));
             }
             [floats(a), floats(b)]
         }
