@@ -109,7 +109,10 @@ pub fn fit(set: Dataset, wanted: &Wanted, preset: Option<&str>) -> Result<Datase
     let mismatch = |[c, h, w]: [usize; 3]| {
         let [wc, wh, ww] = wanted.shape;
         Failure::new(format!("the samples are {c}x{h}x{w} but the model takes {wc}x{wh}x{ww}"))
-            .remedy("use data of the model's shape, or a model built for this data")
+            .remedy(match c == wc && h == w && wh > 1 {
+                true => format!("use data of the model's shape, or build the model for this data: model.image_size = {h} in a recipe, --image-size {h} elsewhere"),
+                false => "use data of the model's shape, or a model built for this data".to_owned(),
+            })
     };
     // Arrays cannot change their number of channels; image files can.
     if set.transform().fit == Fit::AsIs && wanted.shape[1] > 1 && set.shape()[0] != wanted.shape[0] {

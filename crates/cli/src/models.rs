@@ -19,6 +19,20 @@ pub struct ModelArgs {
     /// Classes of a built-in model [default: the architecture's own]
     #[arg(long, value_name = "N")]
     pub classes: Option<usize>,
+    /// Height and width of a built-in model's images [default: the architecture's own]
+    #[arg(long, value_name = "PIXELS")]
+    pub image_size: Option<usize>,
+}
+
+/// What a built-in architecture is built for, where it is not its own default.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct BuiltFor {
+    /// Number of classes.
+    pub classes: Option<usize>,
+    /// Height and width of images.
+    pub image_size: Option<usize>,
+    /// Draws the weights of a model that gets none.
+    pub seed: u64,
 }
 
 /// An opened model.
@@ -33,8 +47,8 @@ pub enum Opened {
 impl ModelArgs {
     /// Opens the model. `seed` draws the weights of a built-in one that gets none.
     pub fn open(&self, seed: u64) -> Result<Opened, Failure> {
-        let options = ZooOptions { classes: self.classes, seed, ..ZooOptions::default() };
-        open(&self.model, self.weights.as_deref(), &options)
+        let built_for = BuiltFor { classes: self.classes, image_size: self.image_size, seed };
+        open(&self.model, self.weights.as_deref(), &built_for)
     }
 
     /// Whether this is a built-in architecture with random weights.
@@ -69,12 +83,14 @@ pub fn file_of(model: &str) -> PathBuf {
 }
 
 /// Opens a file or builds an architecture.
-pub fn open(model: &str, weights: Option<&Path>, options: &ZooOptions) -> Result<Opened, Failure> {
+pub fn open(model: &str, weights: Option<&Path>, built_for: &BuiltFor) -> Result<Opened, Failure> {
     let path = file_of(model);
     let path = path.as_path();
     let is_built_in = zoo::names().any(|name| name == model);
     if is_built_in && !path.is_file() {
-        let mut built = zoo::build(model, options)?;
+        let BuiltFor { classes, image_size, seed } = *built_for;
+        let input = image_size.zip(zoo::input(model)).map(|(size, [channels, ..])| [channels, size, size]);
+        let mut built = zoo::build(model, &ZooOptions { classes, input, seed })?;
         if let Some(weights) = weights {
             check_file(weights)?;
             bitsmith_formats::safetensors::load_into(&mut built, weights)
@@ -95,6 +111,10 @@ pub fn open(model: &str, weights: Option<&Path>, options: &ZooOptions) -> Result
     if weights.is_some() {
         return Err(Failure::usage(format!("`{model}` is a file and brings its own weights"))
             .remedy("leave out --weights, or give the name of a built-in model"));
+    }
+    if built_for.image_size.is_some() {
+        return Err(Failure::usage(format!("`{model}` is a file, whose image size is in it"))
+            .remedy("leave out the image size, or give the name of a built-in model"));
     }
     if is_packed(path)? {
         return Ok(Opened::Packed(bitsmith_runtime::packed::read(path).context(|| format!("cannot read `{model}`"))?));

@@ -56,6 +56,9 @@ pub struct ModelSection {
     /// Number of classes; the architecture's own where absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub classes: Option<usize>,
+    /// Height and width of a built-in architecture's images; its own where absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub image_size: Option<usize>,
 }
 
 /// `[data]`

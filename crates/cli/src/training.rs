@@ -5,7 +5,7 @@ use std::path::Path;
 use bitsmith_engine::Device;
 use bitsmith_engine::data::{self, Augment, Dataset, Loader, OnBroken, Split};
 use bitsmith_graph::Model;
-use bitsmith_graph::zoo::{self, ZooOptions};
+use bitsmith_graph::zoo;
 use bitsmith_quant::blocks::budget::Count;
 use bitsmith_quant::blocks::widths::Widths;
 use bitsmith_quant::passes::allocate::Allocate;
@@ -25,7 +25,7 @@ use crate::events::{Epoch, Event, Start};
 use crate::failure::{Explain, Failure};
 use crate::forge::Run;
 use crate::interrupt;
-use crate::models;
+use crate::models::{self, BuiltFor};
 use crate::progress::Task;
 use crate::recipe::{self, ActivationSection, Recipe};
 use crate::suggest;
@@ -53,8 +53,8 @@ impl Job {
     pub fn open(recipe: Recipe) -> Result<Self, Failure> {
         check_method(&recipe)?;
         let section = &recipe.model;
-        let options = ZooOptions { classes: section.classes, seed: recipe.seed, ..ZooOptions::default() };
-        let model = models::open(&section.from, section.weights.as_deref(), &options)?.into_float("training")?;
+        let built_for = BuiltFor { classes: section.classes, image_size: section.image_size, seed: recipe.seed };
+        let model = models::open(&section.from, section.weights.as_deref(), &built_for)?.into_float("training")?;
         let is_random = section.weights.is_none() && zoo::names().any(|n| n == section.from);
         let wanted = Wanted::of(&model.graph, model.preprocess.as_ref())?;
         let open = |split, limit| {

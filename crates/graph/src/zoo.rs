@@ -91,6 +91,11 @@ pub fn names() -> impl Iterator<Item = &'static str> {
     ENTRIES.iter().map(|e| e.name)
 }
 
+/// Channels, height and width that a built-in architecture takes unless told otherwise.
+pub fn input(name: &str) -> Option<[usize; 3]> {
+    ENTRIES.iter().find(|e| e.name == name).map(|e| e.input)
+}
+
 /// Builds an architecture with random weights.
 ///
 /// ```

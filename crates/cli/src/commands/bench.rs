@@ -6,7 +6,6 @@ mod training;
 use std::time::{Duration, Instant};
 
 use bitsmith_engine::Device;
-use bitsmith_graph::zoo::ZooOptions;
 use bitsmith_runtime::Kernels;
 use serde_json::{Value, json};
 
@@ -14,7 +13,7 @@ use super::{Context, DeviceArgs, Outcome};
 use crate::datasets::Wanted;
 use crate::engines::{self, Integers, Runner};
 use crate::failure::Failure;
-use crate::models::{self, Opened};
+use crate::models::{self, BuiltFor, Opened};
 use crate::system;
 
 /// Time inference of a model, or training steps
@@ -44,6 +43,9 @@ pub struct Args {
     /// What `train` trains: a built-in network, or a model file
     #[arg(long, value_name = "NAME", default_value = "resnet20")]
     model: String,
+    /// Height and width of a built-in model's images [default: the architecture's own]
+    #[arg(long, value_name = "PIXELS")]
+    image_size: Option<usize>,
     /// How `train` rounds weights: a method's name, or saq for lsq with sharpness-aware steps
     #[arg(long, value_name = "METHOD", default_value = "float")]
     method: String,
@@ -117,7 +119,7 @@ type Profile = (Value, String);
 
 /// Milliseconds of each call, and where they went if that was asked for.
 fn inference(args: &Args, context: &Context, batch: usize) -> Result<(Vec<f64>, Option<Profile>), Failure> {
-    let opened = models::open(&args.what, None, &ZooOptions::default())?;
+    let opened = models::open(&args.what, None, &BuiltFor { image_size: args.image_size, ..BuiltFor::default() })?;
     let wanted: Wanted = super::eval::wanted(&opened)?;
     let x = engines::noise(batch.saturating_mul(wanted.sample));
     let mut integers = match &opened {

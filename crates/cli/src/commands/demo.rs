@@ -153,7 +153,8 @@ pub fn run(args: &Args, context: &Context) -> Result<Outcome, Failure> {
 
     // What is reported is what a user of the file gets: it is read back from the disk.
     let packed_path = folder.join(forge::PACKED);
-    let reread = ModelArgs { model: packed_path.display().to_string(), weights: None, classes: None }.open(0)?;
+    let reread = ModelArgs { model: packed_path.display().to_string(), weights: None, classes: None, image_size: None }
+        .open(0)?;
     let accuracy = match &reread {
         Opened::Packed(model) => forge::of_packed(model, &job.test, context)?.accuracy,
         Opened::Float(_) => return Err(Failure::new("the packed file was not recognised as one")),

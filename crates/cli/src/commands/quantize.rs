@@ -177,6 +177,7 @@ fn recipe(args: &Args, name: &str, context: &Context) -> Result<Recipe, Failure>
             from: args.model.model.clone(),
             weights: args.model.weights.clone(),
             classes: args.model.classes,
+            image_size: args.model.image_size,
         },
         data: DataSection {
             path: args.data.data.clone(),

@@ -5,7 +5,6 @@ use std::path::{Path, PathBuf};
 use bitsmith_engine::Device;
 use bitsmith_engine::data::{Dataset, Split};
 use bitsmith_graph::QuantModel;
-use bitsmith_graph::zoo::ZooOptions;
 use bitsmith_runtime::Kernels;
 use serde_json::{Map, json};
 
@@ -13,7 +12,7 @@ use super::{Context, Outcome};
 use crate::datasets::{self, DataArgs, Wanted};
 use crate::engines::{self, Integers, Runner, Simulator};
 use crate::failure::Failure;
-use crate::models::{self, Opened};
+use crate::models::{self, BuiltFor, Opened};
 use crate::onnxruntime::{OnnxRuntime, dims};
 use crate::progress::Progress;
 use crate::table::{Table, count, percent};
@@ -56,7 +55,7 @@ pub struct Args {
 
 pub fn run(args: &Args, context: &Context) -> Result<Outcome, Failure> {
     let seed = context.seed.unwrap_or(1);
-    let options = ZooOptions { seed, ..ZooOptions::default() };
+    let options = BuiltFor { seed, ..BuiltFor::default() };
     let opened: Vec<Opened> = args.models.iter().map(|m| models::open(m, None, &options)).collect::<Result<_, _>>()?;
     let Some((first, others)) = opened.split_first() else {
         return Err(Failure::usage("there is no model to verify"));

@@ -60,6 +60,7 @@ fn names_and_paths() {
             },
             Case { arguments: "eval resnet20 --data digits", code: 1, parts: &["1x8x8", "3x32x32", "try:"] },
             Case { arguments: "eval cnn --classes 4 --data digits", code: 1, parts: &["4"] },
+            Case { arguments: "eval cnn --image-size 16 --data digits", code: 1, parts: &["1x8x8", "--image-size 8"] },
             Case { arguments: "train absent.toml", code: 1, parts: &["absent.toml"] },
             Case { arguments: "report a-folder", code: 1, parts: &["events.jsonl", "try:"] },
             Case { arguments: "quantize cnn --data digits --target-bits 0", code: 2, parts: &["--target-bits 0"] },

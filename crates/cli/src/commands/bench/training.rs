@@ -2,7 +2,7 @@
 
 use bitsmith_engine::profile;
 use bitsmith_graph::Model;
-use bitsmith_graph::zoo::{self, ZooOptions};
+use bitsmith_graph::zoo;
 use bitsmith_quant::blocks::range::Range;
 use bitsmith_quant::methods;
 use bitsmith_quant::train::data::{Batch, InMemory};
@@ -11,7 +11,7 @@ use super::{Args, WARM_UP, measure};
 use crate::commands::Context;
 use crate::engines::noise;
 use crate::failure::Failure;
-use crate::models;
+use crate::models::{self, BuiltFor};
 use crate::recipe::{DataSection, ModelSection, Recipe, explain_options};
 use crate::suggest;
 use crate::table::Table;
@@ -108,7 +108,8 @@ fn network(args: &Args, recipe: &Recipe) -> Result<Model, Failure> {
         let message = format!("there is no built-in network `{}`", args.model);
         return Err(Failure::usage(message).remedy(suggest::remedy(&args.model, &names)));
     }
-    models::open(&args.model, None, &ZooOptions { seed: recipe.seed, ..ZooOptions::default() })?.into_float("training")
+    let built_for = BuiltFor { image_size: args.image_size, seed: recipe.seed, ..BuiltFor::default() };
+    models::open(&args.model, None, &built_for)?.into_float("training")
 }
 
 fn calibrated(model: Model, recipe: &Recipe, data: &Batch, sample: usize) -> Result<Model, Failure> {
