@@ -7,7 +7,7 @@
 //! | dots (AVX-VNNI) | `vpdpbusd`: 32 products of u8 and i8, summed by fours into 8 i32 | 6 pixels x 1 block |
 //! | wide (AVX2) | `vpmaddwd`: 16 products of i16, summed by twos into 8 i32 | 6 pixels x 1 block |
 //! | narrow (AVX2) | as short, weights expanded from 1–7 bits in registers ([`narrow`](super::narrow)) | 6 pixels x 1 block |
-//! | narrow (AVX-512) | as VNNI, weights expanded in the same way | 1, 2 or 4 pixels x 1–4 blocks |
+//! | narrow (AVX-512) | as VNNI, weights expanded in the same way; of many pixels, the first ones leave them expanded for the others | 1, 2, 4 or 6 pixels x 1–4 blocks |
 //! | portable | | 1 pixel x 1 block |
 //!
 //! All take input codes as unsigned numbers; signed codes were shifted by 128 on the way in, which the start value of the
@@ -66,8 +66,26 @@ impl Chunk {
     }
 
     /// Its groups of four inputs.
-    fn quads(&self) -> usize {
+    pub fn quads(&self) -> usize {
         self.pieces.iter().map(|(_, quads)| quads).sum()
+    }
+
+    /// The same in chunks of at most `longest` groups.
+    #[cfg(target_arch = "x86_64")]
+    pub fn parts(&self, longest: usize) -> Vec<Self> {
+        let mut parts: Vec<Chunk> = vec![];
+        let mut first = self.first;
+        for &(offset, quads) in &self.pieces {
+            for done in (0..quads).step_by(longest) {
+                let piece = (offset + done * QUAD, longest.min(quads - done));
+                match parts.last_mut().filter(|last| last.quads() + piece.1 <= longest) {
+                    Some(last) => last.pieces.push(piece),
+                    None => parts.push(Chunk { first, begins: self.begins && parts.is_empty(), pieces: vec![piece] }),
+                }
+                first += piece.1;
+            }
+        }
+        parts
     }
 }
 
@@ -95,6 +113,31 @@ pub(super) struct Job<'a, X, W, O = i32> {
     pub stride: usize,
 }
 
+/// Weights to fetch while others are multiplied.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Next {
+    /// Their first byte.
+    first: *const u8,
+    /// Bytes between blocks.
+    block_len: usize,
+    /// Bytes per group of four inputs.
+    group_len: usize,
+}
+
+impl Next {
+    /// From the first of these weights on, of `block_len` elements per block and `group_len` per group of four inputs.
+    pub fn new<W>(weights: &[W], block_len: usize, group_len: usize) -> Self {
+        let bytes = size_of::<W>();
+        Next { first: weights.as_ptr().cast(), block_len: block_len * bytes, group_len: group_len * bytes }
+    }
+
+    /// Address and size of a group of four inputs.
+    #[cfg(target_arch = "x86_64")]
+    pub fn of_block(&self, block: usize) -> (*const u8, usize) {
+        (self.first.wrapping_add(block * self.block_len), self.group_len)
+    }
+}
+
 /// With room for so many sums, chunks are cut so that each needs widening once; with less, it is done within them.
 #[cfg(target_arch = "x86_64")]
 const MANY_SHORT_SUMS: usize = 64;
@@ -109,8 +152,6 @@ const LONG_SUMS: usize = 1 << 24;
 
 /// Pixels from which on weights are expanded once for all of them.
 const MANY_PIXELS: usize = 8;
-/// The same for VNNI.
-const MANY_PIXELS_FOR_VNNI: usize = 5;
 
 thread_local! {
     /// Expanded weights.
@@ -298,22 +339,24 @@ impl Kernel {
     /// If the job's slices do not hold what it describes, or the kernel does not [expand](Self::expands).
     pub fn run_narrow(self, job: &mut Job<'_, u8, u8>, form: Narrow) {
         assert!(self.expands(), "weights of another kind were expected");
-        let many = if self.has_vnni() { MANY_PIXELS_FOR_VNNI } else { MANY_PIXELS };
-        if job.pixels.offsets().len() >= many {
-            let mut panel = BYTES.take();
-            let expand = |narrow: &[u8], bytes: &mut [i8]| form.expand(narrow, bytes);
-            job.expanded(self.blocks_at_once(), form.group_bytes(), &mut panel, expand, |job| self.run_bytes(job));
-            return BYTES.set(panel);
-        }
         #[cfg(target_arch = "x86_64")]
         if self.has_vnni() {
-            // SAFETY: `Vnni` is only chosen where its instructions were detected; the rest as for bytes.
+            let mut expanded = BYTES.take();
             job.for_each_panel(
                 form.group_bytes(),
-                |left| (left.min(super::narrow::BLOCKS), 1),
-                |panel, acc| unsafe { super::narrow::x86::vnni(panel, form, acc) },
+                |left| (left.min(MAX_BLOCKS), 1),
+                // SAFETY: `Vnni` is only chosen where its instructions were detected; the rest as for bytes.
+                |panel, acc| unsafe { super::narrow::x86::vnni(panel, form, &mut expanded, acc) },
             );
+            return BYTES.set(expanded);
+        }
+        if job.pixels.offsets().len() >= MANY_PIXELS {
+            let mut panel = BYTES.take();
+            let expand = |narrow: &[u8], bytes: &mut [i8]| form.expand(narrow, bytes);
+            job.expanded(form.group_bytes(), &mut panel, expand, |job| self.run_bytes(job));
+            BYTES.set(panel);
         } else {
+            #[cfg(target_arch = "x86_64")]
             // SAFETY: `Short` and `Dots` are only chosen where their instructions were detected; the rest as for bytes.
             job.for_each_panel(
                 form.group_bytes(),
@@ -326,8 +369,6 @@ impl Kernel {
                 },
             );
         }
-        #[cfg(not(target_arch = "x86_64"))]
-        let _ = (job, form);
     }
 
     /// Accumulates every pixel and channel of a job of words, with weights of either width.
@@ -338,7 +379,7 @@ impl Kernel {
         assert!(self.is_wide(), "bytes were expected");
         if size_of::<W>() == 1 && job.pixels.offsets().len() >= MANY_PIXELS {
             let mut panel = WORDS.take();
-            job.expanded(1, GROUP, &mut panel, W::widen, |job: &mut Job<'_, i16, i16>| self.run_words(job));
+            job.expanded(GROUP, &mut panel, W::widen, |job: &mut Job<'_, i16, i16>| self.run_words(job));
             return WORDS.set(panel);
         }
         #[cfg(target_arch = "x86_64")]
@@ -416,8 +457,8 @@ pub(super) struct Panel<'a, X, W> {
     pub weights: &'a [W],
     pub block_len: usize,
     pub blocks: usize,
-    /// Whether those of another panel follow.
-    pub is_followed: bool,
+    /// What is read after these weights.
+    pub next: Option<Next>,
     /// What is added to: start values, or with `None` the accumulators themselves.
     pub start: Option<&'a [i32]>,
     pub channels: usize,
@@ -428,6 +469,14 @@ pub(super) struct Panel<'a, X, W> {
     pub at: usize,
     pub short_sums: usize,
 }
+
+impl<X, W> Clone for Panel<'_, X, W> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<X, W> Copy for Panel<'_, X, W> {}
 
 /// How many pixels a panel of AVX2's kernels has: a multiple of six, or less, about as many as a loop takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -474,34 +523,30 @@ impl<X, W> Panel<'_, X, W> {
 }
 
 impl<X, W> Job<'_, X, W> {
-    /// Expands the weights of `at_once` blocks and a chunk at a time, `group_len` elements per group of four inputs, for all pixels, and
-    /// runs each as a job of its own. With several blocks, there is one chunk.
+    /// Expands the weights of a block and a chunk at a time, `group_len` elements per group of four inputs, for all pixels, and runs each
+    /// as a job of its own.
     fn expanded<E: Copy + Default>(
         &mut self,
-        at_once: usize,
         group_len: usize,
         panel: &mut Vec<E>,
         expand: impl Fn(&[W], &mut [E]),
         run: impl Fn(&mut Job<'_, X, E>),
     ) {
-        assert!(at_once == 1 || self.chunks.len() == 1, "blocks of a chunk do not lie side by side");
         let blocks = self.channels.div_ceil(LANES);
         let block_len = self.weights.len() / blocks.max(1);
-        for block in (0..blocks).step_by(at_once) {
-            let count = at_once.min(blocks - block);
+        for block in 0..blocks {
             for chunk in self.chunks {
-                let from = block * block_len + chunk.first * group_len;
-                let weights = &self.weights[from..][..(count - 1) * block_len + chunk.quads() * group_len];
-                let panel = room(panel, weights.len() / group_len * GROUP, E::default());
-                expand(weights, panel);
+                let quads = chunk.quads();
+                let panel = room(panel, quads * GROUP, E::default());
+                expand(&self.weights[block * block_len + chunk.first * group_len..][..quads * group_len], panel);
                 run(&mut Job {
                     input: self.input,
                     pixels: self.pixels,
                     chunks: &[Chunk { first: 0, ..chunk.clone() }],
                     weights: panel,
-                    start: &self.start[block * LANES..(block + count) * LANES],
+                    start: &self.start[block * LANES..(block + 1) * LANES],
                     short_sums: self.short_sums,
-                    channels: (self.channels - block * LANES).min(count * LANES),
+                    channels: (self.channels - block * LANES).min(LANES),
                     first: self.first + block * LANES,
                     out: &mut self.out[block * LANES..],
                     stride: self.stride,
@@ -557,7 +602,8 @@ impl<X, W, O> Job<'_, X, W, O> {
                             [block * block_len + chunk.first * group_len..(block + count) * block_len],
                         block_len,
                         blocks: count,
-                        is_followed: block + count < blocks,
+                        next: (block + count < blocks)
+                            .then(|| Next::new(&self.weights[(block + count) * block_len..], block_len, group_len)),
                         start: chunk.begins.then_some(start),
                         channels: (self.channels - block * LANES).min(count * LANES),
                         stride: self.stride,
@@ -598,3 +644,26 @@ fn portable(panel: &Panel<'_, u8, i8>, acc: &mut [i32]) {
 pub(super) mod avx2;
 #[cfg(target_arch = "x86_64")]
 pub(super) mod x86;
+
+#[cfg(test)]
+mod tests {
+    #[cfg(target_arch = "x86_64")]
+    #[test]
+    fn parts_of_a_chunk_are_all_of_it() {
+        let [chunk] = &super::Chunk::cut(&[0, 100], 5, usize::MAX)[..] else { panic!("one chunk") };
+        let parts = |longest| -> Vec<_> {
+            chunk.parts(longest).into_iter().map(|part| (part.first, part.begins, part.pieces)).collect()
+        };
+        assert_eq!(parts(10), [(0, true, vec![(0, 5), (100, 5)])]);
+        assert_eq!(
+            parts(3),
+            [
+                (0, true, vec![(0, 3)]),
+                (3, false, vec![(12, 2)]),
+                (5, false, vec![(100, 3)]),
+                (8, false, vec![(112, 2)])
+            ]
+        );
+        assert_eq!(parts(7), [(0, true, vec![(0, 5)]), (5, false, vec![(100, 5)])]);
+    }
+}

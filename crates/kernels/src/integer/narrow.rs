@@ -1,5 +1,5 @@
 //! Weights of 1 to 7 bits that stay as narrow in memory, for layers that meet each weight once or a few times: there, reading
-//! weights takes the time, and half the bits take half of it. They are expanded in registers, or for many rows a chunk at a
+//! weights takes the time, and half the bits take half of it. They are expanded in registers, and for many rows a chunk at a
 //! time into the first cache.
 //!
 //! A code is its distance from the lowest weight, cut into fields of 4, 2 and 1 bits by the binary digits of its width, low
@@ -13,10 +13,6 @@
 //! ```
 
 use super::weights::GROUP;
-
-/// Blocks of channels that are expanded side by side for VNNI.
-#[cfg(target_arch = "x86_64")]
-pub(super) const BLOCKS: usize = 4;
 
 /// The width of weights and the lowest of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

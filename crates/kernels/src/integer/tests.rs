@@ -283,12 +283,11 @@ fn few_pixels() {
                 check_conv(&shape, 15, &x, &w);
             }
         }
-        // Weights that were packed for few rows meet many.
-        let (inputs, outputs) = (1100, 40);
-        for bits in 1..=8 {
+        // Weights that were packed for few rows meet many; they are expanded for up to 4096 inputs at a time.
+        for (inputs, outputs, bits) in (1..=8).map(|bits| (1100, 40, bits)).chain([(4500, 70, 3), (4500, 70, 7)]) {
             let w: Vec<i8> = codes::<i8>(inputs * outputs, bits).iter().map(|w| w >> (8 - bits)).collect();
             let weights = ConvWeights::new(&linear_shape(1, inputs, outputs), &w);
-            for rows in [2, 7, 8, 33] {
+            for rows in [2, 7, 8, 13, 33] {
                 let x: Vec<u8> = codes(rows * inputs, bits);
                 let (mut want, mut got) = (vec![0; rows * outputs], vec![1; rows * outputs]);
                 reference::linear(inputs, &x, 9, &w, &mut want);

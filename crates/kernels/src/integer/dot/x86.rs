@@ -244,11 +244,13 @@ unsafe fn vnni<const PIXELS: usize, const BLOCKS: usize, F: Finish>(
         // SAFETY: the caller's promises; `out` begins with these pixels.
         let mut sums = unsafe { begin::<PIXELS, BLOCKS, F, _>(panel, pixels.len(), out) };
         let mut weights = panel.weights.as_ptr();
-        // The next panel's weights are on their way while the first pixels pass by this one's, a block for each group of pixels.
-        let ahead = if panel.is_followed && idx < BLOCKS { (BLOCKS + idx) * panel.block_len } else { 0 };
+        // The next weights are on their way while the first pixels pass by these, a block for each group of pixels.
+        let next = panel.next.filter(|_| idx < BLOCKS).map(|next| next.of_block(idx));
+        let (mut ahead, step) = next.unwrap_or((weights.cast(), 0));
         for &(offset, quads) in panel.pieces {
             for at in (offset..offset + quads * QUAD).step_by(QUAD) {
-                _mm_prefetch::<_MM_HINT_T0>(weights.wrapping_add(ahead));
+                _mm_prefetch::<_MM_HINT_T0>(ahead.cast());
+                ahead = ahead.wrapping_add(step);
                 // SAFETY: the caller promises `BLOCKS` blocks of weights for all pieces; `weights` moves 64 bytes per group of
                 // four inputs.
                 let w: [__m512i; BLOCKS] =

@@ -4,19 +4,19 @@
 #![allow(clippy::needless_range_loop)]
 
 use super::{GROUP, Narrow};
+use crate::integer::conv::room;
 use crate::integer::dot::avx2::{PARTS, Products, short_with};
-use crate::integer::dot::x86::{Finish, Sums, begin};
-use crate::integer::dot::{Panel, Rest};
+use crate::integer::dot::x86::{Finish, Sums, begin, vnni_panel};
+use crate::integer::dot::{Chunk, Next, Panel, Rest};
 use crate::integer::weights::QUAD;
-use crate::isa::{Isa, Level};
 use std::arch::x86_64::{
     __m256i, __m512i, _mm_loadu_si128, _mm256_add_epi8, _mm256_and_si256, _mm256_broadcastsi128_si256,
     _mm256_cmpeq_epi8, _mm256_loadu_si256, _mm256_or_si256, _mm256_set1_epi8, _mm256_set1_epi64x, _mm256_setr_epi8,
     _mm256_setr_epi32, _mm256_setzero_si256, _mm256_shuffle_epi8, _mm256_slli_epi16, _mm256_srli_epi16,
     _mm256_srlv_epi32, _mm256_storeu_si256, _mm512_add_epi8, _mm512_and_si512, _mm512_broadcast_i32x4,
-    _mm512_broadcast_i64x4, _mm512_dpbusd_epi32, _mm512_maskz_mov_epi8, _mm512_or_si512, _mm512_set1_epi8,
-    _mm512_set1_epi32, _mm512_setr_epi64, _mm512_setzero_si512, _mm512_slli_epi16, _mm512_srlv_epi64,
-    _mm512_storeu_si512,
+    _mm512_broadcast_i64x4, _mm512_dpbusd_epi32, _mm512_mask_add_epi8, _mm512_rolv_epi64, _mm512_set1_epi8,
+    _mm512_set1_epi32, _mm512_setr_epi64, _mm512_setzero_si512, _mm512_srlv_epi64, _mm512_storeu_si512,
+    _mm512_ternarylogic_epi32,
 };
 
 /// Runs `$run` with `$BITS` as those of a form.
@@ -73,17 +73,81 @@ unsafe fn pixels<const PIXELS: usize, const BITS: u8, P: Products>(
     unsafe { short_with::<PIXELS, P, _>(panel, panel.pixels, next, acc) }
 }
 
-/// A panel of up to four pixels and [`BLOCKS`] blocks, with `vpdpbusd`.
+/// Pixels whose sums with [`MAX_BLOCKS`] blocks leave some of 32 registers.
+const MOST_PIXELS: usize = 6;
+/// Up to so many pixels, expanding weights again for each few of them is faster than keeping them.
+const FEW_PIXELS: usize = 2 * MOST_PIXELS;
+/// Groups of four inputs whose expanded weights are kept at a time: with [`MAX_BLOCKS`] blocks a quarter of the second cache. Fewer would fit
+/// the first, but sums would come and go more often: 14 % slower.
+const KEPT_QUADS: usize = 1024;
+
+/// A panel of up to [`MAX_BLOCKS`] blocks, with `vpdpbusd`. Of many pixels, the first ones leave the weights in `expanded` for the others.
 ///
 /// # Safety
-/// As for [`vnni_panel`](crate::integer::dot::x86::vnni_panel), with blocks of weights in the given form.
-pub unsafe fn vnni(panel: &Panel<'_, u8, u8>, form: Narrow, acc: &mut [i32]) {
+/// As for [`vnni_panel`], with blocks of weights in the given form.
+pub unsafe fn vnni(panel: &Panel<'_, u8, u8>, form: Narrow, expanded: &mut Vec<i8>, acc: &mut [i32]) {
+    let count = panel.pixels.len();
+    if count <= FEW_PIXELS {
+        let together = count.div_ceil(count.div_ceil(MOST_PIXELS).max(1)).max(1);
+        for (pixels, acc) in panel.pixels.chunks(together).zip(acc.chunks_mut(together * panel.stride)) {
+            // SAFETY: the caller's promises.
+            unsafe { few_pixels(&Panel { pixels, ..*panel }, form, None, acc) };
+        }
+        return;
+    }
+    let whole = Chunk { first: 0, begins: panel.start.is_some(), pieces: panel.pieces.to_vec() };
+    let parts = whole.parts(KEPT_QUADS);
+    let (first, rest) = panel.pixels.split_at(MOST_PIXELS);
+    let group_len = form.group_bytes();
+    for (idx, part) in parts.iter().enumerate() {
+        let block_len = part.quads() * GROUP;
+        let expanded = room(expanded, panel.blocks * block_len, 0);
+        let weights = &panel.weights[part.first * group_len..];
+        let narrow = Panel {
+            pixels: first,
+            pieces: &part.pieces,
+            weights,
+            start: panel.start.filter(|_| part.begins),
+            ..*panel
+        };
+        // SAFETY: the caller's promises are about all pieces and pixels; `expanded` has room for these blocks.
+        unsafe { few_pixels(&narrow, form, Some(expanded), acc) };
+        let bytes = Panel {
+            input: panel.input,
+            pixels: rest,
+            pieces: &part.pieces,
+            weights: &*expanded,
+            block_len,
+            blocks: panel.blocks,
+            next: match parts.get(idx + 1) {
+                Some(next) => Some(Next::new(&panel.weights[next.first * group_len..], panel.block_len, group_len)),
+                None => panel.next,
+            },
+            start: narrow.start,
+            channels: panel.channels,
+            stride: panel.stride,
+            channel: panel.channel,
+            at: panel.at + MOST_PIXELS * panel.stride,
+            short_sums: panel.short_sums,
+        };
+        // SAFETY: as above, and `expanded` holds all weights of these pieces by now.
+        unsafe { vnni_panel(&bytes, Sums, &mut acc[MOST_PIXELS * panel.stride..]) };
+    }
+}
+
+/// A panel of up to [`MOST_PIXELS`] pixels; `expanded` gets the weights of all its pieces as bytes, block by block.
+///
+/// # Safety
+/// As for [`vnni`]; `expanded` has 64 elements per block and group of four inputs.
+unsafe fn few_pixels(panel: &Panel<'_, u8, u8>, form: Narrow, expanded: Option<&mut [i8]>, acc: &mut [i32]) {
     macro_rules! pixels {
         ($blocks:literal, $BITS:ident) => {
-            match panel.pixels.len() {
-                0 | 1 => vnni_pixels::<1, $blocks, $BITS>(panel, form.lowest, acc),
-                2 => vnni_pixels::<2, $blocks, $BITS>(panel, form.lowest, acc),
-                _ => vnni_pixels::<4, $blocks, $BITS>(panel, form.lowest, acc),
+            match (panel.pixels.len(), expanded) {
+                (_, Some(to)) => vnni_pixels::<MOST_PIXELS, $blocks, $BITS, true>(panel, form.lowest, to, acc),
+                (0 | 1, None) => vnni_pixels::<1, $blocks, $BITS, false>(panel, form.lowest, &mut [], acc),
+                (2, None) => vnni_pixels::<2, $blocks, $BITS, false>(panel, form.lowest, &mut [], acc),
+                (3 | 4, None) => vnni_pixels::<4, $blocks, $BITS, false>(panel, form.lowest, &mut [], acc),
+                (_, None) => vnni_pixels::<MOST_PIXELS, $blocks, $BITS, false>(panel, form.lowest, &mut [], acc),
             }
         };
     }
@@ -99,11 +163,13 @@ pub unsafe fn vnni(panel: &Panel<'_, u8, u8>, form: Narrow, acc: &mut [i32]) {
 }
 
 /// # Safety
-/// As for [`vnni`]; `BITS` are those of the weights, `BLOCKS` those of the panel, which has at most `PIXELS` pixels.
+/// As for [`few_pixels`]; `BITS` are those of the weights, `BLOCKS` those of the panel, which has at most `PIXELS` pixels. With `KEEP`,
+/// `expanded` has room.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-unsafe fn vnni_pixels<const PIXELS: usize, const BLOCKS: usize, const BITS: u8>(
+unsafe fn vnni_pixels<const PIXELS: usize, const BLOCKS: usize, const BITS: u8, const KEEP: bool>(
     panel: &Panel<'_, u8, u8>,
     lowest: i8,
+    expanded: &mut [i8],
     acc: &mut [i32],
 ) {
     let lowest = _mm512_set1_epi8(lowest);
@@ -111,12 +177,19 @@ unsafe fn vnni_pixels<const PIXELS: usize, const BLOCKS: usize, const BITS: u8>(
     // SAFETY: the caller promises start values, or outputs of these pixels.
     let mut sums = unsafe { begin::<PIXELS, BLOCKS, Sums, _>(panel, panel.pixels.len(), acc.as_ptr()) };
     let mut weights = panel.weights.as_ptr();
+    let mut to = expanded.as_mut_ptr();
+    let block_len = panel.quads() * GROUP;
     for &(offset, quads) in panel.pieces {
         for at in (offset..offset + quads * QUAD).step_by(QUAD) {
             let mut w = [lowest; BLOCKS];
             for j in 0..BLOCKS {
-                // SAFETY: the caller promises blocks of weights for all pieces.
-                w[j] = unsafe { _mm512_add_epi8(expand_512::<BITS>(weights.add(j * panel.block_len)), lowest) };
+                // SAFETY: the caller promises blocks of weights for all pieces, and room for as many bytes.
+                unsafe {
+                    w[j] = _mm512_add_epi8(expand_512::<BITS>(weights.add(j * panel.block_len)), lowest);
+                    if KEEP {
+                        _mm512_storeu_si512(to.add(j * block_len).cast(), w[j]);
+                    }
+                }
             }
             for m in 0..PIXELS {
                 // SAFETY: the caller promises that the piece, of which these are 4 bytes, lies within the input.
@@ -126,6 +199,7 @@ unsafe fn vnni_pixels<const PIXELS: usize, const BLOCKS: usize, const BITS: u8>(
                 }
             }
             weights = weights.wrapping_add(usize::from(BITS) * 8);
+            to = to.wrapping_add(GROUP);
         }
     }
     // SAFETY: the caller promises outputs of these pixels.
@@ -151,15 +225,20 @@ unsafe fn expand_512<const BITS: u8>(from: *const u8) -> __m512i {
     if BITS & 2 != 0 {
         // SAFETY: 16 of the promised bytes, after those of four bits if there are any.
         let v = _mm512_broadcast_i32x4(unsafe { _mm_loadu_si128(from.cast()) });
-        let fields = _mm512_srlv_epi64(v, _mm512_setr_epi64(0, 0, 2, 2, 4, 4, 6, 6));
-        let fields = _mm512_and_si512(fields, _mm512_set1_epi8(3));
-        out = if BITS & 4 != 0 { _mm512_or_si512(out, _mm512_slli_epi16::<4>(fields)) } else { fields };
+        out = if BITS & 4 == 0 {
+            let fields = _mm512_srlv_epi64(v, _mm512_setr_epi64(0, 0, 2, 2, 4, 4, 6, 6));
+            _mm512_and_si512(fields, _mm512_set1_epi8(3))
+        } else {
+            // Each field goes to bits 4 and 5 of its byte, and what else is there is cut off: out | fields & mask.
+            let fields = _mm512_rolv_epi64(v, _mm512_setr_epi64(4, 4, 2, 2, 0, 0, 62, 62));
+            _mm512_ternarylogic_epi32::<0xf8>(out, fields, _mm512_set1_epi8(0x30))
+        };
         from = from.wrapping_add(16);
     }
     if BITS & 1 != 0 {
         // SAFETY: the last 8 of the promised bytes.
         let set = unsafe { from.cast::<u64>().read_unaligned() };
-        out = _mm512_or_si512(out, _mm512_maskz_mov_epi8(set, _mm512_set1_epi8(1 << (BITS - 1))));
+        out = _mm512_mask_add_epi8(out, set, out, _mm512_set1_epi8(1 << (BITS - 1)));
     }
     out
 }
@@ -181,24 +260,8 @@ pub unsafe fn expand_all(form: Narrow, from: &[u8], to: &mut [i8]) {
             }
         }
     }
-    #[target_feature(enable = "avx512f,avx512bw")]
-    unsafe fn all_512<const BITS: u8>(lowest: i8, from: &[u8], to: &mut [i8]) {
-        let lowest = _mm512_set1_epi8(lowest);
-        for (from, to) in from.chunks_exact(usize::from(BITS) * 8).zip(to.chunks_exact_mut(GROUP)) {
-            // SAFETY: `from` is a group, and `to` has 64 elements.
-            unsafe {
-                let w = _mm512_add_epi8(expand_512::<BITS>(from.as_ptr()), lowest);
-                _mm512_storeu_si512(to.as_mut_ptr().cast(), w);
-            }
-        }
-    }
-    // SAFETY: the level proves AVX-512, the caller promises AVX2.
-    with_bits!(form, BITS => unsafe {
-        match Isa::current().level() {
-            Level::Avx512 => all_512::<BITS>(form.lowest, from, to),
-            _ => all::<BITS>(form.lowest, from, to),
-        }
-    })
+    // SAFETY: the caller's promises.
+    with_bits!(form, BITS => unsafe { all::<BITS>(form.lowest, from, to) })
 }
 
 /// The codes of 64 weights.
