@@ -95,6 +95,8 @@ pub struct ActivationSection {
     pub bits: u8,
     /// Bits of the network's input.
     pub input_bits: u8,
+    /// Bits of what attention multiplies with each other: queries, keys, values and their weights; 32 leaves it in float.
+    pub attention_bits: u8,
     /// Range that calibration gives the first step sizes: "min-max", { percentile = 0.999 } or "mse".
     pub range: Range,
     /// Samples that calibrate.
@@ -146,7 +148,7 @@ impl Default for DataSection {
 
 impl Default for ActivationSection {
     fn default() -> Self {
-        Self { bits: 32, input_bits: 8, range: Range::Mse, calibration: 512 }
+        Self { bits: 32, input_bits: 8, attention_bits: 32, range: Range::Mse, calibration: 512 }
     }
 }
 
@@ -222,13 +224,23 @@ impl Recipe {
             return bad("train.epochs", self.train.epochs.to_string(), "1 to 100000");
         }
         self.train.check().map_err(|e| Failure::from(e).with_code(2))?;
-        for (key, bits) in
-            [("activations.bits", self.activations.bits), ("activations.input_bits", self.activations.input_bits)]
-        {
+        for (key, bits) in [
+            ("activations.bits", self.activations.bits),
+            ("activations.input_bits", self.activations.input_bits),
+            ("activations.attention_bits", self.activations.attention_bits),
+        ] {
             match bits {
                 1..=8 | 32 => {}
                 _ => return bad(key, bits.to_string(), "1 to 8, or 32 for float"),
             }
+        }
+        if self.activations.bits == 32 && self.activations.attention_bits != 32 {
+            let bits = self.activations.attention_bits.to_string();
+            return bad(
+                "activations.attention_bits",
+                bits,
+                "32 where activations.bits is 32: they stay in float together",
+            );
         }
         for bits in &self.finish.compare_uniform {
             if !(2..=8).contains(bits) {

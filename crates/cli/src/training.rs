@@ -175,6 +175,7 @@ pub fn calibrate(
     let pass = CalibrateActivations {
         bits: section.bits,
         input_bits: section.input_bits,
+        attention_bits: section.attention_bits,
         range: section.range,
         symmetric: true,
         batches: usize::MAX,

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::error::{Error, Kind};
-use crate::graph::{Graph, ValueId};
+use crate::graph::{Graph, Node, ValueId};
 use crate::op::Op;
 use crate::quant::{Granularity, QuantSpec, Role, Site};
 
@@ -102,10 +102,28 @@ impl Model {
         Ok(out)
     }
 
+    /// The values that products of two computed values, as attention has them, must be given as integers to be computed with integers:
+    /// both operands, moved up as [`Model::activation_values`] are.
+    pub fn attention_values(&self) -> Vec<ValueId> {
+        let is_product = |node: &&Node| matches!(node.op, Op::MatMul(_));
+        let products = self.graph.nodes().iter().filter(is_product);
+        let operands = |node: &Node| -> Option<[ValueId; 2]> {
+            Some([self.computed_before(node.input(0)?)?, self.computed_before(node.input(1)?)?])
+        };
+        let mut out: Vec<ValueId> = products.filter_map(operands).flatten().collect();
+        out.sort();
+        out.dedup();
+        out
+    }
+
     /// Which of the [`Model::activation_values`] a layer reads; `None` where it reads a constant.
     pub fn activation_of(&self, layer: &Layer) -> Option<ValueId> {
+        self.computed_before(self.graph.nodes()[layer.node].input(0)?)
+    }
+
+    /// The value whose elements operators only move or select to make this one; `None` if it is a constant.
+    fn computed_before(&self, mut id: ValueId) -> Option<ValueId> {
         let producers = self.graph.producers();
-        let mut id = self.graph.nodes()[layer.node].input(0)?;
         while let Some(node) = producers[id.index()].map(|n| &self.graph.nodes()[n]) {
             match (moves_elements(&node.op), node.input(0)) {
                 (true, Some(before)) => id = before,

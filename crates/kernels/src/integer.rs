@@ -17,6 +17,7 @@
 mod conv;
 mod depthwise;
 mod dot;
+mod matmul;
 mod narrow;
 mod pixels;
 pub mod reference;
@@ -29,6 +30,7 @@ mod winograd;
 mod tests;
 
 pub use conv::{conv, conv_to_codes, conv_with};
+pub use matmul::{matmul, multiplies};
 pub use requantize::{Kept, PerChannel, Prepared, Requantize, Residual};
 pub use weights::ConvWeights;
 

@@ -64,6 +64,9 @@ pub struct Args {
     /// Bits of activations; 32 leaves them in float [default: 8 for ptq, 32 for training]
     #[arg(long, value_name = "BITS")]
     activation_bits: Option<u8>,
+    /// Bits of what attention multiplies with each other; 32 leaves it in float
+    #[arg(long, value_name = "BITS", default_value_t = 32)]
+    attention_bits: u8,
     /// Bits of the first and last layer; 0 treats them like the others
     #[arg(long, value_name = "BITS")]
     edge_bits: Option<u8>,
@@ -123,12 +126,16 @@ pub fn run(args: &Args, context: &Context) -> Result<Outcome, Failure> {
         return Err(Failure::usage(format!("`--target-bits {target}` cannot be stored"))
             .remedy("choose more than 0 and at most 8"));
     }
-    for (flag, bits) in [("--weight-bits", args.weight_bits), ("--activation-bits", args.activation_bits)] {
+    for (flag, bits, or_float) in [
+        ("--weight-bits", args.weight_bits, false),
+        ("--activation-bits", args.activation_bits, true),
+        ("--attention-bits", Some(args.attention_bits), true),
+    ] {
         match bits {
             None | Some(1..=8) => {}
-            Some(32) if flag == "--activation-bits" => {}
+            Some(32) if or_float => {}
             Some(bits) => {
-                let also = if flag == "--activation-bits" { ", or 32 for float" } else { "" };
+                let also = if or_float { ", or 32 for float" } else { "" };
                 return Err(
                     Failure::usage(format!("`{flag} {bits}` cannot be stored")).remedy(format!("choose 1 to 8{also}"))
                 );
@@ -189,6 +196,7 @@ fn recipe(args: &Args, name: &str, context: &Context) -> Result<Recipe, Failure>
         ..Recipe::default()
     };
     recipe.activations.bits = args.activation_bits.unwrap_or(32);
+    recipe.activations.attention_bits = args.attention_bits;
     let model = args.model.open(recipe.seed)?.into_float("quantizing")?;
     let normalises = model.graph.nodes().iter().any(|n| matches!(n.op, Op::BatchNormalization(_)));
     if !normalises {
@@ -241,6 +249,7 @@ fn without_training(args: &Args, folder: &Path, context: &Context) -> Result<Out
         weight_bits: bits,
         edge_bits: args.edge_bits.unwrap_or(0),
         activation_bits: args.activation_bits.unwrap_or(8),
+        attention_bits: args.attention_bits,
         activation_range: match args.range {
             RangeName::MinMax => Range::MinMax,
             RangeName::Percentile => Range::Percentile(args.percentile),

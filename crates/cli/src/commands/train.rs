@@ -238,6 +238,7 @@ fn compare(job: &Job, run: &mut Run, context: &Context) -> Result<(), Failure> {
             edge_bits: 0,
             activation_bits: job.recipe.activations.bits,
             input_bits: job.recipe.activations.input_bits,
+            attention_bits: job.recipe.activations.attention_bits,
             ..PtqOptions::default()
         };
         let variant = forge::uniform(&job.model, &job.train, &job.test, options, context)?;

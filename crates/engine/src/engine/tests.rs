@@ -37,7 +37,7 @@ fn engine(model: &Model, operators: Operators) -> Engine {
 
 /// Adds calibrated activation sites of this many bits.
 fn quantize(model: &mut Model, bits: u8, scale: f32) {
-    for id in model.activation_values().unwrap() {
+    for id in model.activation_values().unwrap().into_iter().chain(model.attention_values()) {
         let is_input = model.graph.inputs().iter().any(|i| i.value == id);
         let params = QParams::per_tensor(bits, is_input, scale, 0);
         let role = if is_input { SiteRole::Input } else { SiteRole::Activation };
@@ -104,7 +104,14 @@ fn architectures_agree_with_composed_operators() {
 
 #[test]
 fn a_training_step_agrees_with_composed_operators() {
-    for (name, bits) in [("resnet20", None), ("resnet20", Some(8)), ("mobilenetv2", None), ("cnn", Some(8))] {
+    for (name, bits) in [
+        ("resnet20", None),
+        ("resnet20", Some(8)),
+        ("mobilenetv2", None),
+        ("cnn", Some(8)),
+        ("vit-tiny", None),
+        ("vit-tiny", Some(8)),
+    ] {
         let input = if name == "cnn" { [1, 8, 8] } else { [3, 8, 8] };
         let mut model = built(name, input);
         // A coarse grid would turn the last bit of a sum into a whole step somewhere; a fine one keeps both together.

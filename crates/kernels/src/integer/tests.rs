@@ -61,7 +61,7 @@ fn check_conv<A: Operand>(shape: &ConvShape, zero_point: i32, x: &[A], w: &[i8])
         assert_eq!(acc, &want[first..first + acc.len()]);
         out.iter_mut().zip(acc).for_each(|(o, &a)| *o = a.into());
     });
-    assert!(acc.iter().zip(&want).all(|(&a, &w)| a == w.into()));
+    assert!(acc.iter().zip(&want).all(|(&a, &w)| a == i64::from(w)));
 }
 
 fn check_both(shape: &ConvShape, seed: u32) {

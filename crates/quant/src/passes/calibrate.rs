@@ -19,6 +19,8 @@ pub struct CalibrateActivations {
     pub bits: u8,
     /// Bits of the network's input.
     pub input_bits: u8,
+    /// Bits of what is multiplied with each other rather than with weights, in attention; 32 leaves it in float.
+    pub attention_bits: u8,
     /// How ranges are chosen.
     pub range: Range,
     /// Keep zero at code 0; otherwise the grid covers the range seen, wherever zero falls.
@@ -32,7 +34,7 @@ pub struct CalibrateActivations {
 
 impl Default for CalibrateActivations {
     fn default() -> Self {
-        Self { bits: 8, input_bits: 8, range: Range::Mse, symmetric: true, batches: 8, live: false }
+        Self { bits: 8, input_bits: 8, attention_bits: 32, range: Range::Mse, symmetric: true, batches: 8, live: false }
     }
 }
 
@@ -42,15 +44,25 @@ impl Pass for CalibrateActivations {
     }
 
     fn run(&self, mut model: Model, ctx: &mut PassContext<'_>) -> Result<Model, Error> {
-        for (name, bits) in [("activation bits", self.bits), ("input bits", self.input_bits)] {
+        let attention = (self.attention_bits != 32).then_some(("attention bits", self.attention_bits));
+        for (name, bits) in
+            [("activation bits", self.bits), ("input bits", self.input_bits)].into_iter().chain(attention)
+        {
             if !(1..=8).contains(&bits) {
                 return Err(Error::option(format!("{bits} {name}: 1 to 8, or 32 to leave activations float")));
             }
         }
-        let seen = observe(&model, ctx.calibration, self.batches, self.live)?;
+        let layers = model.activation_values()?;
+        let mut values = layers.clone();
+        values.extend(model.attention_values().into_iter().filter(|id| attention.is_some() && !layers.contains(id)));
+        let seen = observe(&model, &values, ctx.calibration, self.batches, self.live)?;
         for (id, values) in seen {
             let is_input = model.graph.inputs().iter().any(|i| i.value == id);
-            let (role, bits) = if is_input { (Role::Input, self.input_bits) } else { (Role::Activation, self.bits) };
+            let (role, bits) = match (is_input, layers.contains(&id)) {
+                (true, _) => (Role::Input, self.input_bits),
+                (_, true) => (Role::Activation, self.bits),
+                _ => (Role::Activation, self.attention_bits),
+            };
             let signed = values.low < 0.0;
             if signed && bits == 1 {
                 let name = &model.graph.value(id).name;
@@ -69,7 +81,7 @@ impl Pass for CalibrateActivations {
 /// with the least squared error.
 pub(crate) fn scales(model: &Model, data: &dyn Data, batches: usize) -> Result<BTreeMap<ValueId, [f32; 9]>, Error> {
     let mut out = BTreeMap::new();
-    for (id, seen) in observe(model, data, batches, true)? {
+    for (id, seen) in observe(model, &model.activation_values()?, data, batches, true)? {
         let Some(Site { spec: QuantSpec { grid: Grid::Affine { signed, .. }, .. }, .. }) = model.sites.get(&id) else {
             continue;
         };
@@ -119,12 +131,17 @@ impl Seen {
     }
 }
 
-/// What the values that layers read look like.
-fn observe(model: &Model, data: &dyn Data, count: usize, live: bool) -> Result<BTreeMap<ValueId, Seen>, Error> {
+/// What these values look like.
+fn observe(
+    model: &Model,
+    values: &[ValueId],
+    data: &dyn Data,
+    count: usize,
+    live: bool,
+) -> Result<BTreeMap<ValueId, Seen>, Error> {
     let float = Model { sites: BTreeMap::new(), ..model.clone() };
     let engine = Engine::new(&float, &EngineOptions::default())?;
     let params = Params::from_model(&float);
-    let values = model.activation_values()?;
     let mut seen: BTreeMap<ValueId, Seen> = values.iter().map(|&id| (id, Seen::default())).collect();
     let mut batches = 0;
     for batch in data.epoch(0, 0).take(count.max(1)) {
@@ -134,8 +151,8 @@ fn observe(model: &Model, data: &dyn Data, count: usize, live: bool) -> Result<B
         for part in batch.x.chunks(sample * 32) {
             let n = part.len() / sample;
             let computed = match live {
-                true => engine.forward_values_live(&params, part, n, &values)?,
-                false => engine.forward_values(&params, part, n, &values)?,
+                true => engine.forward_values_live(&params, part, n, values)?,
+                false => engine.forward_values(&params, part, n, values)?,
             };
             for (id, computed) in values.iter().zip(&computed) {
                 if let Some(seen) = seen.get_mut(id) {

@@ -23,6 +23,8 @@ options! {
         pub activation_bits: u8 = 8,
         /// Bits of the network's input.
         pub input_bits: u8 = 8,
+        /// Bits of what attention multiplies with each other, 1 to 8; 32 leaves it float.
+        pub attention_bits: u8 = 32,
         /// Stored bits of biases, 2 to 8; 32 leaves them float.
         pub bias_bits: u8 = 8,
         /// Range of weights: "min-max", {"percentile": 0.999} or "mse".
@@ -69,6 +71,7 @@ impl Ptq {
             let calibrate = CalibrateActivations {
                 bits: o.activation_bits,
                 input_bits: o.input_bits,
+                attention_bits: o.attention_bits,
                 range: o.activation_range,
                 symmetric: o.symmetric,
                 batches: o.batches,

@@ -7,8 +7,9 @@ use bitsmith_graph::{Graph, Shape};
 use bitsmith_kernels::gemm::{self, Order};
 use bitsmith_kernels::norm::layer;
 use bitsmith_kernels::pool::{raise, raise_codes};
-use bitsmith_kernels::{layout, softmax};
+use bitsmith_kernels::{integer, layout, softmax};
 
+use super::Kernels;
 use super::chain::{Elements, Link, Target, from_elements, in_place};
 use super::geometry;
 use super::moves::{self, Fill};
@@ -294,6 +295,19 @@ impl<'a> Context<'a> {
                 let Buffer::F32(y) = y else { return Err(mismatch()) };
                 matmul((&dims, self.floats(x)?), (&self.dims(other), self.floats(other)?), y)?;
             }
+            Action::MatMulOfCodes(kernels) => {
+                let other = *step.inputs.get(1).ok_or_else(mismatch)?;
+                let Buffer::F32(y) = y else { return Err(mismatch()) };
+                let (&[ref leading @ .., m, k], Some(&n)) = (&dims[..], self.dims(other).last()) else {
+                    return Err(mismatch());
+                };
+                let (Some(a), Some(b)) = (self.form(x).grid, self.form(other).grid) else { return Err(mismatch()) };
+                let (a, b) = ((self.codes(x)?, a), (self.codes(other)?, b));
+                match kernels {
+                    Kernels::Reference => integer::reference::matmul([m, k, n], a, b, y),
+                    Kernels::Fast => integer::matmul(leading.iter().product(), [m, k, n], a, b, y),
+                }
+            }
             Action::ShapeOf(op) => {
                 let Buffer::Ints(y) = y else { return Err(mismatch()) };
                 let shape = self.shape(x);
@@ -391,6 +405,11 @@ impl<'a> Context<'a> {
             }
             _ => None,
         };
+        if let Action::MatMulOfCodes(_) = &step.action {
+            let (k, n) = (self.dims(step.inputs[0]).pop(), self.dims(step.inputs[1]).pop());
+            let (k, n, elements) = (k.unwrap_or(1), n.unwrap_or(1), outputs.first().map_or(0, Buffer::len));
+            (cost.size, cost.macs) = ([n, k, elements / n.max(1)], (elements * k) as u64);
+        }
         if let Some((geometry, weight)) = product {
             let conv = geometry.as_conv();
             let pixels = conv.output_len() / conv.c_out.max(1);

@@ -77,6 +77,15 @@ pub(super) enum Buffer {
 }
 
 impl Buffer {
+    /// How many elements.
+    pub fn len(&self) -> usize {
+        match self {
+            Buffer::F32(v) => v.len(),
+            Buffer::Codes(v) => v.len(),
+            Buffer::Ints(v) => v.len(),
+        }
+    }
+
     /// Bytes that the elements take.
     pub fn bytes(&self) -> u64 {
         let bytes = match self {
@@ -139,6 +148,8 @@ pub(super) enum Action {
         epsilon: f32,
     },
     MatMul,
+    /// Of two matrices of codes.
+    MatMulOfCodes(Kernels),
     ShapeOf(ShapeOf),
     ToFloat,
     ToInts {
@@ -161,7 +172,7 @@ impl Action {
             Action::Softmax { .. } => "softmax",
             Action::Binary(_) => "binary",
             Action::LayerNorm { .. } => "layer norm",
-            Action::MatMul => "matmul",
+            Action::MatMul | Action::MatMulOfCodes(_) => "matmul",
             Action::ShapeOf(_) | Action::ToFloat | Action::ToInts { .. } => "shape",
         }
     }

@@ -346,6 +346,41 @@ fn every_operator_runs_after_codes() {
     }
 }
 
+/// Queries, keys, values and their weights as codes: all products of a transformer are of integers.
+#[test]
+fn attention_multiplies_codes() {
+    let options = ZooOptions { input: Some([3, 12, 20]), seed: 3, ..ZooOptions::default() };
+    let mut model = zoo::build("vit-tiny", &options).unwrap();
+    round_weights(&mut model, |_| Some(weight_spec(0, 8, true)));
+    let spec =
+        |signed| QuantSpec { grid: Grid::Affine { signed, symmetric: false }, bits: 8, per: Granularity::PerTensor };
+    model.add_activation_sites(spec(true), spec(true)).unwrap();
+    let operands = model.attention_values();
+    let names: Vec<&str> = operands[..4].iter().map(|&id| &*model.graph.value(id).name).collect();
+    assert_eq!(names, ["blocks.0.attn.q", "blocks.0.attn.k", "blocks.0.attn.v", "blocks.0.attn.softmax"]);
+    for id in operands {
+        let params = match model.graph.value(id).name.ends_with("softmax") {
+            true => bitsmith_graph::QParams::per_tensor(8, false, 1.0 / 255.0, 0),
+            false => bitsmith_graph::QParams::per_tensor(8, true, 0.03, 0),
+        };
+        let role = bitsmith_graph::Role::Activation;
+        model.sites.insert(id, bitsmith_graph::Site { role, spec: params.spec, params: Some(params) });
+    }
+    let sample = batch_of(&model, 2, 77);
+    calibrate(&mut model, &[sample]);
+    let frozen = freeze(model.clone()).unwrap();
+    for batch in [1, 3] {
+        let (got, expected) = run_both(&model, &frozen, &batch_of(&model, batch, 5));
+        assert_close("vit-tiny", &got, &expected, 0.05);
+    }
+    let session = Session::new(&frozen, FAST).unwrap();
+    for (node, report) in frozen.graph().nodes().iter().zip(session.arithmetic()) {
+        if let Op::MatMul(_) = node.op {
+            assert_eq!(report.arithmetic, Arithmetic::Integer, "{report:?}");
+        }
+    }
+}
+
 /// Quantized constants are numbers wherever they are read, not only as weights.
 #[test]
 fn quantized_biases_and_factors_are_decoded() {

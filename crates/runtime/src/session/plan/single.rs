@@ -1,7 +1,8 @@
 //! Nodes that are a step of their own: everything that moves, pools, reduces or broadcasts.
 
 use bitsmith_graph::model::moves_elements;
-use bitsmith_graph::{Data, Node, Op, Tensor};
+use bitsmith_graph::{Data, Node, Op, Shape, Tensor, ValueId};
+use bitsmith_kernels::integer;
 
 use super::super::chain::Binary;
 use super::super::geometry;
@@ -96,7 +97,13 @@ impl Planner<'_> {
             Op::LayerNormalization(op) => {
                 (Action::LayerNorm { epsilon: op.epsilon }, Layout::Plain, (Elem::F32, Layout::Plain))
             }
-            Op::MatMul(_) => (Action::MatMul, Layout::Plain, (Elem::F32, Layout::Plain)),
+            Op::MatMul(_) => {
+                let action = match node.input(1).is_some_and(|other| self.multiplies_codes(x, other)) {
+                    true => Action::MatMulOfCodes(self.kernels),
+                    false => Action::MatMul,
+                };
+                (action, Layout::Plain, (Elem::F32, Layout::Plain))
+            }
             Op::ShapeOf(op) => (Action::ShapeOf(op.clone()), layout, (Elem::Ints, Layout::Plain)),
             Op::Cast(op) => match (op.to, float(elem)) {
                 (1, Elem::Ints) => (Action::ToFloat, layout, (Elem::F32, layout)),
@@ -128,8 +135,9 @@ impl Planner<'_> {
         };
         // Sums of codes are exact; everything else that computes does so on decoded values.
         let sums_codes = elem == Elem::Codes && matches!(action, Action::AveragePool(_) | Action::Mean(_));
+        let multiplies_codes = matches!(action, Action::MatMulOfCodes(_));
         let read = match &action {
-            _ if sums_codes || keeps_codes => Elem::Codes,
+            _ if sums_codes || keeps_codes || multiplies_codes => Elem::Codes,
             Action::ShapeOf(_) => elem,
             _ => float(elem),
         };
@@ -142,6 +150,7 @@ impl Planner<'_> {
             }
         }
         match (sums_codes, keeps_codes, moves) {
+            _ if multiplies_codes => self.note(index, Arithmetic::Integer, "multiplies codes, scales once"),
             (true, ..) => self.note(index, Arithmetic::Integer, "sums codes, scales once"),
             (_, true, _) => self.note(index, Arithmetic::Codes, "moves codes"),
             (_, _, true) => self.note(index, Arithmetic::Float, "moves floats"),
@@ -156,6 +165,16 @@ impl Planner<'_> {
             self.settle(id, &node.name)?;
         }
         Ok(())
+    }
+}
+
+impl Planner<'_> {
+    /// Whether a product of two computed values is one of integers: both are codes, of matrices of the same leading axes.
+    fn multiplies_codes(&self, x: ValueId, other: ValueId) -> bool {
+        let (Some(a), Some(b)) = (self.grid(x), self.grid(other)) else { return false };
+        let leading = |t: &Vec<Shape>, id: ValueId| t[id.index()].split_last_chunk::<2>().map(|(all, _)| all.to_vec());
+        let alike = |t| leading(t, x).is_some_and(|all| Some(all) == leading(t, other));
+        self.tables.iter().all(alike) && self.shape(x).last().is_some_and(|&k| integer::multiplies(k, &a, &b))
     }
 }
 
