@@ -1,8 +1,8 @@
 //! The smallest program around the runtime: loads a packed file, runs one sample, says how long both took.
 //!
 //! ```console
-//! $ cargo build --release -p bitsmith-runtime --example run && strip target/release/examples/run
-//! $ target/release/examples/run model.bitsmith
+//! $ cargo build --profile small -p bitsmith-runtime --example run
+//! $ target/small/examples/run model.bitsmith
 //! ```
 
 use std::io::Write;

@@ -21,6 +21,8 @@
 
 use std::cell::Cell;
 
+pub(super) use chunk::Chunk;
+
 use super::conv::room;
 use super::narrow::Narrow;
 use super::pixels::Pixels;
@@ -31,63 +33,6 @@ use crate::multiversion::multiversion;
 /// Most blocks that a kernel takes at once.
 #[cfg(target_arch = "x86_64")]
 const MAX_BLOCKS: usize = 4;
-
-/// A run of a dot product whose weights stay in the first cache while all pixels pass by.
-#[derive(Debug, Clone, PartialEq)]
-pub(super) struct Chunk {
-    /// Groups of four inputs before it, in the weights.
-    pub first: usize,
-    /// Whether a dot product begins with it.
-    pub begins: bool,
-    /// Where its inputs lie, the same for all pixels of a band: offset from a pixel's first code, and groups of four from there.
-    pub pieces: Vec<(usize, usize)>,
-}
-
-impl Chunk {
-    /// Cuts segments of `quads` groups each, which begin at `offsets`, into chunks of at most `longest` groups.
-    pub fn cut(offsets: &[usize], quads: usize, longest: usize) -> Vec<Self> {
-        let mut chunks: Vec<Chunk> = vec![Chunk { first: 0, begins: true, pieces: vec![] }];
-        let mut room = longest;
-        for (segment, &offset) in offsets.iter().enumerate() {
-            let mut done = 0;
-            while done < quads {
-                if room == 0 {
-                    chunks.push(Chunk { first: segment * quads + done, begins: false, pieces: vec![] });
-                    room = longest;
-                }
-                let length = room.min(quads - done);
-                if let Some(chunk) = chunks.last_mut() {
-                    chunk.pieces.push((offset + done * QUAD, length));
-                }
-                (done, room) = (done + length, room - length);
-            }
-        }
-        chunks
-    }
-
-    /// Its groups of four inputs.
-    pub fn quads(&self) -> usize {
-        self.pieces.iter().map(|(_, quads)| quads).sum()
-    }
-
-    /// The same in chunks of at most `longest` groups.
-    #[cfg(target_arch = "x86_64")]
-    pub fn parts(&self, longest: usize) -> Vec<Self> {
-        let mut parts: Vec<Chunk> = vec![];
-        let mut first = self.first;
-        for &(offset, quads) in &self.pieces {
-            for done in (0..quads).step_by(longest) {
-                let piece = (offset + done * QUAD, longest.min(quads - done));
-                match parts.last_mut().filter(|last| last.quads() + piece.1 <= longest) {
-                    Some(last) => last.pieces.push(piece),
-                    None => parts.push(Chunk { first, begins: self.begins && parts.is_empty(), pieces: vec![piece] }),
-                }
-                first += piece.1;
-            }
-        }
-        parts
-    }
-}
 
 /// The pixels and channels of one call: outputs `out[pixel * stride + channel]`. `X` are codes, `W` weights and `O` accumulators, or what
 /// becomes of them at once.
@@ -116,25 +61,26 @@ pub(super) struct Job<'a, X, W, O = i32> {
 /// Weights to fetch while others are multiplied.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Next {
-    /// Their first byte.
+    /// Their first byte, which is never read but fetched.
     first: *const u8,
-    /// Bytes between blocks.
-    block_len: usize,
-    /// Bytes per group of four inputs.
-    group_len: usize,
+    bytes: usize,
 }
 
 impl Next {
-    /// From the first of these weights on, of `block_len` elements per block and `group_len` per group of four inputs.
-    pub fn new<W>(weights: &[W], block_len: usize, group_len: usize) -> Self {
-        let bytes = size_of::<W>();
-        Next { first: weights.as_ptr().cast(), block_len: block_len * bytes, group_len: group_len * bytes }
+    /// The first `len` of these weights, or as many as there are.
+    pub fn new<W>(weights: &[W], len: usize) -> Self {
+        Next { first: weights.as_ptr().cast(), bytes: weights.len().min(len) * size_of::<W>() }
     }
 
-    /// Address and size of a group of four inputs.
+    /// How far after `weights` what the `idx`th few pixels fetch lies, 64 bytes for each of so many groups of four inputs; 0 where all is
+    /// fetched. One addition in a loop that has no room for two.
     #[cfg(target_arch = "x86_64")]
-    pub fn of_block(&self, block: usize) -> (*const u8, usize) {
-        (self.first.wrapping_add(block * self.block_len), self.group_len)
+    pub fn ahead_of(&self, weights: *const i8, idx: usize, quads: usize) -> usize {
+        let fetched = idx * quads * GROUP;
+        match fetched < self.bytes {
+            true => (self.first.addr() + fetched).wrapping_sub(weights.addr()),
+            false => 0,
+        }
     }
 }
 
@@ -603,7 +549,7 @@ impl<X, W, O> Job<'_, X, W, O> {
                         block_len,
                         blocks: count,
                         next: (block + count < blocks)
-                            .then(|| Next::new(&self.weights[(block + count) * block_len..], block_len, group_len)),
+                            .then(|| Next::new(&self.weights[(block + count) * block_len..], count * block_len)),
                         start: chunk.begins.then_some(start),
                         channels: (self.channels - block * LANES).min(count * LANES),
                         stride: self.stride,
@@ -642,28 +588,6 @@ fn portable(panel: &Panel<'_, u8, i8>, acc: &mut [i32]) {
 
 #[cfg(target_arch = "x86_64")]
 pub(super) mod avx2;
+mod chunk;
 #[cfg(target_arch = "x86_64")]
 pub(super) mod x86;
-
-#[cfg(test)]
-mod tests {
-    #[cfg(target_arch = "x86_64")]
-    #[test]
-    fn parts_of_a_chunk_are_all_of_it() {
-        let [chunk] = &super::Chunk::cut(&[0, 100], 5, usize::MAX)[..] else { panic!("one chunk") };
-        let parts = |longest| -> Vec<_> {
-            chunk.parts(longest).into_iter().map(|part| (part.first, part.begins, part.pieces)).collect()
-        };
-        assert_eq!(parts(10), [(0, true, vec![(0, 5), (100, 5)])]);
-        assert_eq!(
-            parts(3),
-            [
-                (0, true, vec![(0, 3)]),
-                (3, false, vec![(12, 2)]),
-                (5, false, vec![(100, 3)]),
-                (8, false, vec![(112, 2)])
-            ]
-        );
-        assert_eq!(parts(7), [(0, true, vec![(0, 5)]), (5, false, vec![(100, 5)])]);
-    }
-}

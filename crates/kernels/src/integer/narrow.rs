@@ -1,6 +1,6 @@
 //! Weights of 1 to 7 bits that stay as narrow in memory, for layers that meet each weight once or a few times: there, reading
-//! weights takes the time, and half the bits take half of it. They are expanded in registers, and for many rows a chunk at a
-//! time into the first cache.
+//! weights takes the time, and half the bits take half of it. They are expanded in registers, and kept
+//! a chunk at a time for many rows.
 //!
 //! A code is its distance from the lowest weight, cut into fields of 4, 2 and 1 bits by the binary digits of its width, low
 //! bits first: 7 = 4 + 2 + 1. The 64 weights of a block of 16 channels and a group of four inputs, in the order of

@@ -244,13 +244,11 @@ unsafe fn vnni<const PIXELS: usize, const BLOCKS: usize, F: Finish>(
         // SAFETY: the caller's promises; `out` begins with these pixels.
         let mut sums = unsafe { begin::<PIXELS, BLOCKS, F, _>(panel, pixels.len(), out) };
         let mut weights = panel.weights.as_ptr();
-        // The next weights are on their way while the first pixels pass by these, a block for each group of pixels.
-        let next = panel.next.filter(|_| idx < BLOCKS).map(|next| next.of_block(idx));
-        let (mut ahead, step) = next.unwrap_or((weights.cast(), 0));
+        // The next weights are on their way while the first pixels pass by these.
+        let ahead = panel.next.map_or(0, |next| next.ahead_of(weights, idx, panel.quads()));
         for &(offset, quads) in panel.pieces {
             for at in (offset..offset + quads * QUAD).step_by(QUAD) {
-                _mm_prefetch::<_MM_HINT_T0>(ahead.cast());
-                ahead = ahead.wrapping_add(step);
+                _mm_prefetch::<_MM_HINT_T0>(weights.wrapping_add(ahead));
                 // SAFETY: the caller promises `BLOCKS` blocks of weights for all pieces; `weights` moves 64 bytes per group of
                 // four inputs.
                 let w: [__m512i; BLOCKS] =

@@ -120,7 +120,7 @@ pub unsafe fn vnni(panel: &Panel<'_, u8, u8>, form: Narrow, expanded: &mut Vec<i
             block_len,
             blocks: panel.blocks,
             next: match parts.get(idx + 1) {
-                Some(next) => Some(Next::new(&panel.weights[next.first * group_len..], panel.block_len, group_len)),
+                Some(next) => Some(Next::new(&panel.weights[next.first * group_len..], next.quads() * group_len)),
                 None => panel.next,
             },
             start: narrow.start,
