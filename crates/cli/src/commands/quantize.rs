@@ -142,6 +142,11 @@ pub fn run(args: &Args, context: &Context) -> Result<Outcome, Failure> {
             }
         }
     }
+    let default = if args.method == "ptq" { 8 } else { 32 };
+    if args.attention_bits != 32 && args.activation_bits.unwrap_or(default) == 32 {
+        return Err(Failure::usage("`--attention-bits` rounds parts of what stays in float without --activation-bits")
+            .remedy("give --activation-bits, or leave out --attention-bits"));
+    }
     let stem = std::path::Path::new(&args.model.model).file_stem().and_then(|s| s.to_str()).unwrap_or("model");
     let name: String = format!("{stem}-{}", args.method)
         .chars()

@@ -60,6 +60,11 @@ fn names_and_paths() {
             },
             Case { arguments: "eval resnet20 --data digits", code: 1, parts: &["1x8x8", "3x32x32", "try:"] },
             Case { arguments: "eval cnn --classes 4 --data digits", code: 1, parts: &["4"] },
+            Case {
+                arguments: "quantize cnn --method ptq --data digits --activation-bits 32 --attention-bits 8",
+                code: 2,
+                parts: &["--attention-bits", "--activation-bits"],
+            },
             Case { arguments: "eval cnn --image-size 16 --data digits", code: 1, parts: &["1x8x8", "--image-size 8"] },
             Case { arguments: "train absent.toml", code: 1, parts: &["absent.toml"] },
             Case { arguments: "report a-folder", code: 1, parts: &["events.jsonl", "try:"] },

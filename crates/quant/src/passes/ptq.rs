@@ -67,6 +67,12 @@ impl Ptq {
     /// The model with activations calibrated, where they are to be rounded.
     pub fn calibrated(&self, mut model: Model, ctx: &mut PassContext<'_>) -> Result<Model, Error> {
         let o = &self.options;
+        if o.activation_bits == 32 && o.attention_bits != 32 {
+            return Err(Error::option(format!(
+                "{} attention bits where activations stay in float: both do, or neither",
+                o.attention_bits
+            )));
+        }
         if o.activation_bits != 32 {
             let calibrate = CalibrateActivations {
                 bits: o.activation_bits,
