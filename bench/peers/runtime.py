@@ -124,8 +124,8 @@ def prepare(name):
         if not os.path.exists(packed[label]):
             # Whether it is verified on random numbers (near ties in an untrained network) is not the question here.
             subprocess.run([args.bitsmith, "quantize", path(".onnx"), "--method", "ptq", "--weight-bits", str(weights),
-                            "--activation-bits", str(activations), "--attention-bits", "8", "--data", "random", "--data-limit", "32", "--quiet",
-                            "--force", "--out", packed[label]], stdout=subprocess.DEVNULL)
+                            "--activation-bits", str(activations), "--attention-bits", "8", "--data", "random",
+                            "--data-limit", "32", "--quiet", "--force", "--out", packed[label]], stdout=subprocess.DEVNULL)
             if not os.path.exists(packed[label]):
                 sys.exit(f"{packed[label]} was not made")
     return path("-int8.onnx"), packed

@@ -253,7 +253,7 @@ impl<'a, A: Operand> Plan<'a, A> {
             weights,
             input,
             start: weights.sums.iter().map(|sum| shifted.wrapping_mul(*sum).wrapping_mul(-times)).collect(),
-            chunks: Chunk::cut(&offsets, layout.segment_quads(), weights.kernel.longest_chunk(weights.short_sums)),
+            chunks: Chunk::cut(&offsets, layout.segment_quads(), weights.longest_chunk()),
             offsets,
             row_len,
             fill: shifted as u8,
@@ -567,7 +567,8 @@ impl Element for i16 {
 }
 
 multiversion! {
-    fn widen(bytes: &[u8], to: &mut [i16]) {
+    /// Bytes as words.
+    pub(super) fn widen(bytes: &[u8], to: &mut [i16]) {
         to.iter_mut().zip(bytes).for_each(|(to, &byte)| *to = byte.into());
     }
 }

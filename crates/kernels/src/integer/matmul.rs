@@ -10,11 +10,12 @@
 use std::cell::Cell;
 
 use super::ByteGrid;
-use super::conv::room;
+use super::conv::{room, widen};
 use super::dot::{Chunk, Job, Kernel};
 use super::pixels::Pixels;
-use super::weights::{GROUP, LANES, QUAD, by_pairs};
+use super::weights::{GROUP, LANES, QUAD, words_by_pairs};
 use crate::multiversion::multiversion;
+use crate::numerics::max_i32_dot;
 use crate::threads;
 
 /// Rows whose sums are in the first cache when they become numbers.
@@ -26,8 +27,7 @@ const PRODUCTS_PER_ELEMENT: usize = 64;
 /// and no sum overflows.
 pub fn multiplies(k: usize, a: &ByteGrid, b: &ByteGrid) -> bool {
     let fits = |code: i32| i8::try_from(code - b.zero_point).is_ok();
-    let largest = u64::from(a.max_magnitude()) * u64::from(b.max_magnitude());
-    fits(b.low) && fits(b.high) && largest.saturating_mul(k as u64) <= i32::MAX as u64
+    fits(b.low) && fits(b.high) && k as u64 <= max_i32_dot(a.max_magnitude(), b.max_magnitude())
 }
 
 /// `batch` products of matrices `[m, k]` and `[k, n]`, each on a grid of its own: bit-equal to
@@ -118,9 +118,8 @@ impl Scratch {
         }
         if kernel.is_wide() {
             let words = room(&mut self.words, a.0.len() + QUAD, 0);
-            words.iter_mut().zip(a.0).for_each(|(word, &byte)| *word = byte.into());
-            let weights: Vec<i16> = by_pairs(packed).into_iter().map(i16::from).collect();
-            rows!(words, &weights, run_words);
+            widen(a.0, &mut words[..a.0.len()]);
+            rows!(words, &words_by_pairs(packed), run_words);
         } else if k.is_multiple_of(QUAD) {
             rows!(a.0, packed, run_bytes);
         } else {

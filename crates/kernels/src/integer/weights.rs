@@ -178,10 +178,18 @@ impl ConvWeights {
         let data = match narrow {
             Some(form) => Packed::Narrow(form, form.pack(&ordered)),
             None if kernel.is_wide() && few => Packed::Bytes(by_pairs(&ordered)),
-            None if kernel.is_wide() => Packed::Words(by_pairs(&ordered).into_iter().map(i16::from).collect()),
+            None if kernel.is_wide() => Packed::Words(words_by_pairs(&ordered)),
             None => Packed::Bytes(ordered),
         };
         ConvWeights { layout, kernel, data, sums, short_sums: kernel.room(short_sums), largest }
+    }
+
+    /// Groups of four inputs that their kernel takes at a time.
+    pub(super) fn longest_chunk(&self) -> usize {
+        match self.data {
+            Packed::Narrow(..) => self.kernel.longest_narrow_chunk(self.short_sums),
+            _ => self.kernel.longest_chunk(self.short_sums),
+        }
     }
 
     /// Whether inputs are widened for them.
@@ -269,6 +277,11 @@ pub(super) fn by_pairs<T: Copy>(ordered: &[T]) -> Vec<T> {
         }
     }
     out
+}
+
+/// [`by_pairs`], as words.
+pub(super) fn words_by_pairs(ordered: &[i8]) -> Vec<i16> {
+    by_pairs(ordered).into_iter().map(i16::from).collect()
 }
 
 /// See [`ConvWeights::short_sums`]: the largest sum of a pair is `largest` times its positive weights, the smallest `largest`

@@ -7,7 +7,7 @@ use super::{GROUP, Narrow};
 use crate::integer::conv::room;
 use crate::integer::dot::avx2::{PARTS, Products, short_with};
 use crate::integer::dot::x86::{Finish, Sums, begin, vnni_panel};
-use crate::integer::dot::{Chunk, Next, Panel, Rest};
+use crate::integer::dot::{Panel, Rest};
 use crate::integer::weights::QUAD;
 use std::arch::x86_64::{
     __m256i, __m512i, _mm_loadu_si128, _mm256_add_epi8, _mm256_and_si256, _mm256_broadcastsi128_si256,
@@ -77,9 +77,6 @@ unsafe fn pixels<const PIXELS: usize, const BITS: u8, P: Products>(
 const MOST_PIXELS: usize = 6;
 /// Up to so many pixels, expanding weights again for each few of them is faster than keeping them.
 const FEW_PIXELS: usize = 2 * MOST_PIXELS;
-/// Groups of four inputs whose expanded weights are kept at a time: with [`MAX_BLOCKS`] blocks a quarter of the second cache. Fewer would fit
-/// the first, but sums would come and go more often: 14 % slower.
-const KEPT_QUADS: usize = 1024;
 
 /// A panel of up to [`MAX_BLOCKS`] blocks, with `vpdpbusd`. Of many pixels, the first ones leave the weights in `expanded` for the others.
 ///
@@ -95,44 +92,28 @@ pub unsafe fn vnni(panel: &Panel<'_, u8, u8>, form: Narrow, expanded: &mut Vec<i
         }
         return;
     }
-    let whole = Chunk { first: 0, begins: panel.start.is_some(), pieces: panel.pieces.to_vec() };
-    let parts = whole.parts(KEPT_QUADS);
+    let block_len = panel.quads() * GROUP;
+    let expanded = room(expanded, panel.blocks * block_len, 0);
     let (first, rest) = panel.pixels.split_at(MOST_PIXELS);
-    let group_len = form.group_bytes();
-    for (idx, part) in parts.iter().enumerate() {
-        let block_len = part.quads() * GROUP;
-        let expanded = room(expanded, panel.blocks * block_len, 0);
-        let weights = &panel.weights[part.first * group_len..];
-        let narrow = Panel {
-            pixels: first,
-            pieces: &part.pieces,
-            weights,
-            start: panel.start.filter(|_| part.begins),
-            ..*panel
-        };
-        // SAFETY: the caller's promises are about all pieces and pixels; `expanded` has room for these blocks.
-        unsafe { few_pixels(&narrow, form, Some(expanded), acc) };
-        let bytes = Panel {
-            input: panel.input,
-            pixels: rest,
-            pieces: &part.pieces,
-            weights: &*expanded,
-            block_len,
-            blocks: panel.blocks,
-            next: match parts.get(idx + 1) {
-                Some(next) => Some(Next::new(&panel.weights[next.first * group_len..], next.quads() * group_len)),
-                None => panel.next,
-            },
-            start: narrow.start,
-            channels: panel.channels,
-            stride: panel.stride,
-            channel: panel.channel,
-            at: panel.at + MOST_PIXELS * panel.stride,
-            short_sums: panel.short_sums,
-        };
-        // SAFETY: as above, and `expanded` holds all weights of these pieces by now.
-        unsafe { vnni_panel(&bytes, Sums, &mut acc[MOST_PIXELS * panel.stride..]) };
-    }
+    // SAFETY: the caller's promises are about all pixels; `expanded` has room for these blocks.
+    unsafe { few_pixels(&Panel { pixels: first, ..*panel }, form, Some(expanded), acc) };
+    let bytes = Panel {
+        input: panel.input,
+        pixels: rest,
+        pieces: panel.pieces,
+        weights: &*expanded,
+        block_len,
+        blocks: panel.blocks,
+        next: panel.next,
+        start: panel.start,
+        channels: panel.channels,
+        stride: panel.stride,
+        channel: panel.channel,
+        at: panel.at + MOST_PIXELS * panel.stride,
+        short_sums: panel.short_sums,
+    };
+    // SAFETY: as above, and `expanded` holds all weights of the panel by now.
+    unsafe { vnni_panel(&bytes, Sums, &mut acc[MOST_PIXELS * panel.stride..]) };
 }
 
 /// A panel of up to [`MOST_PIXELS`] pixels; `expanded` gets the weights of all its pieces as bytes, block by block.
