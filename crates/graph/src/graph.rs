@@ -94,6 +94,8 @@ pub struct Graph {
     outputs: Vec<ValueId>,
     by_name: HashMap<String, ValueId>,
     node_names: HashMap<String, usize>,
+    /// Of constants whose elements are gone.
+    outlines: BTreeMap<ValueId, Shape>,
 }
 
 impl Graph {
@@ -203,6 +205,24 @@ impl Graph {
         }
     }
 
+    /// The same network without the elements of its constants: names, nodes and [`shapes`](Self::shapes) are all that is left, and
+    /// [`constant`](Self::constant) finds none.
+    pub fn outline(&self) -> Self {
+        let value = |value: &Value| Value { name: value.name.clone(), constant: None };
+        let shape = |id: ValueId| Some((id, self.constant(id)?.shape().to_vec()));
+        let mut outlines = self.outlines.clone();
+        outlines.extend(self.value_ids().filter_map(shape));
+        Self {
+            nodes: self.nodes.clone(),
+            values: self.values.iter().map(value).collect(),
+            inputs: self.inputs.clone(),
+            outputs: self.outputs.clone(),
+            by_name: self.by_name.clone(),
+            node_names: self.node_names.clone(),
+            outlines,
+        }
+    }
+
     /// The float elements of a constant, for writing in place.
     pub fn constant_f32_mut(&mut self, id: ValueId) -> Option<&mut [f32]> {
         self.values[id.index()].constant.as_mut().and_then(Tensor::as_f32_mut)
@@ -256,6 +276,7 @@ impl Graph {
     pub fn shapes(&self, batch: usize) -> Result<Vec<Shape>, Error> {
         let mut shapes: Vec<Shape> =
             self.values.iter().map(|v| v.constant.as_ref().map_or_else(Vec::new, |t| t.shape().to_vec())).collect();
+        self.outlines.iter().for_each(|(id, shape)| shapes[id.index()].clone_from(shape));
         for input in &self.inputs {
             let shape = input.shape(batch);
             check_size(&shape).map_err(|e| e.at(&self.value(input.value).name))?;

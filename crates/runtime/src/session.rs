@@ -25,6 +25,7 @@ mod report;
 mod simulate;
 #[cfg(test)]
 mod tests;
+mod weight_codes;
 mod windows;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -63,6 +64,7 @@ pub struct SessionOptions {
 
 /// A model that is ready to run, from any number of threads.
 pub struct Session {
+    /// Its [outline](Graph::outline).
     graph: Graph,
     plan: Plan,
     /// One pool over all threads for a few samples, one per thread for many.
@@ -117,9 +119,9 @@ impl Session {
             pool.map_err(|e| Error::new(Kind::Io, format!("threads could not be started: {e}")))
         };
         let narrow = if threads > 1 { (0..threads).map(|_| pool(1)).collect::<Result<_, _>>()? } else { vec![] };
-        // Constants live in the plan; the graph is kept for names and shapes, which need theirs too.
         Ok(Self {
-            graph: graph.clone(),
+            // Constants live in the plan.
+            graph: graph.outline(),
             weight_bytes: plan.weight_bytes(),
             plan,
             wide: pool(threads)?,
@@ -134,7 +136,7 @@ impl Session {
         &self.plan.report
     }
 
-    /// The network that is run.
+    /// The network that is run, without the elements of its constants.
     pub fn graph(&self) -> &Graph {
         &self.graph
     }

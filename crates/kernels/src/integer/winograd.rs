@@ -207,6 +207,62 @@ pub(super) struct Output<'a> {
     pub width: usize,
 }
 
+/// Calls `make(block, starts, room, weights)` for all blocks of output channels, in parallel; `room` has as many elements as a block's
+/// weights. `None` if a call says so.
+fn by_blocks<T: Send, R: Send>(
+    blocks: usize,
+    start: &mut [i32],
+    weights: &mut [T],
+    make: impl Fn(usize, &mut [i32], &mut [i16], &mut [T]) -> Option<R> + Sync + Send,
+) -> Option<Vec<R>> {
+    let (starts, len) = (start.len() / blocks.max(1), weights.len() / blocks.max(1));
+    let per_part = blocks.div_ceil(threads::parts_for(weights.len())).max(1);
+    let parts = start.chunks_mut((per_part * starts).max(1)).zip(weights.chunks_mut((per_part * len).max(1)));
+    let part = |(part, (start, weights)): (usize, (&mut [i32], &mut [T]))| {
+        // A block at a time: all of a wide layer's would take twice the memory of its weights.
+        let mut room = vec![0i16; len];
+        let each = start.chunks_exact_mut(starts.max(1)).zip(weights.chunks_exact_mut(len.max(1)));
+        each.enumerate().map(|(i, (start, weights))| make(part * per_part + i, start, &mut room, weights)).collect()
+    };
+    let parts: Vec<Option<Vec<R>>> = threads::map_jobs(parts.enumerate().collect(), part);
+    let parts: Vec<Vec<R>> = parts.into_iter().collect::<Option<_>>()?;
+    Some(parts.into_iter().flatten().collect())
+}
+
+/// The transformed weights of a block, `[position][group of four inputs][16 channels][4 inputs]`, and what takes an offset of the
+/// transformed inputs back.
+fn transformed_block(
+    (size, offset): (Size, u8),
+    shape: &ConvShape,
+    w: &[i8],
+    block: usize,
+    start: &mut [i32],
+    out: &mut [i16],
+) {
+    let (taps, positions, centre) = (shape.kernel[0] * shape.kernel[1], size.positions(), size.centre());
+    let quads = shape.c_in.div_ceil(QUAD);
+    for quad in 0..quads {
+        // A group at a time, so that what is written lies close together.
+        let mut g = [[0i16; GROUP]; 9];
+        for i in 0..GROUP {
+            let (c_out, c_in) = (block * LANES + i / QUAD, quad * QUAD + i % QUAD);
+            if c_out < shape.c_out && c_in < shape.c_in {
+                let filter = &w[(c_out * shape.c_in + c_in) * taps..][..taps];
+                g.iter_mut().zip(filter).for_each(|(g, &w)| g[i] = w.into());
+            }
+        }
+        let transformed = size.transformed(&g);
+        for (position, v) in transformed.iter().take(positions).enumerate() {
+            out[(position * quads + quad) * GROUP..][..GROUP].copy_from_slice(v);
+            if offset > 0 && position != centre {
+                for (start, v) in start[position * LANES..].iter_mut().zip(v.chunks_exact(QUAD)) {
+                    *start -= i32::from(offset) * v.iter().map(|&v| i32::from(v)).sum::<i32>();
+                }
+            }
+        }
+    }
+}
+
 /// Whether this is a convolution with such products.
 pub(super) fn applies(shape: &ConvShape) -> bool {
     shape.kernel == [3; 2] && shape.stride == [1; 2] && shape.dilation == [1; 2] && shape.groups == 1
@@ -256,82 +312,38 @@ impl Winograd {
             Form::Bytes => largest.checked_mul(4)?,
             Form::Words(_) => 0,
         };
-        let blocks = shape.c_out.div_ceil(LANES);
-        let ranges = threads::ranges(blocks, threads::parts_for(w.len())).collect();
-        let parts = threads::map_jobs(ranges, |blocks| Self::some_blocks((form, kernel, most), shape, w, blocks));
-        let mut parts = parts.into_iter();
-        let mut all = parts.next()??;
-        for part in parts {
-            all.append(part?);
-        }
-        Some(all)
-    }
-
-    /// [`Winograd::new`] for some blocks of output channels, `most` being the largest transformed input.
-    fn some_blocks(
-        (form, kernel, most): (Form, Kernel, u8),
-        shape: &ConvShape,
-        w: &[i8],
-        blocks: Range<usize>,
-    ) -> Option<Self> {
-        let (size, taps, offset) = (form.size(), shape.kernel[0] * shape.kernel[1], most / 2);
-        let (positions, centre) = (size.positions(), size.centre());
-        let quads = shape.c_in.div_ceil(QUAD);
+        let (positions, quads, blocks) = (size.positions(), shape.c_in.div_ceil(QUAD), shape.c_out.div_ceil(LANES));
         let len = quads * GROUP;
-        let mut weights = vec![0i16; blocks.len() * positions * len];
-        let mut start = vec![0i32; blocks.len() * positions * LANES];
-        let each = weights.chunks_exact_mut(positions * len).zip(start.chunks_exact_mut(positions * LANES));
-        for (block, (weights, start)) in blocks.zip(each) {
-            for quad in 0..quads {
-                // A group at a time, so that what is written lies close together.
-                let mut g = [[0i16; GROUP]; 9];
-                for i in 0..GROUP {
-                    let (c_out, c_in) = (block * LANES + i / QUAD, quad * QUAD + i % QUAD);
-                    if c_out < shape.c_out && c_in < shape.c_in {
-                        let filter = &w[(c_out * shape.c_in + c_in) * taps..][..taps];
-                        g.iter_mut().zip(filter).for_each(|(g, &w)| g[i] = w.into());
-                    }
-                }
-                let transformed = size.transformed(&g);
-                for (position, v) in transformed.iter().take(positions).enumerate() {
-                    weights[position * len + quad * GROUP..][..GROUP].copy_from_slice(v);
-                    if offset > 0 && position != centre {
-                        for (start, v) in start[position * LANES..].iter_mut().zip(v.chunks_exact(QUAD)) {
-                            *start -= i32::from(offset) * v.iter().map(|&v| i32::from(v)).sum::<i32>();
-                        }
-                    }
-                }
-            }
-        }
+        let mut start = vec![0i32; blocks * positions * LANES];
+        let transform = |block: usize, start: &mut [i32], out: &mut [i16]| {
+            transformed_block((size, most / 2), shape, w, block, start, out);
+        };
         let weights = match form {
-            Form::Words(_) => Weights::Words(by_pairs(&weights)),
+            Form::Words(_) => {
+                let mut weights = vec![0i16; blocks * positions * len];
+                by_blocks(blocks, &mut start, &mut weights, |block, start, transformed, out| {
+                    transform(block, start, transformed);
+                    out.copy_from_slice(&by_pairs(transformed));
+                    Some(())
+                })?;
+                Weights::Words(weights)
+            }
             Form::Bytes => {
-                let weights: Vec<i8> = weights.into_iter().map(|v| i8::try_from(v).ok()).collect::<Option<_>>()?;
-                let mut room = vec![usize::MAX; positions];
-                for (part, weights) in weights.chunks_exact(len).enumerate() {
-                    let room = &mut room[part % positions];
-                    *room = kernel.room(short_sums(Kind::Rows, weights, most)).min(*room);
-                }
-                if !room.iter().all(|&sums| kernel.takes(sums)) {
-                    return None;
-                }
-                Weights::Bytes { weights, short_sums: room, offset }
+                let mut weights = vec![0i8; blocks * positions * len];
+                let rooms = by_blocks(blocks, &mut start, &mut weights, |block, start, transformed, out| {
+                    transform(block, start, transformed);
+                    for (out, &v) in out.iter_mut().zip(&*transformed) {
+                        *out = i8::try_from(v).ok()?;
+                    }
+                    let room = |weights| kernel.room(short_sums(Kind::Rows, weights, most));
+                    let rooms: Vec<usize> = out.chunks_exact(len).map(room).collect();
+                    rooms.iter().all(|&sums| kernel.takes(sums)).then_some(rooms)
+                })?;
+                let least = |position: usize| rooms.iter().map(|rooms| rooms[position]).min().unwrap_or(usize::MAX);
+                Weights::Bytes { weights, short_sums: (0..positions).map(least).collect(), offset: most / 2 }
             }
         };
         Some(Winograd { form, weights, start, quads })
-    }
-
-    /// Adds later blocks of the same layer.
-    fn append(&mut self, later: Self) {
-        self.start.extend(later.start);
-        match (&mut self.weights, later.weights) {
-            (Weights::Words(weights), Weights::Words(more)) => weights.extend(more),
-            (Weights::Bytes { weights, short_sums, .. }, Weights::Bytes { weights: more, short_sums: room, .. }) => {
-                weights.extend(more);
-                short_sums.iter_mut().zip(room).for_each(|(sums, room)| *sums = room.min(*sums));
-            }
-            _ => unreachable!("blocks of one form"),
-        }
     }
 
     /// Outputs of a tile along an axis, and what else depends on it.

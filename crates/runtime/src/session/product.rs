@@ -7,12 +7,13 @@
 use bitsmith_kernels::conv::{self, ConvShape};
 use bitsmith_kernels::gemm::{self, Order};
 use bitsmith_kernels::integer::{self, ConvWeights, Kept};
-use bitsmith_kernels::{layout, reference};
+use bitsmith_kernels::reference;
 
 use super::Kernels;
 use super::chain::{AfterProduct, Elements, Link, Target};
 use super::grid::ByteGrid;
 use super::pool::Pool;
+use super::weight_codes::WeightCodes;
 use crate::error::{Error, Kind};
 
 /// What is multiplied with what.
@@ -66,13 +67,9 @@ impl Geometry {
     }
 
     /// Weights with the output channel as the first axis.
-    fn channels_first(&self, codes: Vec<i16>) -> Vec<i16> {
+    fn channels_first<'a>(&self, codes: WeightCodes<'a>) -> WeightCodes<'a> {
         match *self {
-            Geometry::Linear { k, n, order: Order::Plain, .. } => {
-                let mut out = codes.clone();
-                layout::transpose(k, n, &codes, &mut out);
-                out
-            }
+            Geometry::Linear { k, n, order: Order::Plain, .. } => codes.transposed(k, n),
             _ => codes,
         }
     }
@@ -105,11 +102,10 @@ enum Packing {
 }
 
 impl IntegerWeight {
-    /// `codes` lie within ±255, as does what they are multiplied with; `geometry` is that of any batch. Refuses a layer whose
-    /// accumulator could overflow.
+    /// `geometry` is that of any batch. Refuses a layer whose accumulator could overflow.
     pub fn new(
         shape: &[usize],
-        codes: Vec<i16>,
+        codes: WeightCodes<'_>,
         scale_w: &[f32],
         geometry: &Geometry,
         grid: ByteGrid,
@@ -117,8 +113,7 @@ impl IntegerWeight {
     ) -> Result<Self, Error> {
         let codes = geometry.channels_first(codes);
         let channels = geometry.channels();
-        let sum = |codes: &[i16]| codes.iter().map(|c| u64::from(c.unsigned_abs())).sum::<u64>();
-        let longest = codes.chunks((codes.len() / channels.max(1)).max(1)).map(sum).max().unwrap_or(0);
+        let longest = codes.largest_sum(codes.len() / channels.max(1));
         let largest = longest.saturating_mul(grid.max_magnitude().into());
         if largest > i32::MAX as u64 {
             return Err(Error::new(
@@ -126,17 +121,15 @@ impl IntegerWeight {
                 format!("a sum of products could reach {largest}, but accumulators hold {}: use fewer bits", i32::MAX),
             ));
         }
-        let pack = |narrow: &dyn Fn(i16) -> i16| {
-            // The halves of ±255 fit, and codes are packed whole only if they do.
-            let bytes: Vec<i8> = codes.iter().map(|&c| narrow(c) as i8).collect();
-            ConvWeights::for_inputs(&geometry.as_conv(), &bytes, grid.high as u8)
-        };
-        let packing = if kernels == Kernels::Reference {
-            Packing::Reference(codes)
-        } else if codes.iter().all(|c| i8::try_from(*c).is_ok()) {
-            Packing::Packed(pack(&|c| c))
-        } else {
-            Packing::Halves { high: pack(&|c| c >> 1), low: pack(&|c| c & 1) }
+        let pack = |codes: &[i8]| ConvWeights::for_inputs(&geometry.as_conv(), codes, grid.high as u8);
+        let packing = match codes {
+            codes if kernels == Kernels::Reference => Packing::Reference(codes.into_words()),
+            WeightCodes::Bytes(codes) => Packing::Packed(pack(&codes)),
+            WeightCodes::Words(codes) => {
+                // The halves of ±255 fit.
+                let half = |of: fn(i16) -> i16| pack(&codes.iter().map(|&c| of(c) as i8).collect::<Vec<_>>());
+                Packing::Halves { high: half(|c| c >> 1), low: half(|c| c & 1) }
+            }
         };
         let of = |c: usize| grid.scale * scale_w.get(c).or(scale_w.first()).copied().unwrap_or(0.0);
         Ok(Self { shape: shape.to_vec(), scale: (0..channels).map(of).collect(), grid, packing, kept: Kept::default() })
@@ -217,7 +210,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn run(geometry: &Geometry, codes: &[i16], grid: ByteGrid, x: &[u8], kernels: Kernels) -> Vec<f32> {
-        let w = IntegerWeight::new(&[], codes.to_vec(), &[1.0], geometry, grid, kernels).unwrap();
+        let w = IntegerWeight::new(&[], codes.to_vec().into(), &[1.0], geometry, grid, kernels).unwrap();
         let mut y = vec![0.0; geometry.output_len()];
         w.run(geometry, x, &[], Target::F32(&mut y), &mut Pool::default());
         y
@@ -248,7 +241,8 @@ mod tests {
     fn accumulators_that_could_overflow_are_refused() {
         let grid = ByteGrid { scale: 1.0, zero_point: 0, low: 0, high: 255 };
         let geometry = Geometry::Linear { m: 1, k: 70_000, n: 1, order: Order::Plain };
-        let error = IntegerWeight::new(&[], vec![127; 70_000], &[1.0], &geometry, grid, Kernels::Fast).unwrap_err();
+        let error =
+            IntegerWeight::new(&[], vec![127; 70_000].into(), &[1.0], &geometry, grid, Kernels::Fast).unwrap_err();
         assert_eq!(
             error.to_string(),
             "a sum of products could reach 2266950000, but accumulators hold 2147483647: use fewer bits"

@@ -1,6 +1,5 @@
 //! Chains: a product or an element-wise node and the element-wise nodes that follow, as one step.
 
-use bitsmith_graph::quant::for_each_channel;
 use bitsmith_graph::{Granularity, Grid, Node, Op, ValueId};
 use bitsmith_kernels::gemm::Order;
 use bitsmith_kernels::numerics::batch_norm_affine;
@@ -9,6 +8,7 @@ use super::super::chain::{Binary, Side};
 use super::super::geometry;
 use super::super::product::{Geometry, IntegerWeight};
 use super::super::report::Arithmetic;
+use super::super::weight_codes::WeightCodes;
 use super::planner::{Planner, rounding};
 use super::{Action, Elem, Head, Layout, Link, Source, Weight, byte_grid};
 use crate::error::{Error, Kind};
@@ -274,20 +274,10 @@ impl Planner<'_> {
         {
             return Ok(Err(format!("its scales follow axis {axis}, which is summed over")));
         }
-        let level = |code: i32| params.levels.get(usize::try_from(code).unwrap_or(0)).copied().unwrap_or(0.0);
         if params.spec.grid == Grid::Codebook && params.levels.iter().any(|l| l.fract() != 0.0 || l.abs() > 255.0) {
             return Ok(Err("its codebook has levels that are not integers".to_owned()));
         }
-        let mut codes = vec![0i16; quantized.codes.len()];
-        for_each_channel(params.spec.per, shape, |i, channel| {
-            let code = quantized.code(i);
-            // Codes less zero points, and integer levels, lie within ±255.
-            codes[i] = match params.spec.grid {
-                Grid::Codebook => level(code) as i16,
-                Grid::Planes { .. } => code as i16,
-                Grid::Affine { .. } => (code - params.zero_point(channel)) as i16,
-            };
-        });
+        let codes = WeightCodes::of(&quantized);
         let weight = IntegerWeight::new(shape, codes, &params.scale, geometry, grid, self.kernels)?;
         Ok(Ok(weight))
     }
