@@ -381,6 +381,20 @@ fn attention_multiplies_codes() {
     }
 }
 
+/// A model may go once its session is there: its codes are in memory only once, packed.
+#[test]
+fn a_session_keeps_no_constants_of_its_graph() {
+    let frozen = freeze(quantized(architecture("mlp"), &[weight_spec(0, 4, false)], 4, 8)).unwrap();
+    let session = Session::new(&frozen, FAST).unwrap();
+    let (graph, whole) = (session.graph(), frozen.graph());
+    assert!(graph.value_ids().all(|id| graph.constant(id).is_none()));
+    assert!(whole.value_ids().any(|id| whole.constant(id).is_some()));
+    for batch in [1, 5] {
+        assert_eq!(graph.shapes(batch).unwrap(), whole.shapes(batch).unwrap());
+    }
+    assert_eq!(graph.outline(), *graph);
+}
+
 /// Quantized constants are numbers wherever they are read, not only as weights.
 #[test]
 fn quantized_biases_and_factors_are_decoded() {
