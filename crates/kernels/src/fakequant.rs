@@ -18,7 +18,7 @@
 use crate::multiversion::multiversion;
 use crate::numerics::{Code, dequantize, quantize, round_clamped};
 use crate::runs::{Runs, TILE, sum_tile};
-use rayon::prelude::*;
+use crate::threads;
 
 /// Elements per unit of parallel work.
 const CHUNK: usize = 16 * 1024;
@@ -61,7 +61,7 @@ pub enum Inside {
 pub fn forward(x: &[f32], grids: &Grids<'_>, before: Before, out: &mut [f32]) {
     let runs = grids.runs(x.len());
     assert_eq!(x.len(), out.len(), "one result per value");
-    out.par_chunks_mut(runs.chunk).zip(x.par_chunks(runs.chunk)).enumerate().for_each(|(idx, (out, x))| {
+    threads::for_each(out.chunks_mut(runs.chunk).zip(x.chunks(runs.chunk)).enumerate(), |(idx, (out, x))| {
         for (row, range) in runs.segments(idx * runs.chunk, x.len()) {
             let (low, high) = grids.bounds(row);
             round_trip(&x[range.clone()], grids.scale[row], low, high, before, &mut out[range]);
@@ -87,7 +87,7 @@ pub fn encode<C: Code>(x: &[f32], grids: &Grids<'_>, before: Before, codes: &mut
     let (q_min, q_max) = grids.range;
     assert_eq!(x.len(), codes.len(), "one code per value");
     assert!(C::CODE_MIN <= q_min && q_max <= C::CODE_MAX, "codes must fit their storage type");
-    codes.par_chunks_mut(runs.chunk).zip(x.par_chunks(runs.chunk)).enumerate().for_each(|(idx, (codes, x))| {
+    threads::for_each(codes.chunks_mut(runs.chunk).zip(x.chunks(runs.chunk)).enumerate(), |(idx, (codes, x))| {
         for (row, range) in runs.segments(idx * runs.chunk, x.len()) {
             let (scale, zero_point) = (grids.scale[row], grids.zero_point[row]);
             for (q, &x) in codes[range.clone()].iter_mut().zip(&x[range]) {
@@ -104,7 +104,7 @@ pub fn encode<C: Code>(x: &[f32], grids: &Grids<'_>, before: Before, codes: &mut
 pub fn decode<C: Code>(codes: &[C], grids: &Grids<'_>, out: &mut [f32]) {
     let runs = grids.runs(codes.len());
     assert_eq!(codes.len(), out.len(), "one value per code");
-    out.par_chunks_mut(runs.chunk).zip(codes.par_chunks(runs.chunk)).enumerate().for_each(|(idx, (out, codes))| {
+    threads::for_each(out.chunks_mut(runs.chunk).zip(codes.chunks(runs.chunk)).enumerate(), |(idx, (out, codes))| {
         for (row, range) in runs.segments(idx * runs.chunk, codes.len()) {
             let (scale, zero_point) = (grids.scale[row], grids.zero_point[row]);
             for (x, q) in out[range.clone()].iter_mut().zip(&codes[range]) {
@@ -129,23 +129,19 @@ pub fn backward(
     let errors = if inside == Inside::Error { 1.0 } else { 0.0 };
     assert_eq!(grad.len(), x.len(), "one gradient per value");
     assert_eq!(grad_scale.len(), grids.scale.len(), "one gradient per scale");
-    let sums: Vec<Vec<f64>> = grad
-        .par_chunks_mut(runs.chunk)
-        .zip(x.par_chunks(runs.chunk))
-        .enumerate()
-        .map(|(idx, (grad, x))| {
-            let first = idx * runs.chunk;
-            let mut sums = vec![0.0; x.len().div_ceil(runs.row)];
-            for (row, range) in runs.segments(first, x.len()) {
-                let (low, high) = grids.bounds(row);
-                let sum = &mut sums[row - first / runs.row];
-                for (grad, x) in grad[range.clone()].chunks_mut(TILE).zip(x[range].chunks(TILE)) {
-                    *sum += backward_tile(x, grids.scale[row], low, high, before, errors, grad);
-                }
+    let chunks = grad.chunks_mut(runs.chunk).zip(x.chunks(runs.chunk)).enumerate().collect();
+    let sums: Vec<Vec<f64>> = threads::map_jobs(chunks, |(idx, (grad, x))| {
+        let first = idx * runs.chunk;
+        let mut sums = vec![0.0; x.len().div_ceil(runs.row)];
+        for (row, range) in runs.segments(first, x.len()) {
+            let (low, high) = grids.bounds(row);
+            let sum = &mut sums[row - first / runs.row];
+            for (grad, x) in grad[range.clone()].chunks_mut(TILE).zip(x[range].chunks(TILE)) {
+                *sum += backward_tile(x, grids.scale[row], low, high, before, errors, grad);
             }
-            sums
-        })
-        .collect();
+        }
+        sums
+    });
     runs.combine(sums.iter().map(Vec::as_slice), |row, total| grad_scale[row] = total as f32);
 }
 

@@ -39,7 +39,7 @@ pub use hard::{hard_codes, init_logits, nearest_on_planes};
 use crate::multiversion::multiversion;
 use crate::runs::{Runs, TILE};
 use crate::sigmoid::{sigmoid, sigmoid_and_complement, sigmoid_pair};
-use rayon::prelude::*;
+use crate::threads;
 
 /// Most planes a layer can have.
 pub const MAX_PLANES: usize = 8;
@@ -160,7 +160,7 @@ pub fn forward(logits: &Logits<'_>, gates: &Gates<'_>, weights: &mut [f32]) {
             }
         }
     };
-    weights.par_chunks_mut(shape.runs.chunk).enumerate().for_each(run);
+    threads::for_each(weights.chunks_mut(shape.runs.chunk).enumerate(), run);
 }
 
 multiversion! {

@@ -72,21 +72,35 @@ pub fn map_jobs<J: Send, T: Send>(jobs: Vec<J>, run: impl Fn(J) -> T + Sync + Se
     results.into_iter().filter_map(|r| r.into_inner().unwrap_or_else(PoisonError::into_inner)).collect()
 }
 
-/// Runs `run(job)` for all jobs in parallel: by the team, where this thread leads one, else by rayon.
+/// Runs `run(job)` for all jobs in parallel.
 pub fn for_each_job<J: Send>(jobs: Vec<J>, run: impl Fn(J) + Sync + Send) {
-    if jobs.len() <= 1 {
-        return jobs.into_iter().for_each(run);
-    }
-    if !team::is_leading() {
-        return jobs.into_par_iter().with_max_len(1).for_each(run);
-    }
-    // A part takes its job out of its place; who runs which part does not matter.
-    let jobs: Vec<_> = jobs.into_iter().map(|job| Mutex::new(Some(job))).collect();
-    team::run_parts(jobs.len(), &|i| {
-        if let Some(job) = lock(&jobs[i]).take() {
-            run(job);
+    // Of what follows there is one instance per type of job, and of rayon's loop only one: it is larger than most of what it runs.
+    fn all<J: Send>(jobs: Vec<J>, run: &(dyn Fn(J) + Sync)) {
+        if jobs.len() <= 1 || rayon::current_num_threads() == 1 {
+            return jobs.into_iter().for_each(run);
         }
-    });
+        // A part takes its job out of its place; who runs which part does not matter.
+        let jobs: Vec<_> = jobs.into_iter().map(|job| Mutex::new(Some(job))).collect();
+        for_each_index(jobs.len(), &|i| {
+            if let Some(job) = lock(&jobs[i]).take() {
+                run(job);
+            }
+        });
+    }
+    all(jobs, &run);
+}
+
+/// Runs `part(0..count)` in parallel: by the team, where this thread leads one, else by rayon.
+fn for_each_index(count: usize, part: &(dyn Fn(usize) + Sync)) {
+    match team::is_leading() {
+        true => team::run_parts(count, part),
+        false => (0..count).into_par_iter().with_max_len(1).for_each(part),
+    }
+}
+
+/// Runs `run(job)` for all jobs in parallel, which need not be in a list yet.
+pub fn for_each<J: Send>(jobs: impl Iterator<Item = J>, run: impl Fn(J) + Sync + Send) {
+    for_each_job(jobs.collect(), run);
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -8,10 +8,9 @@
 //! Ba, Kiros and Hinton, arXiv 1607.06450. Rows are independent; sums over rows are taken in fixed blocks of rows whose
 //! totals are added in order, so that results do not depend on the number of threads.
 
-use rayon::prelude::*;
-
 use crate::multiversion::multiversion;
 use crate::runs::{TILE, sum_tile};
+use crate::threads;
 
 /// Rows per unit of parallel work.
 const BLOCK: usize = 64;
@@ -36,8 +35,8 @@ pub fn forward(
         &mut own
     });
     assert_eq!(statistics.len(), x.len() / n, "one mean per row");
-    let blocks = y.par_chunks_mut(BLOCK * n).zip(x.par_chunks(BLOCK * n)).zip(statistics.par_chunks_mut(BLOCK));
-    blocks.for_each(|((y, x), statistics)| {
+    let blocks = y.chunks_mut(BLOCK * n).zip(x.chunks(BLOCK * n)).zip(statistics.chunks_mut(BLOCK));
+    threads::for_each(blocks, |((y, x), statistics)| {
         for ((y, x), known) in y.chunks_mut(n).zip(x.chunks(n)).zip(statistics) {
             *known = row_forward(x, gamma, beta, epsilon, y);
         }
@@ -60,20 +59,18 @@ pub fn backward(
     let n = gamma.len();
     assert!(n > 0 && [dgamma.len(), dbeta.len()] == [n; 2] && x.len().is_multiple_of(n), "rows of {n} elements");
     assert!([dy.len(), dx.len(), statistics.len() * n] == [x.len(); 3], "one gradient per value");
-    let blocks = dx.par_chunks_mut(BLOCK * n).zip(x.par_chunks(BLOCK * n)).zip(dy.par_chunks(BLOCK * n));
-    let parts: Vec<Vec<f32>> = blocks
-        .zip(statistics.par_chunks(BLOCK))
-        .map(|(((dx, x), dy), statistics)| {
-            // gamma's sums, then beta's.
-            let mut sums = vec![0f32; 2 * n];
-            let (gammas, betas) = sums.split_at_mut(n);
-            let rows = dx.chunks_mut(n).zip(x.chunks(n)).zip(dy.chunks(n)).zip(statistics);
-            for (((dx, x), dy), &(mean, scale)) in rows {
-                row_backward(x, dy, gamma, mean, scale, dx, gammas, betas);
-            }
-            sums
-        })
-        .collect();
+    let blocks = dx.chunks_mut(BLOCK * n).zip(x.chunks(BLOCK * n)).zip(dy.chunks(BLOCK * n));
+    let blocks = blocks.zip(statistics.chunks(BLOCK)).collect();
+    let parts: Vec<Vec<f32>> = threads::map_jobs(blocks, |(((dx, x), dy), statistics)| {
+        // gamma's sums, then beta's.
+        let mut sums = vec![0f32; 2 * n];
+        let (gammas, betas) = sums.split_at_mut(n);
+        let rows = dx.chunks_mut(n).zip(x.chunks(n)).zip(dy.chunks(n)).zip(statistics);
+        for (((dx, x), dy), &(mean, scale)) in rows {
+            row_backward(x, dy, gamma, mean, scale, dx, gammas, betas);
+        }
+        sums
+    });
     let mut totals = vec![0f64; 2 * n];
     for part in &parts {
         totals.iter_mut().zip(part).for_each(|(total, part)| *total += f64::from(*part));

@@ -7,7 +7,7 @@ use super::{Gate, Gates, LivePlane, LivePlanes, Logits, MAX_PLANES, Shape, hard_
 use crate::multiversion::multiversion;
 use crate::runs::{TILE, sum_tile};
 use crate::sigmoid::sigmoid_pair;
-use rayon::prelude::*;
+use crate::threads;
 use std::ops::Range;
 
 /// Where [`backward`] writes the gradients of the logits, `[N][n]`. Everything is overwritten.
@@ -74,25 +74,21 @@ pub fn backward(
     let live = LivePlanes::of(gates);
     let grad_p = split_planes(grad_logits.positive, shape);
     let grad_q = split_planes(grad_logits.negative, shape);
-    let sums: Vec<Sums> = (grad_p, grad_q)
-        .into_par_iter()
-        .zip(grad_w.par_chunks(shape.runs.chunk))
-        .enumerate()
-        .map(|(chunk_idx, ((mut grad_p, mut grad_q), grad_w))| {
-            for (plane, _) in gates.masks.iter().enumerate().filter(|(_, m)| **m == 0.0) {
-                grad_p[plane].fill(0.0);
-                grad_q[plane].fill(0.0);
-            }
-            let first = chunk_idx * shape.runs.chunk;
-            run_chunk(shape, gates, &live, first, grad_w, |plane, tile, h, u| {
-                let start = plane.index * shape.runs.n + first;
-                let at = start + tile.start..start + tile.end;
-                let (p, q) = (&logits.positive[at.clone()], &logits.negative[at]);
-                let (grad_p, grad_q) = (&mut grad_p[plane.index][tile.clone()], &mut grad_q[plane.index][tile]);
-                plane_tile(plane, gates, p, q, h, u, grad_p, grad_q)
-            })
+    let chunks = grad_p.into_iter().zip(grad_q).zip(grad_w.chunks(shape.runs.chunk)).enumerate().collect();
+    let sums: Vec<Sums> = threads::map_jobs(chunks, |(chunk_idx, ((mut grad_p, mut grad_q), grad_w))| {
+        for (plane, _) in gates.masks.iter().enumerate().filter(|(_, m)| **m == 0.0) {
+            grad_p[plane].fill(0.0);
+            grad_q[plane].fill(0.0);
+        }
+        let first = chunk_idx * shape.runs.chunk;
+        run_chunk(shape, gates, &live, first, grad_w, |plane, tile, h, u| {
+            let start = plane.index * shape.runs.n + first;
+            let at = start + tile.start..start + tile.end;
+            let (p, q) = (&logits.positive[at.clone()], &logits.negative[at]);
+            let (grad_p, grad_q) = (&mut grad_p[plane.index][tile.clone()], &mut grad_q[plane.index][tile]);
+            plane_tile(plane, gates, p, q, h, u, grad_p, grad_q)
         })
-        .collect();
+    });
     combine(&sums, shape, &live, grad_gates);
 }
 
@@ -113,27 +109,23 @@ pub fn backward_sgd(
     shape.check_logits(logits.positive.len(), logits.negative.len());
     shape.check_logits(logits.velocity_positive.len(), logits.velocity_negative.len());
     let live = LivePlanes::of(gates);
-    let params = (split_planes(logits.positive, shape), split_planes(logits.negative, shape));
-    let velocities = (split_planes(logits.velocity_positive, shape), split_planes(logits.velocity_negative, shape));
-    let sums: Vec<Sums> = params
-        .into_par_iter()
-        .zip(velocities)
-        .zip(grad_w.par_chunks(shape.runs.chunk))
-        .enumerate()
-        .map(|(chunk_idx, (((mut p, mut q), (mut v_p, mut v_q)), grad_w))| {
-            let first = chunk_idx * shape.runs.chunk;
-            let (mut grad_p, mut grad_q) = ([0.0; TILE], [0.0; TILE]);
-            run_chunk(shape, gates, &live, first, grad_w, |plane, tile, h, u| {
-                let (grad_p, grad_q) = (&mut grad_p[..h.len()], &mut grad_q[..h.len()]);
-                let p = &mut p[plane.index][tile.clone()];
-                let q = &mut q[plane.index][tile.clone()];
-                let r = plane_tile(plane, gates, p, q, h, u, grad_p, grad_q);
-                sgd_tile(grad_p, p, &mut v_p[plane.index][tile.clone()], sgd);
-                sgd_tile(grad_q, q, &mut v_q[plane.index][tile], sgd);
-                r
-            })
+    let params = split_planes(logits.positive, shape).into_iter().zip(split_planes(logits.negative, shape));
+    let velocities = split_planes(logits.velocity_positive, shape);
+    let velocities = velocities.into_iter().zip(split_planes(logits.velocity_negative, shape));
+    let chunks = params.zip(velocities).zip(grad_w.chunks(shape.runs.chunk)).enumerate().collect();
+    let sums: Vec<Sums> = threads::map_jobs(chunks, |(chunk_idx, (((mut p, mut q), (mut v_p, mut v_q)), grad_w))| {
+        let first = chunk_idx * shape.runs.chunk;
+        let (mut grad_p, mut grad_q) = ([0.0; TILE], [0.0; TILE]);
+        run_chunk(shape, gates, &live, first, grad_w, |plane, tile, h, u| {
+            let (grad_p, grad_q) = (&mut grad_p[..h.len()], &mut grad_q[..h.len()]);
+            let p = &mut p[plane.index][tile.clone()];
+            let q = &mut q[plane.index][tile.clone()];
+            let r = plane_tile(plane, gates, p, q, h, u, grad_p, grad_q);
+            sgd_tile(grad_p, p, &mut v_p[plane.index][tile.clone()], sgd);
+            sgd_tile(grad_q, q, &mut v_q[plane.index][tile], sgd);
+            r
         })
-        .collect();
+    });
     combine(&sums, shape, &live, grad_gates);
 }
 

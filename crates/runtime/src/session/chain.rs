@@ -9,7 +9,7 @@ use std::sync::Arc;
 use bitsmith_graph::{Op, QParams};
 use bitsmith_kernels::activation::{self, Activation};
 use bitsmith_kernels::integer::{Kept, PerChannel, Prepared, Requantize, Residual, rows};
-use rayon::prelude::*;
+use bitsmith_kernels::threads;
 
 use super::grid::ByteGrid;
 
@@ -118,10 +118,10 @@ pub(super) fn from_elements(start: Elements<'_>, links: &[Link<Elements<'_>>], c
         Elements::Codes(v, grid) => grid.decode(&v[at..at + x.len()], x),
     };
     match target {
-        Target::F32(out) => out.par_chunks_mut(part).enumerate().for_each(|(i, out)| {
+        Target::F32(out) => threads::for_each(out.chunks_mut(part).enumerate(), |(i, out)| {
             run(load, links, channels, i * part, Target::F32(out));
         }),
-        Target::Codes(out, grid) => out.par_chunks_mut(part).enumerate().for_each(|(i, out)| {
+        Target::Codes(out, grid) => threads::for_each(out.chunks_mut(part).enumerate(), |(i, out)| {
             run(load, links, channels, i * part, Target::Codes(out, grid));
         }),
     }
@@ -201,7 +201,7 @@ fn requantize<'a>(
 /// Runs a chain on floats that are already where results go.
 pub(super) fn in_place(links: &[Link<Elements<'_>>], channels: usize, out: &mut [f32]) {
     let part = whole_rows(PART, channels);
-    out.par_chunks_mut(part).enumerate().for_each(|(i, out)| {
+    threads::for_each(out.chunks_mut(part).enumerate(), |(i, out)| {
         run(|_, _| {}, links, channels, i * part, Target::F32(out));
     });
 }
