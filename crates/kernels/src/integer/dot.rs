@@ -32,7 +32,7 @@ use crate::multiversion::multiversion;
 
 /// Most blocks that a kernel takes at once.
 #[cfg(target_arch = "x86_64")]
-const MAX_BLOCKS: usize = 4;
+pub(super) const MAX_BLOCKS: usize = 4;
 
 /// The pixels and channels of one call: outputs `out[pixel * stride + channel]`. `X` are codes, `W` weights and `O` accumulators, or what
 /// becomes of them at once.
@@ -497,6 +497,19 @@ impl<X, W> Job<'_, X, W> {
                 run(&mut Job {
                     input: self.input,
                     pixels: self.pixels,
+    /// One of its blocks.
+    pub fn block(&self, block: usize) -> Self {
+        Panel {
+            weights: &self.weights[block * self.block_len..],
+            blocks: 1,
+            start: self.start.map(|start| &start[block * LANES..]),
+            channels: (self.channels - block * LANES).min(LANES),
+            channel: self.channel + block * LANES,
+            at: self.at + block * LANES,
+            ..*self
+        }
+    }
+
                     chunks: &[Chunk { first: 0, ..chunk.clone() }],
                     weights: panel,
                     start: &self.start[block * LANES..(block + 1) * LANES],

@@ -7,8 +7,8 @@ use super::{GROUP, Narrow};
 use crate::integer::conv::room;
 use crate::integer::dot::avx2::{PARTS, Products, short_with};
 use crate::integer::dot::x86::{Finish, Sums, begin, vnni_panel};
-use crate::integer::dot::{Panel, Rest};
-use crate::integer::weights::QUAD;
+use crate::integer::dot::{MAX_BLOCKS, Panel, Rest};
+use crate::integer::weights::{LANES, QUAD};
 use std::arch::x86_64::{
     __m256i, __m512i, _mm_loadu_si128, _mm256_add_epi8, _mm256_and_si256, _mm256_broadcastsi128_si256,
     _mm256_cmpeq_epi8, _mm256_loadu_si256, _mm256_or_si256, _mm256_set1_epi8, _mm256_set1_epi64x, _mm256_setr_epi8,
@@ -120,25 +120,37 @@ pub unsafe fn vnni(panel: &Panel<'_, u8, u8>, form: Narrow, expanded: &mut Vec<i
 ///
 /// # Safety
 /// As for [`vnni`]; `expanded` has 64 elements per block and group of four inputs.
-unsafe fn few_pixels(panel: &Panel<'_, u8, u8>, form: Narrow, expanded: Option<&mut [i8]>, acc: &mut [i32]) {
-    macro_rules! pixels {
-        ($blocks:literal, $BITS:ident) => {
-            match (panel.pixels.len(), expanded) {
-                (_, Some(to)) => vnni_pixels::<MOST_PIXELS, $blocks, $BITS, true>(panel, form.lowest, to, acc),
-                (0 | 1, None) => vnni_pixels::<1, $blocks, $BITS, false>(panel, form.lowest, &mut [], acc),
-                (2, None) => vnni_pixels::<2, $blocks, $BITS, false>(panel, form.lowest, &mut [], acc),
-                (3 | 4, None) => vnni_pixels::<4, $blocks, $BITS, false>(panel, form.lowest, &mut [], acc),
-                (_, None) => vnni_pixels::<MOST_PIXELS, $blocks, $BITS, false>(panel, form.lowest, &mut [], acc),
-            }
-        };
+unsafe fn few_pixels(panel: &Panel<'_, u8, u8>, form: Narrow, mut expanded: Option<&mut [i8]>, acc: &mut [i32]) {
+    // SAFETY: the caller's promises are those of `blocks`.
+    unsafe {
+        if panel.blocks == MAX_BLOCKS {
+            return blocks::<{ MAX_BLOCKS }>(panel, form, expanded, acc);
+        }
+        // The last channels of a layer: one block after the other, so that there are half as many instances.
+        let block_len = panel.quads() * GROUP;
+        for block in 0..panel.blocks {
+            let expanded = expanded.as_mut().map(|expanded| &mut expanded[block * block_len..]);
+            blocks::<1>(&panel.block(block), form, expanded, &mut acc[block * LANES..]);
+        }
     }
+}
+
+/// # Safety
+/// As for [`few_pixels`], with panels of `BLOCKS` blocks.
+unsafe fn blocks<const BLOCKS: usize>(
+    panel: &Panel<'_, u8, u8>,
+    form: Narrow,
+    expanded: Option<&mut [i8]>,
+    acc: &mut [i32],
+) {
     // SAFETY: the caller's promises are those of `vnni_pixels`.
     with_bits!(form, BITS => unsafe {
-        match panel.blocks {
-            1 => pixels!(1, BITS),
-            2 => pixels!(2, BITS),
-            3 => pixels!(3, BITS),
-            _ => pixels!(4, BITS),
+        match (panel.pixels.len(), expanded) {
+            (_, Some(to)) => vnni_pixels::<MOST_PIXELS, BLOCKS, BITS, true>(panel, form.lowest, to, acc),
+            (0 | 1, None) => vnni_pixels::<1, BLOCKS, BITS, false>(panel, form.lowest, &mut [], acc),
+            (2, None) => vnni_pixels::<2, BLOCKS, BITS, false>(panel, form.lowest, &mut [], acc),
+            (3 | 4, None) => vnni_pixels::<4, BLOCKS, BITS, false>(panel, form.lowest, &mut [], acc),
+            (_, None) => vnni_pixels::<MOST_PIXELS, BLOCKS, BITS, false>(panel, form.lowest, &mut [], acc),
         }
     })
 }
