@@ -5,6 +5,8 @@
 //! Every fast loop is held to the naive one in [`reference`](mod@reference), which is the specification.
 
 pub mod activation;
+#[cfg(any(target_arch = "aarch64", test))]
+mod arm;
 mod buffer;
 pub mod conv;
 pub mod fakequant;

@@ -4,7 +4,7 @@
 //! function compiled for that instruction set. Everything that a kernel calls with a vector must be `#[inline(always)]`
 //! and free of closures that may stay out of line: only then is it compiled with the instructions of its caller.
 
-#[cfg(target_arch = "aarch64")]
+#[cfg(any(target_arch = "aarch64", test))]
 mod neon;
 mod portable;
 #[cfg(target_arch = "x86_64")]
@@ -164,7 +164,7 @@ pub(crate) fn dispatch<K: Kernel>(isa: Isa, kernel: K) -> K::Output {
         #[cfg(target_arch = "x86_64")]
         Level::Avx2 => unsafe { x86::run_avx2(kernel) },
         // SAFETY: as above.
-        #[cfg(target_arch = "aarch64")]
+        #[cfg(any(target_arch = "aarch64", test))]
         Level::Neon => unsafe { neon::run(kernel) },
         // SAFETY: plain arrays need no instruction set.
         _ => unsafe { kernel.run::<Portable>() },

@@ -247,12 +247,15 @@ impl<'a, A: Operand> Plan<'a, A> {
             }
             None => (band_rows, 1),
         };
+        // What the kernel of a direct sum takes off the inputs; transforms have start values of their own.
+        let taken =
+            if winograd.is_none() && layout.kind != Kind::Depthwise { weights.kernel.input_offset() } else { 0 };
         Plan {
             layout,
             x,
             weights,
             input,
-            start: weights.sums.iter().map(|sum| shifted.wrapping_mul(*sum).wrapping_mul(-times)).collect(),
+            start: weights.sums.iter().map(|sum| (shifted - taken).wrapping_mul(*sum).wrapping_mul(-times)).collect(),
             chunks: Chunk::cut(&offsets, layout.segment_quads(), weights.longest_chunk()),
             offsets,
             row_len,

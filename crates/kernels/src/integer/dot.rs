@@ -8,6 +8,7 @@
 //! | wide (AVX2) | `vpmaddwd`: 16 products of i16, summed by twos into 8 i32 | 6 pixels x 1 block |
 //! | narrow (AVX2) | as short, weights expanded from 1–7 bits in registers ([`narrow`](super::narrow)) | 6 pixels x 1 block |
 //! | narrow (AVX-512) | as VNNI, weights expanded in the same way; of many pixels, the first ones leave them expanded for the others | 1, 2, 4 or 6 pixels x 1–4 blocks |
+//! | dots (ARM) | `sdot`: 16 products of i8, summed by fours into 4 i32 | 4 pixels x 1 block |
 //! | portable | | 1 pixel x 1 block |
 //!
 //! All take input codes as unsigned numbers; signed codes were shifted by 128 on the way in, which the start value of the
@@ -27,6 +28,8 @@ use super::conv::room;
 use super::narrow::Narrow;
 use super::pixels::Pixels;
 use super::weights::{GROUP, LANES, QUAD};
+#[cfg(any(target_arch = "aarch64", test))]
+use crate::arm::has_dotprod;
 use crate::isa::{Isa, Level};
 use crate::multiversion::multiversion;
 
@@ -89,7 +92,7 @@ impl Next {
 const MANY_SHORT_SUMS: usize = 64;
 
 /// Groups of four inputs in a chunk, 64 bytes each: the inputs of many pixels share the first cache with them.
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 const LONGEST: usize = 128;
 
 /// The same of weights that are kept expanded.
@@ -119,6 +122,8 @@ pub(super) enum Kernel {
     Dots,
     #[cfg(target_arch = "x86_64")]
     Wide,
+    #[cfg(any(target_arch = "aarch64", test))]
+    ArmDots,
     Portable,
 }
 
@@ -139,6 +144,10 @@ impl Kernel {
                 return if short_sums > 1 { Kernel::Short } else { Kernel::Wide };
             }
         }
+        #[cfg(any(target_arch = "aarch64", test))]
+        if Isa::current().level() == Level::Neon && has_dotprod() {
+            return Kernel::ArmDots;
+        }
         Kernel::Portable
     }
 
@@ -154,6 +163,7 @@ impl Kernel {
             let vnni = is_x86_feature_detected!("avx512vnni");
             all.extend(Isa::new(Level::Avx512).filter(|_| vnni).map(|_| Kernel::Vnni));
         }
+        all.extend(Isa::new(Level::Neon).filter(|_| has_dotprod()).map(|_| Kernel::ArmDots));
         all
     }
 
@@ -214,7 +224,19 @@ impl Kernel {
 
     /// Whether the processor has AVX2, as whoever chose this kernel found out.
     pub fn has_avx2(self) -> bool {
-        self != Kernel::Portable
+        #[cfg(target_arch = "x86_64")]
+        return matches!(self, Kernel::Vnni | Kernel::Short | Kernel::Dots | Kernel::Wide);
+        #[cfg(not(target_arch = "x86_64"))]
+        false
+    }
+
+    /// What it takes off every input; start values have to make up for it.
+    pub fn input_offset(self) -> i32 {
+        match self {
+            #[cfg(any(target_arch = "aarch64", test))]
+            Kernel::ArmDots => neon::OFFSET,
+            _ => 0,
+        }
     }
 
     /// The longest chunk that this kernel takes: 8 KiB of weights, and no more sums than 16 bits hold if they hold many.
@@ -226,6 +248,8 @@ impl Kernel {
             Kernel::Short | Kernel::Dots => LONGEST,
             #[cfg(target_arch = "x86_64")]
             Kernel::Wide => LONGEST / 2,
+            #[cfg(any(target_arch = "aarch64", test))]
+            Kernel::ArmDots => LONGEST,
             _ => usize::MAX,
         }
     }
@@ -261,6 +285,13 @@ impl Kernel {
             ),
             #[cfg(target_arch = "x86_64")]
             Kernel::Wide => {}
+            #[cfg(any(target_arch = "aarch64", test))]
+            Kernel::ArmDots => job.for_each_panel(
+                GROUP,
+                |_| (1, neon::PIXELS),
+                // SAFETY: `ArmDots` is only chosen where its instruction was detected; the rest as in `with_vnni`.
+                |panel, acc| unsafe { neon::panel(panel, acc) },
+            ),
             Kernel::Portable => job.for_each_panel(GROUP, |_| (1, 1), portable),
         }
     }
@@ -466,6 +497,19 @@ impl<X, W> Panel<'_, X, W> {
         }
     }
 
+    /// One of its blocks.
+    pub fn block(&self, block: usize) -> Self {
+        Panel {
+            weights: &self.weights[block * self.block_len..],
+            blocks: 1,
+            start: self.start.map(|start| &start[block * LANES..]),
+            channels: (self.channels - block * LANES).min(LANES),
+            channel: self.channel + block * LANES,
+            at: self.at + block * LANES,
+            ..*self
+        }
+    }
+
     /// Where the windows of some of its pixels begin. Of fewer than `PIXELS`, the last one several times.
     #[inline(always)]
     pub fn inputs<const PIXELS: usize>(&self, pixels: &[usize]) -> [*const X; PIXELS] {
@@ -497,19 +541,6 @@ impl<X, W> Job<'_, X, W> {
                 run(&mut Job {
                     input: self.input,
                     pixels: self.pixels,
-    /// One of its blocks.
-    pub fn block(&self, block: usize) -> Self {
-        Panel {
-            weights: &self.weights[block * self.block_len..],
-            blocks: 1,
-            start: self.start.map(|start| &start[block * LANES..]),
-            channels: (self.channels - block * LANES).min(LANES),
-            channel: self.channel + block * LANES,
-            at: self.at + block * LANES,
-            ..*self
-        }
-    }
-
                     chunks: &[Chunk { first: 0, ..chunk.clone() }],
                     weights: panel,
                     start: &self.start[block * LANES..(block + 1) * LANES],
@@ -614,5 +645,7 @@ fn portable(panel: &Panel<'_, u8, i8>, acc: &mut [i32]) {
 #[cfg(target_arch = "x86_64")]
 pub(super) mod avx2;
 mod chunk;
+#[cfg(any(target_arch = "aarch64", test))]
+pub(super) mod neon;
 #[cfg(target_arch = "x86_64")]
 pub(super) mod x86;

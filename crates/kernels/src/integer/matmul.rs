@@ -87,11 +87,11 @@ impl Scratch {
         let packed = room(&mut self.packed, blocks * quads * GROUP, 0);
         let start = room(&mut self.start, blocks * LANES, 0);
         pack(k, n, b.0, b.1.zero_byte(), packed, start);
-        start.iter_mut().for_each(|sum| *sum = a.1.zero_point.wrapping_mul(*sum).wrapping_neg());
-
         let largest_pair = a.1.high.max(1) * 2 * b.1.max_magnitude().max(1) as i32;
         let short_sums = (i32::from(i16::MAX) / largest_pair) as usize;
         let kernel = Kernel::best(short_sums);
+        let zero = a.1.zero_point - kernel.input_offset();
+        start.iter_mut().for_each(|sum| *sum = zero.wrapping_mul(*sum).wrapping_neg());
         let short_sums = kernel.room(short_sums);
         let chunks = Chunk::cut(&[0], quads, kernel.longest_chunk(short_sums));
         let scale = a.1.scale * b.1.scale;

@@ -27,6 +27,8 @@
 //! computed one after the other, so that their products are in the first cache when they become outputs.
 
 mod group;
+#[cfg(any(target_arch = "aarch64", test))]
+mod neon;
 mod transforms;
 #[cfg(target_arch = "x86_64")]
 mod x86;
@@ -229,17 +231,9 @@ fn by_blocks<T: Send, R: Send>(
     Some(parts.into_iter().flatten().collect())
 }
 
-/// The transformed weights of a block, `[position][group of four inputs][16 channels][4 inputs]`, and what takes an offset of the
-/// transformed inputs back.
-fn transformed_block(
-    (size, offset): (Size, u8),
-    shape: &ConvShape,
-    w: &[i8],
-    block: usize,
-    start: &mut [i32],
-    out: &mut [i16],
-) {
-    let (taps, positions, centre) = (shape.kernel[0] * shape.kernel[1], size.positions(), size.centre());
+/// The transformed weights of a block, `[position][group of four inputs][16 channels][4 inputs]`.
+fn transformed_block(size: Size, shape: &ConvShape, w: &[i8], block: usize, out: &mut [i16]) {
+    let (taps, positions) = (shape.kernel[0] * shape.kernel[1], size.positions());
     let quads = shape.c_in.div_ceil(QUAD);
     for quad in 0..quads {
         // A group at a time, so that what is written lies close together.
@@ -254,11 +248,6 @@ fn transformed_block(
         let transformed = size.transformed(&g);
         for (position, v) in transformed.iter().take(positions).enumerate() {
             out[(position * quads + quad) * GROUP..][..GROUP].copy_from_slice(v);
-            if offset > 0 && position != centre {
-                for (start, v) in start[position * LANES..].iter_mut().zip(v.chunks_exact(QUAD)) {
-                    *start -= i32::from(offset) * v.iter().map(|&v| i32::from(v)).sum::<i32>();
-                }
-            }
         }
     }
 }
@@ -315,8 +304,24 @@ impl Winograd {
         let (positions, quads, blocks) = (size.positions(), shape.c_in.div_ceil(QUAD), shape.c_out.div_ceil(LANES));
         let len = quads * GROUP;
         let mut start = vec![0i32; blocks * positions * LANES];
+        // What transformed inputs are larger than they should be, but for those of the centre, and what the kernel takes off again.
+        let offset = i32::from(most / 2);
+        let taken = if form == Form::Bytes { kernel.input_offset() } else { 0 };
         let transform = |block: usize, start: &mut [i32], out: &mut [i16]| {
-            transformed_block((size, most / 2), shape, w, block, start, out);
+            transformed_block(size, shape, w, block, out);
+            let each = start.chunks_exact_mut(LANES).zip(out.chunks_exact(len)).enumerate();
+            for (position, (start, weights)) in each {
+                let back = taken - if position == size.centre() { 0 } else { offset };
+                if back == 0 {
+                    continue;
+                }
+                for group in weights.chunks_exact(GROUP) {
+                    for (start, w) in start.iter_mut().zip(group.chunks_exact(QUAD)) {
+                        let sum: i32 = w.iter().map(|&w| i32::from(w)).sum();
+                        *start = start.wrapping_add(back.wrapping_mul(sum));
+                    }
+                }
+            }
         };
         let weights = match form {
             Form::Words(_) => {
@@ -437,7 +442,7 @@ impl Winograd {
             own.clear();
             own.extend_from_slice(&self.start[positions * LANES * part.start..positions * LANES * part.end]);
             for (own, start) in own.chunks_exact_mut(positions * LANES).zip(start[channel..].chunks_exact(LANES)) {
-                own[centre * LANES..][..LANES].copy_from_slice(start);
+                own[centre * LANES..].iter_mut().zip(start).for_each(|(own, start)| *own = own.wrapping_add(*start));
             }
             let mut tile = 0;
             while tile < count {

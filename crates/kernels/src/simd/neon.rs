@@ -3,13 +3,12 @@
 // Where the target is known to have NEON, most of them are safe to call.
 #![allow(unused_unsafe)]
 
-use std::arch::aarch64::*;
-
 use super::{Kernel, Vector};
+use crate::arm::*;
 
 /// # Safety
 /// The CPU has NEON.
-#[target_feature(enable = "neon")]
+#[cfg_attr(target_arch = "aarch64", target_feature(enable = "neon"))]
 pub(super) unsafe fn run<K: Kernel>(kernel: K) -> K::Output {
     // SAFETY: the caller's promise.
     unsafe { kernel.run::<float32x4_t>() }

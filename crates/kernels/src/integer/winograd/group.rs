@@ -78,6 +78,9 @@ impl Operands for Group<'_, u8, i8> {
             #[cfg(target_arch = "x86_64")]
             // SAFETY: whoever chose `Dots` found AVX2 and AVX-VNNI; lengths were checked above.
             Kernel::Dots => unsafe { of_size!(dots(self, products)) },
+            #[cfg(any(target_arch = "aarch64", test))]
+            // SAFETY: whoever chose `ArmDots` found its instruction; lengths were checked above.
+            Kernel::ArmDots => unsafe { super::neon::dots(self, products) },
             _ => portable(self, products, |lane, input| lane * QUAD + input),
         }
     }
