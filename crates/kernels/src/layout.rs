@@ -143,11 +143,33 @@ pub fn walk(dims: &[usize], steps: &[usize], start: usize, mut visit: impl FnMut
     }
 }
 
+/// Copies all of `from` to the beginning of `to`: short runs, of which there are many, without a call.
+///
+/// # Panics
+/// If there is no room.
+#[inline]
+pub fn copy_run<T: Copy>(to: &mut [T], from: &[T]) {
+    let to = &mut to[..from.len()];
+    #[inline(always)]
+    fn of<T: Copy, const N: usize>(to: &mut [T], from: &[T]) {
+        if let (Some(to), Some(from)) = (to.first_chunk_mut::<N>(), from.first_chunk::<N>()) {
+            *to = *from;
+        }
+    }
+    match from.len() {
+        8 => of::<T, 8>(to, from),
+        16 => of::<T, 16>(to, from),
+        32 => of::<T, 32>(to, from),
+        64 => of::<T, 64>(to, from),
+        _ => to.copy_from_slice(from),
+    }
+}
+
 /// `y[to] = x[from]` over a [`walk`], in whole runs where the innermost axis is one.
 pub fn copy<T: Copy>(dims: &[usize], steps: &[usize], start: usize, x: &[T], y: &mut [T]) {
     match (dims, steps) {
         ([outer @ .., inner], [outer_steps @ .., 1]) => walk(outer, outer_steps, start, |to, from| {
-            y[to * inner..][..*inner].copy_from_slice(&x[from..][..*inner]);
+            copy_run(&mut y[to * inner..], &x[from..][..*inner]);
         }),
         _ => walk(dims, steps, start, |to, from| y[to] = x[from]),
     }

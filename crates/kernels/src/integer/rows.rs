@@ -65,11 +65,38 @@ multiversion! {
     }
 }
 
+/// Columns that are summed at once.
+const COLUMNS: usize = 32;
+/// Rows whose codes 16 bits can sum up.
+const ROWS: usize = 256;
+
 multiversion! {
     /// Adds up rows of codes.
     pub fn sum_rows_u8(codes: &[u8], sums: &mut [u32]) {
-        for row in codes.chunks_exact(sums.len().max(1)) {
-            sums.iter_mut().zip(row).for_each(|(sum, &q)| *sum += u32::from(q));
+        let width = sums.len().max(1);
+        for rows in codes.chunks(ROWS * width) {
+            let (whole, rest) = sums.as_chunks_mut::<COLUMNS>();
+            let first = whole.len() * COLUMNS;
+            for (idx, sums) in whole.iter_mut().enumerate() {
+                let mut short = [0u16; COLUMNS];
+                for row in rows.chunks_exact(width) {
+                    let row = &row[idx * COLUMNS..][..COLUMNS];
+                    short.iter_mut().zip(row).for_each(|(sum, &q)| *sum += u16::from(q));
+                }
+                sums.iter_mut().zip(short).for_each(|(sum, short)| *sum += u32::from(short));
+            }
+            for row in rows.chunks_exact(width) {
+                rest.iter_mut().zip(&row[first..]).for_each(|(sum, &q)| *sum += u32::from(q));
+            }
+        }
+    }
+}
+
+multiversion! {
+    /// Adds up rows of numbers, in their order.
+    pub fn sum_rows_f32(x: &[f32], sums: &mut [f64]) {
+        for row in x.chunks_exact(sums.len().max(1)) {
+            sums.iter_mut().zip(row).for_each(|(sum, &x)| *sum += f64::from(x));
         }
     }
 }

@@ -247,7 +247,10 @@ impl<'a> Context<'a> {
                 let pool = geometry::pool(&op.kernel, &op.window, self.shape(x), y_shape)?;
                 let Buffer::F32(y) = y else { return Err(mismatch()) };
                 match self.elements(x)? {
-                    Elements::F32(x) => windows::average(&pool, op.count_include_pad, x, y, add_float, mean_of_floats),
+                    Elements::F32(x) => {
+                        let (add, finish) = windows::float_sums();
+                        windows::average(&pool, op.count_include_pad, x, y, add, finish)
+                    }
                     Elements::Codes(x, grid) => {
                         let (add, finish) = windows::code_sums(grid);
                         windows::average(&pool, op.count_include_pad, x, y, add, finish);
@@ -258,7 +261,7 @@ impl<'a> Context<'a> {
                 let reduced = layout.arrange(reduced);
                 let Buffer::F32(y) = y else { return Err(mismatch()) };
                 match self.elements(x)? {
-                    Elements::F32(x) => windows::mean(&dims, &reduced, x, y, add_float, mean_of_floats),
+                    Elements::F32(x) => windows::mean_of_floats(&dims, &reduced, x, y),
                     Elements::Codes(x, grid) => windows::mean_of_codes(&dims, &reduced, x, grid, y),
                 }
             }
@@ -472,14 +475,6 @@ fn fill<T>(mode: PadMode, value: T) -> Fill<T> {
         PadMode::Reflect => Fill::Reflect,
         PadMode::Edge => Fill::Edge,
     }
-}
-
-fn add_float(sum: f64, x: f32) -> f64 {
-    sum + f64::from(x)
-}
-
-fn mean_of_floats(sum: f64, count: usize) -> f32 {
-    (sum / count as f64) as f32
 }
 
 /// `e^(x - max) / Σ`, or its logarithm, along an axis.

@@ -1,6 +1,6 @@
 //! Moving elements: slices, pads, joins. Generic over what is moved, so that codes move as they are.
 
-use bitsmith_kernels::layout::{copy, strides};
+use bitsmith_kernels::layout::{copy, copy_run, strides};
 
 /// `ranges` holds (first index, step, count) per axis.
 pub(super) fn slice<T: Copy>(dims: &[usize], ranges: &[(usize, i64, usize)], x: &[T], y: &mut [T]) {
@@ -41,29 +41,29 @@ pub(super) fn pad<T: Copy>(dims: &[usize], pads: &[(i64, i64)], fill: Fill<T>, x
         };
         (0..out[axis]).map(at).collect()
     };
-    let maps: Vec<_> = (0..dims.len()).map(source).collect();
-    let Some((last, outer)) = maps.split_last() else { return y.copy_from_slice(x) };
+    let mut maps: Vec<_> = (0..dims.len()).map(source).collect();
+    let Some(last) = maps.pop() else { return y.copy_from_slice(x) };
+    let rows = maps.pop().unwrap_or(vec![Some(0)]);
     // The part of a row that lies side by side in the input.
-    let (axis, before) = (outer.len(), pads[outer.len()].0);
-    let from = before.min(0).unsigned_abs() as usize;
-    let to = before.max(0) as usize;
-    let run = (dims[axis].saturating_sub(from)).min(out[axis].saturating_sub(to));
-    let mut index = vec![0usize; outer.len()];
-    for row in y.chunks_exact_mut(out[axis]) {
-        let offset = index.iter().zip(outer).try_fold(0, |n, (&i, map)| map[i].map(|m| n + m));
-        match (offset, fill) {
-            (None, Fill::Constant(v)) => row.fill(v),
-            (Some(offset), Fill::Constant(v)) => {
-                row[..to].fill(v);
-                if run > 0 {
-                    row[to..to + run].copy_from_slice(&x[offset + from..][..run]);
-                }
-                row[to + run..].fill(v);
-            }
-            (offset, _) => {
+    let axis = dims.len() - 1;
+    let (from, to) = (pads[axis].0.min(0).unsigned_abs() as usize, pads[axis].0.max(0) as usize);
+    let run = dims[axis].saturating_sub(from).min(out[axis].saturating_sub(to));
+    if let Fill::Constant(v) = fill {
+        y.fill(v);
+    }
+    let mut index = vec![0usize; maps.len()];
+    for y in y.chunks_exact_mut(rows.len() * last.len()) {
+        let outer = index.iter().zip(&maps).try_fold(0, |n, (&i, map)| map[i].map(|m| n + m));
+        for (row, start) in y.chunks_exact_mut(last.len()).zip(&rows) {
+            let offset = outer.and_then(|outer| start.map(|start| outer + start));
+            match (offset, fill) {
+                (Some(offset), Fill::Constant(_)) if run > 0 => copy_run(&mut row[to..], &x[offset + from..][..run]),
+                (_, Fill::Constant(_)) => {}
                 // Checked when the plan was made: reflected and repeated indices lie inside.
-                let at = |i: &Option<usize>| offset.unwrap_or(0) + i.unwrap_or(0);
-                row.iter_mut().zip(last).for_each(|(value, i)| *value = x[at(i)]);
+                _ => {
+                    let at = |i: &Option<usize>| offset.unwrap_or(0) + i.unwrap_or(0);
+                    row.iter_mut().zip(&last).for_each(|(value, i)| *value = x[at(i)]);
+                }
             }
         }
         for axis in (0..index.len()).rev() {

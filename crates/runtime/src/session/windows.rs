@@ -1,6 +1,6 @@
 //! Pooling over channels-last rows and means over any axes, on numbers and on codes.
 
-use bitsmith_kernels::integer::rows::sum_rows_u8;
+use bitsmith_kernels::integer::rows::{sum_rows_f32, sum_rows_u8};
 use bitsmith_kernels::threads::for_each_part_weighing;
 
 use super::grid::ByteGrid;
@@ -107,8 +107,8 @@ pub(super) fn average<T: Copy, S: Copy + Default>(
     });
 }
 
-/// The mean over the axes marked in `reduced`.
-pub(super) fn mean<T: Copy, S: Copy + Default>(
+/// The mean over the axes marked in `reduced`, element by element.
+fn mean<T: Copy, S: Copy + Default>(
     dims: &[usize],
     reduced: &[bool],
     x: &[T],
@@ -137,24 +137,44 @@ pub(super) fn code_sums(grid: ByteGrid) -> (impl Fn(i64, u8) -> i64, impl Fn(i64
     (move |sum, byte| sum + centred(byte), move |sum: i64, count: usize| (sum as f64 * scale / count as f64) as f32)
 }
 
+/// Sums of numbers in double precision.
+pub(super) fn float_sums() -> (impl Fn(f64, f32) -> f64, impl Fn(f64, usize) -> f32) {
+    (|sum, x| sum + f64::from(x), |sum: f64, count: usize| (sum / count as f64) as f32)
+}
+
+/// Numbers of a mean and numbers of means side by side in memory, where the reduced axes follow one another and are not the last, as
+/// those of a mean over the pixels of channels last.
+fn rows(dims: &[usize], reduced: &[bool]) -> Option<(usize, usize)> {
+    let outer = reduced.iter().take_while(|r| !**r).count();
+    let inner = outer + reduced[outer..].iter().take_while(|r| **r).count();
+    let (count, channels) = (dims[outer..inner].iter().product(), dims[inner..].iter().product());
+    (reduced[inner..].iter().all(|r| !r) && count * channels > 0).then_some((count, channels))
+}
+
 /// The mean of codes over the axes marked in `reduced`.
 pub(super) fn mean_of_codes(dims: &[usize], reduced: &[bool], x: &[u8], grid: ByteGrid, y: &mut [f32]) {
     let (add, finish) = code_sums(grid);
-    let count: usize = dims.iter().zip(reduced).filter(|(_, r)| **r).map(|(d, _)| d).product();
-    // All but the first and the last axes, as a mean over the pixels of channels last has it.
-    let outer = reduced.iter().take_while(|r| !**r).count();
-    let inner = outer + reduced[outer..].iter().take_while(|r| **r).count();
-    let is_a_run = reduced[inner..].iter().all(|r| !r);
-    if !is_a_run || count > MOST_CODES || x.is_empty() {
+    let Some((count, channels)) = rows(dims, reduced).filter(|rows| rows.0 <= MOST_CODES) else {
         return mean(dims, reduced, x, y, add, finish);
-    }
-    let channels = dims[inner..].iter().product::<usize>();
+    };
     let zeros = count as i64 * i64::from(grid.zero_point);
     let mut sums = vec![0u32; channels];
     for (x, y) in x.chunks_exact(count * channels).zip(y.chunks_exact_mut(channels)) {
         sums.fill(0);
         sum_rows_u8(x, &mut sums);
         y.iter_mut().zip(&sums).for_each(|(y, &sum)| *y = finish(i64::from(sum) - zeros, count));
+    }
+}
+
+/// The mean of numbers over the axes marked in `reduced`.
+pub(super) fn mean_of_floats(dims: &[usize], reduced: &[bool], x: &[f32], y: &mut [f32]) {
+    let (add, finish) = float_sums();
+    let Some((count, channels)) = rows(dims, reduced) else { return mean(dims, reduced, x, y, add, finish) };
+    let mut sums = vec![0f64; channels];
+    for (x, y) in x.chunks_exact(count * channels).zip(y.chunks_exact_mut(channels)) {
+        sums.fill(0.0);
+        sum_rows_f32(x, &mut sums);
+        y.iter_mut().zip(&sums).for_each(|(y, &sum)| *y = finish(sum, count));
     }
 }
 
@@ -183,27 +203,37 @@ mod tests {
         let mut y = [0.0; 6];
         max(&pool, &x, &mut y, raise);
         assert_eq!(y, [2.0, -1.0, 4.0, -2.0, 5.0, -4.0]);
-        average(&pool, false, &x, &mut y, |s: f64, v: f32| s + f64::from(v), |s, n| (s / n as f64) as f32);
+        let (add, finish) = float_sums();
+        average(&pool, false, &x, &mut y, &add, &finish);
         assert_eq!(y, [1.5, -1.5, 3.0, -3.0, 4.5, -4.5]);
-        average(&pool, true, &x, &mut y, |s: f64, v: f32| s + f64::from(v), |s, n| (s / n as f64) as f32);
+        average(&pool, true, &x, &mut y, &add, &finish);
         assert_eq!(y, [1.0, -1.0, 3.0, -3.0, 3.0, -3.0]);
         let mut y = [0.0; 2];
-        mean(&[5, 2], &[true, false], &x, &mut y, |s: f64, v: f32| s + f64::from(v), |s, n| (s / n as f64) as f32);
+        mean(&[5, 2], &[true, false], &x, &mut y, &add, &finish);
         assert_eq!(y, [3.0, -3.0]);
-        let codes: Vec<u8> = (0..24).map(|i| i * 10).collect();
-        let grid = ByteGrid { scale: 0.3, zero_point: 9, low: 0, high: 255 };
-        for bits in 0..8usize {
-            let (dims, reduced) = ([2, 3, 4], [0, 1, 2].map(|axis| bits >> axis & 1 == 1));
-            let len = dims.iter().zip(reduced).filter(|(_, r)| !r).map(|(d, _)| d).product();
-            let (mut y, mut want) = (vec![0.0; len], vec![0.0; len]);
-            mean_of_codes(&dims, &reduced, &codes, grid, &mut y);
-            let centred = |sum: i64, byte: u8| sum + i64::from(byte) - 9;
-            mean(&dims, &reduced, &codes, &mut want, centred, |sum, n| {
-                (sum as f64 * f64::from(0.3f32) / n as f64) as f32
-            });
-            assert_eq!(y, want, "{reduced:?}");
-        }
         assert!(!pool.has_empty_window());
         assert!(Pool { before: [0, 3], ..pool }.has_empty_window());
+    }
+
+    #[test]
+    fn means_over_any_axes_are_those_of_one_element_after_the_other() {
+        let grid = ByteGrid { scale: 0.3, zero_point: 9, low: 0, high: 255 };
+        for dims in [[2, 3, 4], [2, 600, 35], [1, 257, 64]] {
+            let codes: Vec<u8> = (0..dims.iter().product()).map(|i: usize| (i * 37 % 251 + 4) as u8).collect();
+            let floats: Vec<f32> = codes.iter().map(|&code| 1.0 / f32::from(code)).collect();
+            for bits in 0..8usize {
+                let reduced = [0, 1, 2].map(|axis| bits >> axis & 1 == 1);
+                let len = dims.iter().zip(reduced).filter(|(_, r)| !r).map(|(d, _)| d).product();
+                let (mut y, mut want) = (vec![0.0; len], vec![0.0; len]);
+                mean_of_codes(&dims, &reduced, &codes, grid, &mut y);
+                let (add, finish) = code_sums(grid);
+                mean(&dims, &reduced, &codes, &mut want, add, finish);
+                assert_eq!(y, want, "codes, {dims:?}, {reduced:?}");
+                mean_of_floats(&dims, &reduced, &floats, &mut y);
+                let (add, finish) = float_sums();
+                mean(&dims, &reduced, &floats, &mut want, add, finish);
+                assert_eq!(y, want, "floats, {dims:?}, {reduced:?}");
+            }
+        }
     }
 }
