@@ -4,14 +4,19 @@
 #[derive(Debug, Default)]
 pub(super) struct Pixels {
     at: Vec<usize>,
-    columns: usize,
-    step: usize,
-    last: usize,
+    /// What they are of, as [`Pixels::fill`] takes it.
+    rows: [usize; 2],
+    columns: [usize; 2],
 }
 
 impl Pixels {
-    /// Makes it that of `rows` rows, `row_step` apart, of `columns` columns, `step` apart.
-    pub fn fill(&mut self, [rows, row_step]: [usize; 2], [columns, step]: [usize; 2]) {
+    /// Makes it that of some rows and columns: how many, and how far apart. Bands of a layer have the same, but for the last.
+    pub fn fill(&mut self, rows: [usize; 2], columns: [usize; 2]) {
+        if (rows, columns) == (self.rows, self.columns) {
+            return;
+        }
+        (self.rows, self.columns) = (rows, columns);
+        let ([rows, row_step], [columns, step]) = (rows, columns);
         self.at.clear();
         if columns == 1 {
             self.at.extend((0..rows).map(|row| row * row_step));
@@ -20,8 +25,6 @@ impl Pixels {
                 self.at.extend((0..columns).map(|column| row * row_step + column * step));
             }
         }
-        let last = |count: usize, step: usize| count.saturating_sub(1) * step;
-        (self.columns, self.step, self.last) = (columns, step, last(rows, row_step) + last(columns, step));
     }
 
     /// All offsets.
@@ -31,17 +34,18 @@ impl Pixels {
 
     /// The largest offset; 0 if there is none.
     pub fn last(&self) -> usize {
-        self.last
+        let last = |[count, step]: [usize; 2]| count.saturating_sub(1) * step;
+        last(self.rows) + last(self.columns)
     }
 
     /// Pixels of a row.
     pub fn columns(&self) -> usize {
-        self.columns
+        self.columns[0]
     }
 
     /// From column to column.
     pub fn step(&self) -> usize {
-        self.step
+        self.columns[1]
     }
 }
 
@@ -59,5 +63,9 @@ mod tests {
         assert_eq!((pixels.offsets(), pixels.last()), (&[0, 5, 10][..], 10));
         pixels.fill([0, 5], [4, 9]);
         assert!(pixels.offsets().is_empty());
+        for _ in 0..2 {
+            pixels.fill([2, 5], [2, 1]);
+            assert_eq!(pixels.offsets(), [0, 1, 5, 6]);
+        }
     }
 }
