@@ -17,13 +17,13 @@ use crate::integer::dot::x86::{Finish, Place, by_part, quarters, twice};
 use crate::integer::weights::LANES;
 use std::arch::x86_64::{
     __m128i, __m512, __m512i, _CMP_NLE_UQ, _mm_loadu_si128, _mm_mask_storeu_epi8, _mm_maskz_loadu_epi8,
-    _mm256_mask_storeu_epi8, _mm256_storeu_si256, _mm512_abs_ps, _mm512_add_ps, _mm512_and_si512, _mm512_castsi512_ps,
-    _mm512_castsi512_si256, _mm512_cmp_ps_mask, _mm512_cmple_epu16_mask, _mm512_cmple_epu32_mask, _mm512_cvtepi32_ps,
-    _mm512_cvtepu8_epi32, _mm512_cvtps_epi32, _mm512_extracti32x4_epi32, _mm512_extracti64x4_epi64, _mm512_fmadd_ps,
-    _mm512_loadu_ps, _mm512_loadu_si512, _mm512_mask_storeu_epi8, _mm512_maskz_loadu_epi32, _mm512_maskz_loadu_ps,
-    _mm512_max_epu8, _mm512_min_epu8, _mm512_min_epu16, _mm512_mul_ps, _mm512_packus_epi16, _mm512_permutex2var_epi16,
-    _mm512_permutexvar_epi64, _mm512_set1_epi8, _mm512_set1_epi16, _mm512_set1_epi32, _mm512_set1_ps,
-    _mm512_setr_epi64, _mm512_setzero_si512, _mm512_storeu_si512,
+    _mm_storeu_si128, _mm256_mask_storeu_epi8, _mm256_storeu_si256, _mm512_abs_ps, _mm512_add_ps, _mm512_and_si512,
+    _mm512_castsi512_ps, _mm512_castsi512_si256, _mm512_cmp_ps_mask, _mm512_cmple_epu16_mask, _mm512_cmple_epu32_mask,
+    _mm512_cvtepi32_ps, _mm512_cvtepu8_epi32, _mm512_cvtps_epi32, _mm512_extracti32x4_epi32, _mm512_extracti64x4_epi64,
+    _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_loadu_si512, _mm512_mask_storeu_epi8, _mm512_maskz_loadu_epi32,
+    _mm512_maskz_loadu_ps, _mm512_max_epu8, _mm512_min_epu8, _mm512_min_epu16, _mm512_mul_ps, _mm512_packus_epi16,
+    _mm512_permutex2var_epi16, _mm512_permutexvar_epi64, _mm512_set1_epi8, _mm512_set1_epi16, _mm512_set1_epi32,
+    _mm512_set1_ps, _mm512_setr_epi64, _mm512_setzero_si512, _mm512_storeu_si512,
 };
 
 /// Registers whose codes fill one.
@@ -259,6 +259,8 @@ impl<const RESIDUAL: u8> ToCodes<'_, RESIDUAL> {
             } else if WHOLE && BLOCKS == 2 {
                 _mm256_storeu_si256(to.out.add(at(0)).cast(), _mm512_castsi512_si256(codes));
                 _mm256_storeu_si256(to.out.add(at(2)).cast(), _mm512_extracti64x4_epi64::<1>(codes));
+            } else if WHOLE && BLOCKS == 1 && to.stride == LANES && FOUR * (group + 1) <= pixels {
+                _mm512_storeu_si512(to.out.add(at(0)).cast(), codes);
             } else {
                 let blocks = [
                     _mm512_extracti32x4_epi32::<0>(codes),
@@ -267,8 +269,12 @@ impl<const RESIDUAL: u8> ToCodes<'_, RESIDUAL> {
                     _mm512_extracti32x4_epi32::<3>(codes),
                 ];
                 for i in 0..FOUR {
-                    let wanted = if WHOLE { u16::MAX } else { to.wanted(place(i).1) };
-                    _mm_mask_storeu_epi8(to.out.add(at(i)).cast(), wanted, blocks[i]);
+                    let out = to.out.add(at(i));
+                    // Masks cost several times as much.
+                    match if WHOLE { u16::MAX } else { to.wanted(place(i).1) } {
+                        u16::MAX => _mm_storeu_si128(out.cast(), blocks[i]),
+                        wanted => _mm_mask_storeu_epi8(out.cast(), wanted, blocks[i]),
+                    }
                 }
             }
             if self.doubts(least) || RESIDUAL == 2 && beyond != 0 {
