@@ -14,6 +14,9 @@
 //! Layouts: activations `[batch, height, width, channels]`; weights arrive as OIHW and are packed once
 //! ([`ConvWeights`]). A linear layer is a 1x1 convolution over rows ([`linear_shape`]).
 
+// Much of what a kernel may ask for only those for x86 do.
+#![cfg_attr(not(target_arch = "x86_64"), allow(dead_code, unused_variables))]
+
 mod conv;
 mod depthwise;
 mod dot;
