@@ -42,7 +42,7 @@ fn check_conv<A: Operand>(shape: &ConvShape, zero_point: i32, x: &[A], w: &[i8])
         let ordered = in_order(shape, w);
         let sums = short_sums(Layout::of(shape).kind, &ordered, largest);
         for kernel in Kernel::available(sums) {
-            let weights = ConvWeights::packed(kernel, sums, shape, ordered.clone(), largest);
+            let weights = ConvWeights::packed(kernel, sums, shape, ordered.clone(), largest, 0);
             let mut acc = vec![i32::MIN; shape.output_len()];
             conv(shape, x, zero_point, &weights, &mut acc);
             assert!(acc == want, "{kernel:?} on {shape:?}, zero point {zero_point}, largest {largest}");
@@ -519,7 +519,7 @@ proptest! {
         let ordered = in_order(&shape, &w);
         let sums = short_sums(Layout::of(&shape).kind, &ordered, u8::MAX);
         for kernel in Kernel::available(sums) {
-            let weights = ConvWeights::packed(kernel, sums, &shape, ordered.clone(), u8::MAX);
+            let weights = ConvWeights::packed(kernel, sums, &shape, ordered.clone(), u8::MAX, 0);
             let mut got = vec![0; n];
             conv_to_codes(&shape, &x, 7, &weights, &requantize.prepared(), &mut got);
             prop_assert!(got == want, "{:?} on {:?}", kernel, shape);

@@ -54,6 +54,9 @@ pub(super) enum Packed {
 /// Up to so many pixels, a layer is packed for reading its weights fast.
 const FEW_PIXELS: usize = 4;
 
+/// Fewer weights than this are in the first cache anyway.
+const FEWEST_NARROW: usize = 1 << 13;
+
 /// What the packing depends on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Layout {
@@ -144,7 +147,7 @@ impl ConvWeights {
         let kernel = Kernel::best(sums);
         match winograd::faster(kernel, shape, w, largest) {
             Some(winograd) => Self::transformed(kernel, winograd, shape, &ordered, largest),
-            None => Self::packed(kernel, sums, shape, ordered, largest),
+            None => Self::packed(kernel, sums, shape, ordered, largest, FEWEST_NARROW),
         }
     }
 
@@ -161,8 +164,15 @@ impl ConvWeights {
         ConvWeights { layout, kernel, data: Packed::Winograd(winograd), sums, short_sums: 0, largest }
     }
 
-    /// Packs weights that are [in order](in_order) for a kernel.
-    pub(super) fn packed(kernel: Kernel, short_sums: usize, shape: &ConvShape, ordered: Vec<i8>, largest: u8) -> Self {
+    /// Packs weights that are [in order](in_order) for a kernel; no fewer than `fewest_narrow` of them as narrow as they are.
+    pub(super) fn packed(
+        kernel: Kernel,
+        short_sums: usize,
+        shape: &ConvShape,
+        ordered: Vec<i8>,
+        largest: u8,
+        fewest_narrow: usize,
+    ) -> Self {
         let layout = Layout::of(shape);
         let taps = shape.kernel[0] * shape.kernel[1];
         if layout.kind == Kind::Depthwise {
@@ -174,7 +184,8 @@ impl ConvWeights {
         }
         let sums = block_sums(&layout, &ordered);
         let few = shape.out_h() * shape.out_w() <= FEW_PIXELS;
-        let narrow = if few && kernel.expands() { Narrow::of(&ordered) } else { None };
+        let narrows = few && kernel.expands() && ordered.len() >= fewest_narrow;
+        let narrow = narrows.then(|| Narrow::of(&ordered)).flatten();
         let data = match narrow {
             Some(form) => Packed::Narrow(form, form.pack(&ordered)),
             None if kernel.is_wide() && few => Packed::Bytes(by_pairs(&ordered)),
