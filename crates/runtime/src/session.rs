@@ -90,7 +90,8 @@ const MUCH_MORE: usize = 8;
 const GROUP_BYTES: usize = 1 << 20;
 
 impl Session {
-    /// Prepares a quantized model: weights are unpacked and every accumulator is proved not to overflow.
+    /// Prepares a quantized model: weights are packed for this processor and every accumulator is proved not to overflow. Nothing of the
+    /// model is kept, so that it may be dropped to save memory.
     pub fn new(model: &QuantModel, options: SessionOptions) -> Result<Self, Error> {
         Self::build(model.graph(), Network { graph: model.graph(), sites: model.sites() }, options)
     }
