@@ -23,7 +23,7 @@
 //! recomputing a sigmoid is cheaper than writing and reading it. Planes whose gate is exactly 0 are skipped; this changes
 //! neither W nor any other gradient, bit for bit, and their own gradients are 0.
 //!
-//! The work is cut into fixed chunks over rayon, and partial sums are added in chunk order in double precision: the same
+//! The work is cut into fixed chunks for all threads, and partial sums are added in chunk order in double precision: the same
 //! bits for every number of threads, and on every machine.
 //!
 //! ResNet-20 (268,336 weights, 8 planes), milliseconds of processor time per step on one AVX-512 core (`benches/planes.rs`):

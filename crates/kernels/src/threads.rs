@@ -68,7 +68,7 @@ pub fn map_parts<T: Send>(count: usize, parts: usize, run: impl Fn(Range<usize>)
 /// Runs `run(job)` for all jobs in parallel and returns the results in order.
 pub fn map_jobs<J: Send, T: Send>(jobs: Vec<J>, run: impl Fn(J) -> T + Sync + Send) -> Vec<T> {
     let results: Vec<_> = jobs.iter().map(|_| Mutex::new(None)).collect();
-    for_each_job(jobs.into_iter().zip(&results).collect(), |(job, result)| *lock(result) = Some(run(job)));
+    for_each(jobs.into_iter().zip(&results), |(job, result)| *lock(result) = Some(run(job)));
     results.into_iter().filter_map(|r| r.into_inner().unwrap_or_else(PoisonError::into_inner)).collect()
 }
 

@@ -29,8 +29,8 @@ impl<'a> WeightCodes<'a> {
             let code = weight.code(i);
             words[i] = match params.spec.grid {
                 Grid::Codebook => level(code) as i16,
-                Grid::Planes { .. } => code as i16,
-                Grid::Affine { .. } => (code - params.zero_point(channel)) as i16,
+                // Planes have no zero points.
+                Grid::Planes { .. } | Grid::Affine { .. } => (code - params.zero_point(channel)) as i16,
             };
         });
         Self::from(words)
