@@ -18,6 +18,11 @@ pub enum Order {
 const SMALL_ELEMENTS: usize = 256;
 const SMALL_SIDE: usize = 64;
 
+/// Rows of a piece for whose sake the other operand may be packed once more: with a few pieces per thread, one that lost half its core to
+/// somebody else holds up nobody.
+const PIECE: usize = 512;
+const PIECES_PER_THREAD: usize = 4;
+
 /// `c[m, n] = a[m, k] · b[k, n]`, row-major; writes all of `c`. `Order::Transposed` says that the slice holds `[k, m]`
 /// (or `[n, k]`) instead. An empty `k` gives zeros.
 ///
@@ -62,7 +67,8 @@ pub fn batched(
     // Whole products where there are enough for everybody; else each is cut along its longer side.
     let (side, other) = (m.max(n), m.min(n));
     let shortest = (SMALL_SIDE + 1).max(SMALL_ELEMENTS / other + 1);
-    let cuts = parts.div_ceil(batch).min(side / shortest).max(1);
+    let wanted = parts.div_ceil(batch).max(side / PIECE).min(PIECES_PER_THREAD * parts);
+    let cuts = if parts == 1 { 1 } else { wanted.min(side / shortest).max(1) };
     let jobs = (0..batch).flat_map(|i| threads::ranges(side, cuts).map(move |range| (i, range))).collect();
     threads::for_each_job(jobs, |(i, range): (usize, Range<usize>)| {
         let (rows, columns) = if m >= n { (range, 0..n) } else { (0..m, range) };
