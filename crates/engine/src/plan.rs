@@ -3,6 +3,7 @@
 //! ```text
 //! BatchNormalization ─▶ Add ─▶ activation ─▶ fake-quant site      one step, as far as this chain reaches
 //! Slice ─▶ Pad            the shortcut of a residual block that changes shape: one step, if channels-last
+//! MatMul ─▶ Add           a weight and its bias: one step
 //! ```
 //!
 //! A chain is fused where each intermediate value has one reader, is neither an output nor a site, and (for the addition) both
@@ -11,8 +12,11 @@
 //! Values of four axes (or three, for one-dimensional convolutions) inside convolutional regions are stored channels-last.
 //! Operators say which layout they want; a value is converted once, at the first reader that wants the other one.
 
+mod chains;
 mod compile;
 mod execute;
+#[cfg(test)]
+mod tests;
 
 pub(crate) use compile::{Facts, compile};
 pub(crate) use execute::{Batch, Leaves, Observed, Run, Seen, execute};

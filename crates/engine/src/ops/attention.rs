@@ -173,20 +173,22 @@ impl Backward<Flex, 1> for Part {
         let (width, len) = (shape[shape.num_dims() - 1], dy.shape()[shape.num_dims() - 1]);
         // The parts of a whole add to one buffer.
         let earlier = (!is_first(node.id.value)).then(|| into_buffer(grads.consume::<Flex>(&node)));
-        let (mut sum, other) = match earlier {
+        let (mut sum, other, is_new) = match earlier {
             // A leaf's gradient stays where it is; the clone that comes from there is never alone.
-            Some(Ok(sum)) => (sum, None),
-            other => {
-                let mut zeros = take(shape.num_elements());
-                zeros.fill(0.0);
-                (zeros, other.and_then(Result::err))
-            }
+            Some(Ok(sum)) => (sum, None, false),
+            other => (take(shape.num_elements()), other.and_then(Result::err), true),
         };
         let dy_data = floats(&dy);
         for_each_part(&mut sum, width, |start, sum| {
             let from = dy_data[start / width.max(1) * len..].chunks_exact(len.max(1));
             sum.chunks_exact_mut(width).zip(from).for_each(|(sum, dy)| {
-                sum[at..at + len].iter_mut().zip(dy).for_each(|(sum, dy)| *sum += dy);
+                if is_new {
+                    sum[..at].fill(0.0);
+                    sum[at..at + len].copy_from_slice(dy);
+                    sum[at + len..].fill(0.0);
+                } else {
+                    sum[at..at + len].iter_mut().zip(dy).for_each(|(sum, dy)| *sum += dy);
+                }
             });
         });
         let mut sum = tensor(sum, shape);

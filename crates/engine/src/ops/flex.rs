@@ -154,12 +154,7 @@ pub(super) fn convolve(
     let mut y = take(shape.output_len());
     let summed = shape.weight_len() / shape.c_out;
     match integers.filter(|grids| grids.fit(summed, shape.c_out)) {
-        Some(grids) => {
-            integers::convolve(shape, floats(x), floats(w), &grids, &mut y);
-            if let Some(bias) = bias {
-                for_each_part(&mut y, shape.c_out, |_, y| rows::add_rows(floats(bias), y));
-            }
-        }
+        Some(grids) => integers::convolve(shape, floats(x), floats(w), bias.map(floats), &grids, &mut y),
         None => forward(shape, floats(x), floats(w), bias.map(floats), &mut y),
     }
     tensor(y, Shape::new([shape.batch, shape.out_h(), shape.out_w(), shape.c_out]))
@@ -267,12 +262,15 @@ pub(super) fn multiply(
     let n = if transposed { rows } else { columns };
     let order = if transposed { gemm::Order::Transposed } else { gemm::Order::Plain };
     let mut y = take(m * n);
+    let bias = bias.map(floats);
     match integers.filter(|grids| grids.fit(k, n)) {
-        Some(grids) => integers::multiply([m, k, n], floats(x), floats(w), transposed, &grids, &mut y),
-        None => gemm::matmul([m, k, n], floats(x), gemm::Order::Plain, floats(w), order, &mut y),
-    }
-    if let Some(bias) = bias {
-        for_each_part(&mut y, n, |_, y| rows::add_rows(floats(bias), y));
+        Some(grids) => integers::multiply([m, k, n], floats(x), floats(w), bias, transposed, &grids, &mut y),
+        None => {
+            gemm::matmul([m, k, n], floats(x), gemm::Order::Plain, floats(w), order, &mut y);
+            if let Some(bias) = bias {
+                for_each_part(&mut y, n, |_, y| rows::add_rows(bias, y));
+            }
+        }
     }
     tensor(y, Shape::new([m, n]))
 }

@@ -5,7 +5,6 @@ use std::thread::LocalKey;
 
 use bitsmith_kernels::conv::ConvShape;
 use bitsmith_kernels::integer::{ConvWeights, conv_with, linear_shape, rows};
-use bitsmith_kernels::numerics::quantize;
 use bitsmith_kernels::threads::for_each_part_weighing;
 
 use super::{Grid, Integers};
@@ -13,7 +12,7 @@ use super::{Grid, Integers};
 /// Largest magnitude of a weight's code.
 const LARGEST: i32 = 127;
 /// Columns of a weight that are read together.
-const COLUMNS: usize = 16;
+const COLUMNS: usize = 64;
 
 impl Grid {
     /// What is added to codes to make bytes of them.
@@ -49,36 +48,46 @@ fn with_scratch<T: Copy + Default>(scratch: &'static LocalKey<Cell<Vec<T>>>, len
     scratch.set(buffer);
 }
 
-/// `y = x · w`, where `x` is `[m, k]` and `w` is `[k, n]`, or `[n, k]` if transposed.
+/// `y = x · w + bias`, where `x` is `[m, k]` and `w` is `[k, n]`, or `[n, k]` if transposed.
 pub(super) fn multiply(
     [m, k, n]: [usize; 3],
     x: &[f32],
     w: &[f32],
+    bias: Option<&[f32]>,
     transposed: bool,
     integers: &Integers<'_>,
     y: &mut [f32],
 ) {
     let shape = linear_shape(m, k, n);
     if transposed {
-        return convolve(&shape, x, w, integers, y);
+        return convolve(&shape, x, w, bias, integers, y);
     }
+    let steps: Vec<f32> = (0..n).map(|c| integers.step(c)).collect();
     with_scratch(&WEIGHTS, n * k, |weights| {
         for_each_part_weighing(weights, k, n * k, |at, part| {
+            let mut row = [0; COLUMNS];
             for (block, part) in part.chunks_mut(COLUMNS * k).enumerate() {
                 let first = at / k + block * COLUMNS;
+                let row = &mut row[..part.len() / k];
                 for i in 0..k {
-                    for (c, codes) in part.chunks_exact_mut(k).enumerate() {
-                        codes[i] = integers.code(w[i * n + first + c], first + c);
-                    }
+                    rows::quantize_each(&w[i * n + first..][..row.len()], &steps[first..], LARGEST, row);
+                    part.chunks_exact_mut(k).zip(&*row).for_each(|(codes, &code)| codes[i] = code);
                 }
             }
         });
-        integers.run(&shape, x, weights, y);
+        integers.run(&shape, x, weights, bias, y);
     });
 }
 
-/// `y = conv(x, w)`, channels-last, `w` OIHW.
-pub(super) fn convolve(shape: &ConvShape, x: &[f32], w: &[f32], integers: &Integers<'_>, y: &mut [f32]) {
+/// `y = conv(x, w) + bias`, channels-last, `w` OIHW.
+pub(super) fn convolve(
+    shape: &ConvShape,
+    x: &[f32],
+    w: &[f32],
+    bias: Option<&[f32]>,
+    integers: &Integers<'_>,
+    y: &mut [f32],
+) {
     let filter = w.len() / shape.c_out;
     with_scratch(&WEIGHTS, w.len(), |weights| {
         for_each_part_weighing(weights, filter, w.len(), |at, part| {
@@ -86,17 +95,13 @@ pub(super) fn convolve(shape: &ConvShape, x: &[f32], w: &[f32], integers: &Integ
             let channels = part.chunks_exact_mut(filter).zip(w.chunks_exact(filter)).enumerate();
             channels.for_each(|(c, (codes, w))| integers.codes(w, at / filter + c, codes));
         });
-        integers.run(shape, x, weights, y);
+        integers.run(shape, x, weights, bias, y);
     });
 }
 
 impl Integers<'_> {
     fn step(&self, channel: usize) -> f32 {
         if self.steps.len() == 1 { self.steps[0] } else { self.steps[channel] }
-    }
-
-    fn code(&self, w: f32, channel: usize) -> i8 {
-        quantize(w, self.step(channel), 0, -LARGEST, LARGEST) as i8
     }
 
     /// The codes of weights of one channel.
@@ -109,8 +114,8 @@ impl Integers<'_> {
         }
     }
 
-    /// `y = conv(x, weights)` by the kernels of deployment.
-    fn run(&self, shape: &ConvShape, x: &[f32], weights: &[i8], y: &mut [f32]) {
+    /// `y = conv(x, weights) + bias` by the kernels of deployment.
+    fn run(&self, shape: &ConvShape, x: &[f32], weights: &[i8], bias: Option<&[f32]>, y: &mut [f32]) {
         let (grid, offset) = (self.grid, self.grid.offset());
         let packed = ConvWeights::for_inputs(shape, weights, (grid.high + offset) as u8);
         let scale: Vec<f32> = (0..shape.c_out).map(|c| grid.step * self.step(c)).collect();
@@ -119,7 +124,12 @@ impl Integers<'_> {
                 let x = &x[at..at + codes.len()];
                 rows::quantize_u8(x, grid.step, offset, grid.low + offset, grid.high + offset, codes);
             });
-            conv_with(shape, &*inputs, offset, &packed, y, |_, acc, y| rows::scale_rows(acc, &scale, y));
+            conv_with(shape, &*inputs, offset, &packed, y, |_, acc, y| {
+                rows::scale_rows(acc, &scale, y);
+                if let Some(bias) = bias {
+                    rows::add_rows(bias, y);
+                }
+            });
         });
     }
 }
@@ -141,12 +151,14 @@ mod tests {
                 let w: Vec<f32> = (0..n * k).map(|i| steps[channel(i)] * (code(i, 255) - 127) as f32).collect();
                 let grids = Integers { grid: Grid { step: 0.25, low, high }, steps: &steps };
                 assert!(grids.fit(k, n));
+                let bias: Vec<f32> = (0..n).map(|c| c as f32 - 7.5).collect();
                 let mut y = vec![0.0; m * n];
-                multiply([m, k, n], &x, &w, transposed, &grids, &mut y);
+                multiply([m, k, n], &x, &w, Some(&bias), transposed, &grids, &mut y);
                 for (i, y) in y.iter().enumerate() {
                     let (row, c) = (i / n, i % n);
                     let weight = |j: usize| if transposed { w[c * k + j] } else { w[j * n + c] };
-                    let sum: f64 = (0..k).map(|j| f64::from(x[row * k + j]) * f64::from(weight(j))).sum();
+                    let products = (0..k).map(|j| f64::from(x[row * k + j]) * f64::from(weight(j)));
+                    let sum = products.sum::<f64>() + f64::from(bias[c]);
                     assert!((f64::from(*y) - sum).abs() <= 1e-5 * sum.abs().max(1.0), "{y} {sum}");
                 }
             }
@@ -158,7 +170,7 @@ mod tests {
         let w: Vec<f32> = (0..shape.weight_len()).map(|i| 0.125 * (code(i, 15) - 7.0)).collect();
         let grids = Integers { grid: Grid { step: 0.5, low: -8, high: 7 }, steps: &[0.125] };
         let (mut y, mut slow) = (vec![0.0; shape.output_len()], vec![0.0; shape.output_len()]);
-        convolve(&shape, &x, &w, &grids, &mut y);
+        convolve(&shape, &x, &w, None, &grids, &mut y);
         bitsmith_kernels::reference::conv::forward(&shape, &x, &w, None, &mut slow);
         // All powers of two: exact.
         assert_eq!(y, slow);

@@ -2,13 +2,13 @@
 
 use std::collections::BTreeMap;
 
-use bitsmith_graph::ops::{Pad, PadMode, normalize_axis};
+use bitsmith_graph::ops::{Pad, normalize_axis};
 use bitsmith_graph::{Graph, Node, Op, Shape, ValueId};
-use bitsmith_kernels::activation::Activation;
 
+use super::chains::{Chain, Fused};
 use super::{Arg, Binary, Kind, Layout, NormStep, Plan, Role, Slot, Step};
 use crate::error::{Error, Kind as ErrorKind};
-use crate::ops::{Rounding, Shortcut};
+use crate::ops::Rounding;
 
 /// What compiling needs to know about a model.
 pub(crate) struct Facts<'a> {
@@ -33,6 +33,7 @@ pub(crate) fn compile(facts: &Facts<'_>, outputs: &[ValueId]) -> Result<Plan, Er
         match chains.get(&index) {
             Some(Chain::Inside) => {}
             Some(Chain::Last(chain)) => compiler.norm(chain, node)?,
+            Some(Chain::Biased(add, bias)) => compiler.biased(node, add, *bias).map_err(|e| place(e, node))?,
             None => compiler.node(node).map_err(|e| place(e, node))?,
         }
     }
@@ -61,26 +62,12 @@ fn unsupported(detail: impl Into<String>) -> Error {
     Error::new(ErrorKind::Unsupported, "", detail)
 }
 
-/// What a node is in a fused chain.
-enum Chain<'a> {
-    /// Computed by a later step.
-    Inside,
-    /// Where the step stands.
-    Last(Fused<'a>),
-}
-
-struct Fused<'a> {
-    norm: &'a Node,
-    add: Option<ValueId>,
-    activation: Activation,
-}
-
-struct Compiler<'a> {
-    facts: &'a Facts<'a>,
-    needed: Vec<bool>,
+pub(super) struct Compiler<'a> {
+    pub facts: &'a Facts<'a>,
+    pub needed: Vec<bool>,
     /// The needed nodes that read each value, once per reading input.
-    readers: Vec<Vec<usize>>,
-    pinned: Vec<bool>,
+    pub readers: Vec<Vec<usize>>,
+    pub pinned: Vec<bool>,
     /// Where a value is, by layout.
     places: BTreeMap<(ValueId, Layout), Slot>,
     slots: Slot,
@@ -121,57 +108,11 @@ impl<'a> Compiler<'a> {
         }
     }
 
-    /// Normalisations and what follows them.
-    fn find_chains(&self) -> BTreeMap<usize, Chain<'a>> {
-        let nodes = self.facts.graph.nodes();
-        let mut chains = BTreeMap::new();
-        for (index, norm) in nodes.iter().enumerate() {
-            if !self.needed[index] || !matches!(norm.op, Op::BatchNormalization(_)) {
-                continue;
-            }
-            let (mut last, mut add, mut activation) = (index, None, Activation::Identity);
-            if let Some(next) = self.sole_reader(norm.output())
-                && let Op::Add(_) = nodes[next].op
-                && !chains.contains_key(&next)
-                && let Some(other) = self.other_operand(&nodes[next], norm.output())
-            {
-                (last, add) = (next, Some(other));
-            }
-            if let Some(next) = self.sole_reader(nodes[last].output())
-                && let Some(act) = nodes[next].op.activation()
-            {
-                (last, activation) = (next, act);
-            }
-            chains.insert(index, Chain::Inside);
-            if let Some(add_node) = self.sole_reader(norm.output()).filter(|_| add.is_some()) {
-                chains.insert(add_node, Chain::Inside);
-            }
-            chains.insert(last, Chain::Last(Fused { norm, add, activation }));
-        }
-        chains
-    }
-
-    /// The only needed node that reads a value which nobody else may see.
-    fn sole_reader(&self, id: ValueId) -> Option<usize> {
-        let hidden = !self.pinned[id.index()] && !self.facts.sites.contains_key(&id);
-        match self.readers[id.index()].as_slice() {
-            &[reader] if hidden => Some(reader),
-            _ => None,
-        }
-    }
-
-    /// The addend next to `id`, if it is computed and of the same shape.
-    fn other_operand(&self, add: &Node, id: ValueId) -> Option<ValueId> {
-        let other = add.inputs.iter().flatten().copied().find(|&other| other != id)?;
-        let same = self.shape(other) == self.shape(id);
-        (same && self.facts.graph.constant(other).is_none()).then_some(other)
-    }
-
-    fn shape(&self, id: ValueId) -> &'a [usize] {
+    pub fn shape(&self, id: ValueId) -> &'a [usize] {
         &self.facts.shapes[id.index()]
     }
 
-    fn rank(&self, id: ValueId) -> usize {
+    pub fn rank(&self, id: ValueId) -> usize {
         self.shape(id).len()
     }
 
@@ -271,8 +212,19 @@ impl<'a> Compiler<'a> {
     }
 
     /// Whether a value is at hand channels-last.
-    fn is_last(&self, id: ValueId) -> bool {
+    pub fn is_last(&self, id: ValueId) -> bool {
         self.places.contains_key(&(id, Layout::Last))
+    }
+
+    /// A product with a weight together with the addition behind it.
+    fn biased(&mut self, product: &'a Node, add: &'a Node, bias: ValueId) -> Result<(), Error> {
+        let (x, w) = (self.input(product, 0)?, self.input(product, 1)?);
+        let inputs = vec![self.arg(x, Layout::First)?, self.weight(w, Role::Weight)?, self.weight(bias, Role::Bias)?];
+        let y = add.output();
+        let out = self.define(y, Layout::First);
+        self.push(&product.name, Kind::Linear { transposed: false }, inputs, vec![out], x, y);
+        self.round(y);
+        Ok(())
     }
 
     fn norm(&mut self, chain: &Fused<'a>, last: &'a Node) -> Result<(), Error> {
@@ -416,9 +368,8 @@ impl<'a> Compiler<'a> {
             }
             Op::MatMul(_) => {
                 let w = self.input(node, 1)?;
-                let is_weight = self.facts.graph.constant(w).is_some() && self.rank(w) == 2 && !reads_constant;
                 let first = self.arg(x, Layout::First)?;
-                if is_weight {
+                if self.is_weight(node) {
                     let inputs = vec![first, self.weight(w, Role::Weight)?];
                     self.emit(node, Kind::Linear { transposed: false }, inputs, Layout::First);
                 } else {
@@ -548,37 +499,6 @@ impl<'a> Compiler<'a> {
             },
         }
         Ok(())
-    }
-
-    /// Whether a slice takes pixels of a channels-last value, and all that reads it is a padding of channels with zeros.
-    fn is_shortcut_slice(&self, slice: &Node) -> bool {
-        let reader = self.sole_reader(slice.output()).map(|index| &self.facts.graph.nodes()[index]);
-        match reader.map(|node| &node.op) {
-            Some(Op::Pad(pad)) => self.shortcut_of(slice, pad).is_some(),
-            _ => false,
-        }
-    }
-
-    fn shortcut_of(&self, slice: &Node, pad: &Pad) -> Option<(ValueId, Shortcut)> {
-        let (Op::Slice(op), Some(x)) = (&slice.op, slice.input(0)) else { return None };
-        if self.rank(x) != 4 || !self.is_last(x) || pad.mode != PadMode::Constant || pad.value != 0.0 {
-            return None;
-        }
-        // Asked for a batch of two: at one sample a slice of the batch axis could pass for the whole of it.
-        let mut shape = self.shape(x).to_vec();
-        shape[0] = 2;
-        let axes = op.per_axis(&shape).ok()?;
-        let pads = pad.per_axis(4).ok()?;
-        let whole = |axis: usize| axes[axis] == (0, 1, shape[axis]);
-        let taken = |axis: usize| {
-            let (first, step, count) = axes[axis];
-            usize::try_from(step).ok().filter(|&step| step > 0 && pads[axis] == (0, 0)).map(|step| (first, step, count))
-        };
-        if !whole(0) || !whole(1) || pads[0] != (0, 0) {
-            return None;
-        }
-        let channels = (usize::try_from(pads[1].0).ok()?, usize::try_from(pads[1].1).ok()?);
-        Some((x, Shortcut { rows: taken(2)?, columns: taken(3)?, channels }))
     }
 
     /// Emits a padding together with the slice before it, if the two make a shortcut.

@@ -107,3 +107,12 @@ multiversion! {
         codes.iter_mut().zip(x).for_each(|(q, &x)| *q = quantize(x, scale, zero_point, q_min, q_max) as u8);
     }
 }
+
+multiversion! {
+    /// [`quantize`] of numbers that each have a scale of their own, to codes within ±`limit`, at most 127.
+    pub fn quantize_each(x: &[f32], scales: &[f32], limit: i32, codes: &mut [i8]) {
+        for ((q, &x), &scale) in codes.iter_mut().zip(x).zip(scales) {
+            *q = quantize(x, scale, 0, -limit, limit) as i8;
+        }
+    }
+}
