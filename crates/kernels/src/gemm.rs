@@ -67,8 +67,11 @@ pub fn batched(
     // Whole products where there are enough for everybody; else each is cut along its longer side.
     let (side, other) = (m.max(n), m.min(n));
     let shortest = (SMALL_SIDE + 1).max(SMALL_ELEMENTS / other + 1);
-    let wanted = parts.div_ceil(batch).max(side / PIECE).min(PIECES_PER_THREAD * parts);
-    let cuts = if parts == 1 { 1 } else { wanted.min(side / shortest).max(1) };
+    let wanted = match parts {
+        1 => 1,
+        _ => parts.div_ceil(batch).max((side / PIECE).min((PIECES_PER_THREAD * parts).div_ceil(batch))),
+    };
+    let cuts = wanted.min(side / shortest).max(1);
     let jobs = (0..batch).flat_map(|i| threads::ranges(side, cuts).map(move |range| (i, range))).collect();
     threads::for_each_job(jobs, |(i, range): (usize, Range<usize>)| {
         let (rows, columns) = if m >= n { (range, 0..n) } else { (0..m, range) };
@@ -173,9 +176,14 @@ mod tests {
     fn the_number_of_threads_does_not_show() {
         let pools = [1, 2, 3, 7, 16].map(|n| rayon::ThreadPoolBuilder::new().num_threads(n).build().unwrap());
         // The first ones would fall into single rows or columns.
-        for (batch, [m, k, n]) in
-            [(1, [20, 400, 20]), (1, [3, 3000, 18]), (1, [200, 64, 50]), (3, [65, 70, 65]), (20, [9, 99, 9])]
-        {
+        for (batch, [m, k, n]) in [
+            (1, [20, 400, 20]),
+            (1, [3, 3000, 18]),
+            (1, [200, 64, 50]),
+            (1, [2100, 70, 66]),
+            (3, [65, 70, 65]),
+            (20, [9, 99, 9]),
+        ] {
             let (a, b) = (values(batch * m * k, 1), values(batch * k * n, 2));
             for (a_order, b_order) in
                 [(Order::Plain, Order::Plain), (Order::Plain, Order::Transposed), (Order::Transposed, Order::Plain)]

@@ -106,11 +106,9 @@ impl Integers<'_> {
 
     /// The codes of weights of one channel.
     fn codes(&self, w: &[f32], channel: usize, codes: &mut [i8]) {
-        let mut bytes = [0u8; 256];
-        for (w, codes) in w.chunks(bytes.len()).zip(codes.chunks_mut(bytes.len())) {
-            let bytes = &mut bytes[..w.len()];
-            rows::quantize_u8(w, self.step(channel), 128, 128 - LARGEST, 128 + LARGEST, bytes);
-            codes.iter_mut().zip(bytes).for_each(|(code, byte)| *code = (*byte ^ 0x80) as i8);
+        let steps = [self.step(channel); 256];
+        for (w, codes) in w.chunks(steps.len()).zip(codes.chunks_mut(steps.len())) {
+            rows::quantize_each(w, &steps, LARGEST, codes);
         }
     }
 

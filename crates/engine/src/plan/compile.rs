@@ -33,7 +33,7 @@ pub(crate) fn compile(facts: &Facts<'_>, outputs: &[ValueId]) -> Result<Plan, Er
         match chains.get(&index) {
             Some(Chain::Inside) => {}
             Some(Chain::Last(chain)) => compiler.norm(chain, node)?,
-            Some(Chain::Biased(add, bias)) => compiler.biased(node, add, *bias).map_err(|e| place(e, node))?,
+            Some(Chain::Biased(add, bias)) => compiler.linear(node, Some((add, *bias))).map_err(|e| place(e, node))?,
             None => compiler.node(node).map_err(|e| place(e, node))?,
         }
     }
@@ -216,14 +216,16 @@ impl<'a> Compiler<'a> {
         self.places.contains_key(&(id, Layout::Last))
     }
 
-    /// A product with a weight together with the addition behind it.
-    fn biased(&mut self, product: &'a Node, add: &'a Node, bias: ValueId) -> Result<(), Error> {
+    /// A product with a weight, and the addition of a bias behind it if there is one.
+    fn linear(&mut self, product: &'a Node, addition: Option<(&'a Node, ValueId)>) -> Result<(), Error> {
         let (x, w) = (self.input(product, 0)?, self.input(product, 1)?);
-        let inputs = vec![self.arg(x, Layout::First)?, self.weight(w, Role::Weight)?, self.weight(bias, Role::Bias)?];
-        let y = add.output();
-        let out = self.define(y, Layout::First);
-        self.push(&product.name, Kind::Linear { transposed: false }, inputs, vec![out], x, y);
-        self.round(y);
+        let mut inputs = vec![self.arg(x, Layout::First)?, self.weight(w, Role::Weight)?];
+        let mut last = product;
+        if let Some((add, bias)) = addition {
+            inputs.push(self.weight(bias, Role::Bias)?);
+            last = add;
+        }
+        self.emit_from(x, last, Kind::Linear { transposed: false }, inputs, Layout::First);
         Ok(())
     }
 
@@ -366,16 +368,10 @@ impl<'a> Compiler<'a> {
                 self.places.insert((y, self.effective(y, Layout::First)), at);
                 self.round(y);
             }
+            Op::MatMul(_) if self.is_weight(node) => self.linear(node, None)?,
             Op::MatMul(_) => {
-                let w = self.input(node, 1)?;
-                let first = self.arg(x, Layout::First)?;
-                if self.is_weight(node) {
-                    let inputs = vec![first, self.weight(w, Role::Weight)?];
-                    self.emit(node, Kind::Linear { transposed: false }, inputs, Layout::First);
-                } else {
-                    let inputs = vec![first, self.arg(w, Layout::First)?];
-                    self.emit(node, Kind::MatMul, inputs, Layout::First);
-                }
+                let inputs = vec![self.arg(x, Layout::First)?, self.arg(self.input(node, 1)?, Layout::First)?];
+                self.emit(node, Kind::MatMul, inputs, Layout::First);
             }
             Op::LayerNormalization(op) => {
                 let mut inputs = vec![self.arg(x, Layout::First)?];
@@ -509,19 +505,20 @@ impl<'a> Compiler<'a> {
         let Some(slice) = slice.filter(|slice| self.is_shortcut_slice(slice)) else { return Ok(None) };
         let Some((x, shape)) = self.shortcut_of(slice, pad) else { return Ok(None) };
         let inputs = vec![self.arg(x, Layout::Last)?];
-        let y = node.output();
-        let out = self.define(y, Layout::Last);
-        self.push(&node.name, Kind::Shortcut(shape), inputs, vec![out], x, y);
-        self.round(y);
+        self.emit_from(x, node, Kind::Shortcut(shape), inputs, Layout::Last);
         Ok(Some(()))
     }
 
     /// A step with one output, which is rounded if it is a site.
     fn emit(&mut self, node: &Node, kind: Kind, inputs: Vec<Arg>, layout: Layout) {
-        let y = node.output();
-        let x = node.input(0).unwrap_or(y);
+        self.emit_from(node.input(0).unwrap_or(node.output()), node, kind, inputs, layout);
+    }
+
+    /// [`emit`](Self::emit) of several nodes, the first of which reads `x`.
+    fn emit_from(&mut self, x: ValueId, last: &Node, kind: Kind, inputs: Vec<Arg>, layout: Layout) {
+        let y = last.output();
         let out = self.define(y, layout);
-        self.push(&node.name, kind, inputs, vec![out], x, y);
+        self.push(&last.name, kind, inputs, vec![out], x, y);
         self.round(y);
     }
 
