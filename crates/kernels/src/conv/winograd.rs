@@ -596,8 +596,8 @@ impl<S: Scheme, P: Product> Kernel for Gradient<'_, S, P> {
     }
 }
 
-/// Column `j` of a tile.
+/// Column `j` of a tile. Element by element: `rows.map` copies each row to the stack before it picks one of it.
 #[inline(always)]
 fn column_of<V: Copy>(rows: &[Line<V>; 6], j: usize) -> Line<V> {
-    rows.map(|row| row[j])
+    [rows[0][j], rows[1][j], rows[2][j], rows[3][j], rows[4][j], rows[5][j]]
 }
