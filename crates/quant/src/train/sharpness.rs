@@ -13,13 +13,19 @@
 //! | 2 | L(Q(w + ε(w))): SAM (arXiv 2010.01412) around the rounding, which swallows what is below half a step | "latent" |
 //! | 3 | L(Q(w) + ε(Q(w))): the direction and the place of what the network computes with | "quantized", the default |
 //!
-//! For float weights all three are SAM. ESAM (Du et al., arXiv 2110.03141) saves time: only a `share` of the tensors takes part in
+//! For float weights all three are SAM. Layers' weights differ in size by an order of magnitude, and behind a normalisation only
+//! their direction matters, so that one length for all may be measured in units T of the weights themselves (`normalization`):
+//! `ε = ρ · T²g / ‖Tg‖₂`. T is the standard deviation of a layer's weights in SAQ, whose weights have unit variance, and
+//! |w| + 0.01 of each weight in ASAM (Kwon et al., arXiv 2102.11600); 1 for what is no weight.
+//!
+//! ESAM (Du et al., arXiv 2110.03141) saves time: only a `share` of the tensors takes part in
 //! a step, each perturbed the more (1/share), and pass 2 sees only the `samples` whose loss rose most. `every` does most
 //! steps plainly, which is this crate's own.
 //!
 //! | symbol | field | default |
 //! |---|---|---|
-//! | ρ | `rho` | 0 (off); 0.05 to 0.2 for weights as they are: the published 0.3 to 0.9 is for weights of unit variance |
+//! | ρ | `rho` | 0 (off); 0.05 to 0.2 for weights as they are; published are 0.3 to 0.9 in units of "layer" |
+//! | T | `normalization` | "none": 1 |
 //! | extra parameters | `norms`, `steps`; biases always; steps of weights never | as published |
 //!
 //! Batch normalisation uses the batch's statistics in both passes; its running ones are updated by the first alone (the
@@ -55,6 +61,48 @@ pub enum Coupling {
     Mismatched,
 }
 
+/// What the perturbation of a weight is measured in: T of the head of this file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Normalization {
+    /// Weights as they are.
+    #[default]
+    None,
+    /// The standard deviation of the layer's weights.
+    Layer,
+    /// The weight itself.
+    Element,
+}
+
+impl Normalization {
+    /// T of a parameter of this group with these values.
+    fn unit(self, group: Group, values: &[f32]) -> Unit {
+        match (self, group) {
+            (Self::Layer, Group::Weight) => {
+                let n = values.len().max(1) as f64;
+                let mean = values.iter().map(|w| f64::from(*w)).sum::<f64>() / n;
+                let square = values.iter().map(|w| (f64::from(*w) - mean).powi(2)).sum::<f64>();
+                Unit { fixed: (square / n).sqrt() as f32, own: 0.0 }
+            }
+            (Self::Element, Group::Weight) => Unit { fixed: 0.01, own: 1.0 },
+            _ => Unit { fixed: 1.0, own: 0.0 },
+        }
+    }
+}
+
+/// T of a weight w: `fixed + own · |w|`.
+#[derive(Debug, Clone, Copy)]
+struct Unit {
+    fixed: f32,
+    own: f32,
+}
+
+impl Unit {
+    fn of(self, value: f32) -> f32 {
+        self.fixed + self.own * value.abs()
+    }
+}
+
 options! {
     /// Options of sharpness-aware training.
     pub struct SharpnessOptions {
@@ -62,6 +110,8 @@ options! {
         pub rho: f32 = 0.0,
         /// "quantized", "latent" or "mismatched".
         pub coupling: Coupling = Coupling::Quantized,
+        /// Units of `rho` for weights: "none", "layer" (standard deviations of a layer's) or "element" (each weight itself).
+        pub normalization: Normalization = Normalization::None,
         /// Perturb gamma and beta of normalisations too.
         pub norms: bool = true,
         /// Perturb the step sizes of activations too.
@@ -118,10 +168,10 @@ impl Sharpness<'_> {
     }
 }
 
-/// Directions by value of the graph: constants, and steps of activation sites.
-#[derive(Debug, Default)]
+/// Directions by value of the graph, Tg: constants, which have a unit each, and steps of activation sites.
+#[derive(Debug)]
 struct Direction {
-    constants: BTreeMap<ValueId, Vec<f32>>,
+    constants: BTreeMap<ValueId, (Vec<f32>, Unit)>,
     steps: BTreeMap<ValueId, f32>,
 }
 
@@ -129,15 +179,15 @@ impl Direction {
     /// ‖·‖₂ over everything, in double precision.
     fn norm(&self) -> f64 {
         let square = |x: &f32| f64::from(*x).powi(2);
-        let constants: f64 = self.constants.values().flatten().map(square).sum();
+        let constants: f64 = self.constants.values().flat_map(|(g, _)| g).map(square).sum();
         (constants + self.steps.values().map(square).sum::<f64>()).sqrt()
     }
 
-    /// Adds `factor` times the direction to the parameters.
+    /// Adds `factor` times the direction, in its units, to the parameters.
     fn add_to(&self, params: &mut Params, factor: f32) {
-        for (id, direction) in &self.constants {
+        for (id, (direction, unit)) in &self.constants {
             if let Some(values) = params.constants.get_mut(id) {
-                values.iter_mut().zip(direction).for_each(|(x, g)| *x += factor * g);
+                values.iter_mut().zip(direction).for_each(|(x, g)| *x += factor * unit.of(*x) * g);
             }
         }
         for (id, direction) in &self.steps {
@@ -210,10 +260,10 @@ impl<Q: Quantizer> State<Q> {
         if options.coupling == Coupling::Mismatched {
             self.distribute(slots, &out);
         }
-        let mut direction = Direction { constants: out.constants, steps: BTreeMap::new() };
+        let mut gradients = out.constants;
         if options.coupling == Coupling::Mismatched {
             for slot in slots.iter_mut() {
-                let Some(grad) = direction.constants.get_mut(&slot.layer.id) else { continue };
+                let Some(grad) = gradients.get_mut(&slot.layer.id) else { continue };
                 let Some(grad) = grad.get_mut(slot.layer.range()) else { continue };
                 if !slot.quantizer.latent_gradient(grad) {
                     return Err(Error::option(
@@ -223,7 +273,7 @@ impl<Q: Quantizer> State<Q> {
             }
             self.visit_with(slots, &mut |_, param| param.clear_grad());
         }
-        self.without_norms(&mut direction, options);
+        let mut direction = self.in_units(gradients, options);
         if options.steps {
             let learned = |id: &ValueId| self.steps.iter().any(|(step, p)| step == id && !p.frozen);
             direction.steps = out.steps.into_iter().filter(|(id, _)| learned(id)).collect();
@@ -231,11 +281,18 @@ impl<Q: Quantizer> State<Q> {
         Ok(direction)
     }
 
-    fn without_norms(&self, direction: &mut Direction, options: &SharpnessOptions) {
-        let is_norm = |id: &ValueId| self.others.iter().any(|(other, p)| other == id && p.group == Group::Norm);
-        if !options.norms {
-            direction.constants.retain(|id, _| !is_norm(id));
-        }
+    /// The direction of these gradients of constants, those that are perturbed, at the present values.
+    fn in_units(&self, gradients: BTreeMap<ValueId, Vec<f32>>, options: &SharpnessOptions) -> Direction {
+        let group =
+            |id: ValueId| self.others.iter().find(|(other, _)| *other == id).map_or(Group::Weight, |(_, p)| p.group);
+        let perturbed = gradients.into_iter().filter(|(id, _)| options.norms || group(*id) != Group::Norm);
+        let constants = perturbed.map(|(id, mut gradient)| {
+            let values = self.params.constants.get(&id).map_or(&[][..], Vec::as_slice);
+            let unit = options.normalization.unit(group(id), values);
+            gradient.iter_mut().zip(values).for_each(|(g, w)| *g *= unit.of(*w));
+            (id, (gradient, unit))
+        });
+        Direction { constants: constants.collect(), steps: BTreeMap::new() }
     }
 
     /// Where nothing is rounded all cases are one: moves what the network computes with along its gradient.
@@ -249,8 +306,7 @@ impl<Q: Quantizer> State<Q> {
                 "sharpness.samples: a step under constraints sees its whole batch; leave it at 1",
             ));
         }
-        let mut direction = Direction { constants, steps: BTreeMap::new() };
-        self.without_norms(&mut direction, sharpness.options);
+        let mut direction = self.in_units(constants, sharpness.options);
         direction.thin_out(sharpness);
         direction.add_to(&mut self.params, factor(sharpness.options, direction.norm()));
         Ok(())
@@ -272,7 +328,9 @@ impl<Q: Quantizer> State<Q> {
             let stay = drawn() && !param.frozen && takes_part(param.group);
             stays.push(stay);
             if stay {
-                square += param.grad.iter().map(|g| f64::from(*g).powi(2)).sum::<f64>();
+                let unit = options.normalization.unit(param.group, &param.value);
+                let scaled = param.grad.iter().zip(&param.value).map(|(g, x)| g * unit.of(*x));
+                square += scaled.map(|g| f64::from(g).powi(2)).sum::<f64>();
             }
         });
         let factor = factor(options, square.sqrt());
@@ -282,7 +340,8 @@ impl<Q: Quantizer> State<Q> {
             let stay = stays.next().unwrap_or(false);
             before.push(stay.then(|| param.value.clone()));
             if stay {
-                param.value.iter_mut().zip(&param.grad).for_each(|(x, g)| *x += factor * g);
+                let unit = options.normalization.unit(param.group, &param.value);
+                param.value.iter_mut().zip(&param.grad).for_each(|(x, g)| *x += factor * unit.of(*x).powi(2) * g);
             }
             param.clear_grad();
         });
@@ -386,19 +445,50 @@ mod tests {
 
     #[test]
     fn the_perturbation_has_one_length_over_all_and_raises_the_loss_by_as_much_as_it_should() {
-        let (mut state, mut slots, batch) = start(4);
-        let options = SharpnessOptions { rho: 2e-3, ..Default::default() };
-        let direction = direction(&mut state, &mut slots, &batch, &options);
-        let norm = direction.norm();
-        let factor = factor(&options, norm);
-        assert!((f64::from(factor) * norm / 2e-3 - 1.0).abs() < 1e-6);
-        // Every trained constant takes part: weights, biases, gammas, betas.
-        let trained = state.engine.parameters().iter().filter(|p| p.trained).count();
-        assert_eq!(direction.constants.len(), trained);
-        let before = loss(&mut state, &batch);
-        direction.add_to(&mut state.params, factor);
-        let rise = loss(&mut state, &batch) - before;
-        assert!((rise / (2e-3 * norm) - 1.0).abs() < 0.05, "{rise} of {}", 2e-3 * norm);
+        for normalization in [Normalization::None, Normalization::Layer, Normalization::Element] {
+            let (mut state, mut slots, batch) = start(4);
+            let options = SharpnessOptions { rho: 2e-3, normalization, ..Default::default() };
+            let direction = direction(&mut state, &mut slots, &batch, &options);
+            let norm = direction.norm();
+            let factor = factor(&options, norm);
+            assert!((f64::from(factor) * norm / 2e-3 - 1.0).abs() < 1e-6);
+            // Every trained constant takes part: weights, biases, gammas, betas.
+            let trained = state.engine.parameters().iter().filter(|p| p.trained).count();
+            assert_eq!(direction.constants.len(), trained);
+            let before = loss(&mut state, &batch);
+            direction.add_to(&mut state.params, factor);
+            let rise = loss(&mut state, &batch) - before;
+            assert!((rise / (2e-3 * norm) - 1.0).abs() < 0.05, "{normalization:?}: {rise} of {}", 2e-3 * norm);
+        }
+    }
+
+    /// Behind a normalisation the size of a layer's weights means nothing, and nothing should follow from it.
+    #[test]
+    fn in_units_of_a_layer_its_share_of_the_perturbation_does_not_depend_on_its_size() {
+        // How far a layer moves, in its own length, with the first one's weights `size` times as large.
+        let moved = |normalization, size: f32| -> Vec<f64> {
+            let (mut state, mut slots, batch) = start(4);
+            slots[0].quantizer.visit(&mut |p| p.value.iter_mut().for_each(|v| *v *= size));
+            let options = SharpnessOptions { rho: 0.1, normalization, ..Default::default() };
+            let direction = direction(&mut state, &mut slots, &batch, &options);
+            let before = state.params.constants.clone();
+            direction.add_to(&mut state.params, factor(&options, direction.norm()));
+            let length = |x: &[f64]| x.iter().map(|x| x * x).sum::<f64>().sqrt();
+            let share = |s: &Slot<LsqWeight>| {
+                let [old, new] = [&before, &state.params.constants].map(|c| &c[&s.layer.id]);
+                let step: Vec<f64> = old.iter().zip(new).map(|(a, b)| f64::from(b - a)).collect();
+                length(&step) / length(&old.iter().map(|w| f64::from(*w)).collect::<Vec<_>>())
+            };
+            slots.iter().map(share).collect()
+        };
+        for normalization in [Normalization::Layer, Normalization::None] {
+            let [as_it_is, large] = [1.0, 8.0].map(|size| moved(normalization, size));
+            let change = as_it_is.iter().zip(&large).map(|(a, b)| (a / b - 1.0).abs()).fold(0.0, f64::max);
+            match normalization {
+                Normalization::Layer => assert!(change < 0.01, "{as_it_is:?} {large:?}"),
+                _ => assert!(change > 1.0, "{as_it_is:?} {large:?}"),
+            }
+        }
     }
 
     #[test]
@@ -407,7 +497,7 @@ mod tests {
         let options = SharpnessOptions { rho: 0.1, ..Default::default() };
         let mut direction = direction(&mut state, &mut slots, &batch, &options);
         let before = factor(&options, direction.norm());
-        direction.constants.values_mut().next().unwrap().iter_mut().for_each(|g| *g *= 2.0);
+        direction.constants.values_mut().next().unwrap().0.iter_mut().for_each(|g| *g *= 2.0);
         assert!(factor(&options, direction.norm()) < before);
     }
 
@@ -472,7 +562,7 @@ mod tests {
             }
         });
         let zeros = |d: &Direction, slots: &Slots| {
-            let all: Vec<f32> = slots.iter().flat_map(|s| d.constants[&s.layer.id].clone()).collect();
+            let all: Vec<f32> = slots.iter().flat_map(|s| d.constants[&s.layer.id].0.clone()).collect();
             all.iter().filter(|g| **g == 0.0).count() as f64 / all.len() as f64
         };
         let quantized = SharpnessOptions::default();
