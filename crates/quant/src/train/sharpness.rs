@@ -285,10 +285,11 @@ impl<Q: Quantizer> State<Q> {
     fn in_units(&self, gradients: BTreeMap<ValueId, Vec<f32>>, options: &SharpnessOptions) -> Direction {
         let group =
             |id: ValueId| self.others.iter().find(|(other, _)| *other == id).map_or(Group::Weight, |(_, p)| p.group);
-        let perturbed = gradients.into_iter().filter(|(id, _)| options.norms || group(*id) != Group::Norm);
-        let constants = perturbed.map(|(id, mut gradient)| {
+        let perturbed = gradients.into_iter().map(|(id, gradient)| (id, group(id), gradient));
+        let perturbed = perturbed.filter(|(_, group, _)| options.norms || *group != Group::Norm);
+        let constants = perturbed.map(|(id, group, mut gradient)| {
             let values = self.params.constants.get(&id).map_or(&[][..], Vec::as_slice);
-            let unit = options.normalization.unit(group(id), values);
+            let unit = options.normalization.unit(group, values);
             gradient.iter_mut().zip(values).for_each(|(g, w)| *g *= unit.of(*w));
             (id, (gradient, unit))
         });
@@ -318,29 +319,28 @@ impl<Q: Quantizer> State<Q> {
         let options = sharpness.options;
         let mut square = 0f64;
         let mut drawn = sharpness.draw();
-        let mut stays = vec![];
+        let mut units = vec![];
         let takes_part = |group: Group| match group {
             Group::Weight | Group::Bit | Group::Bias => true,
             Group::Norm => options.norms,
             Group::Scale | Group::Gate => false,
         };
         self.visit_with(slots, &mut |_, param| {
-            let stay = drawn() && !param.frozen && takes_part(param.group);
-            stays.push(stay);
-            if stay {
-                let unit = options.normalization.unit(param.group, &param.value);
+            let stays = drawn() && !param.frozen && takes_part(param.group);
+            let unit = stays.then(|| options.normalization.unit(param.group, &param.value));
+            units.push(unit);
+            if let Some(unit) = unit {
                 let scaled = param.grad.iter().zip(&param.value).map(|(g, x)| g * unit.of(*x));
                 square += scaled.map(|g| f64::from(g).powi(2)).sum::<f64>();
             }
         });
         let factor = factor(options, square.sqrt());
-        let mut stays = stays.into_iter();
+        let mut units = units.into_iter();
         let mut before = vec![];
         self.visit_with(slots, &mut |_, param| {
-            let stay = stays.next().unwrap_or(false);
-            before.push(stay.then(|| param.value.clone()));
-            if stay {
-                let unit = options.normalization.unit(param.group, &param.value);
+            let unit = units.next().flatten();
+            before.push(unit.map(|_| param.value.clone()));
+            if let Some(unit) = unit {
                 param.value.iter_mut().zip(&param.grad).for_each(|(x, g)| *x += factor * unit.of(*x).powi(2) * g);
             }
             param.clear_grad();
