@@ -449,16 +449,21 @@ impl<'a, A: Operand> Plan<'a, A> {
         self.for_each_band(out, |band, scratch, out| {
             self.lay_out(band, scratch);
             let Windows { input, pixels, .. } = self.windows(band, scratch);
-            let (Packed::Bytes(data), Codes::Bytes(input)) = (&self.weights.data, input) else {
-                unreachable!("weights and inputs are bytes");
-            };
-            let finish = finish.of_band(self.first(band));
-            if self.layout.kind == Kind::Depthwise {
-                return depthwise::finish(kernel, data, &self.depthwise(input, pixels), finish, out);
+            let (finish, blocks) = (finish.of_band(self.first(band)), blocks.clone());
+            match (&self.weights.data, input) {
+                (data, Codes::Bytes(input)) if self.layout.kind == Kind::Depthwise => {
+                    depthwise::finish(kernel, data, &self.depthwise(input, pixels), finish, out);
+                }
+                (Packed::Bytes(data), Codes::Bytes(input)) => {
+                    let run = |job: &mut Job<'_, u8, i8, F::Out>| kernel.finish_bytes(job, finish);
+                    self.for_each_group(data, input, pixels, blocks, out, channels, run);
+                }
+                (Packed::Words(data), Codes::Words(input)) => {
+                    let run = |job: &mut Job<'_, i16, i16, F::Out>| kernel.finish_words(job, finish);
+                    self.for_each_group(data, input, pixels, blocks, out, channels, run);
+                }
+                _ => unreachable!("weights are bytes or words, and inputs laid out as they ask for"),
             }
-            self.for_each_group(data, input, pixels, blocks.clone(), out, channels, |job| {
-                kernel.finish_bytes(job, finish);
-            });
         });
     }
 

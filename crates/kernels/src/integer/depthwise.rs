@@ -145,39 +145,41 @@ pub(super) fn run(kernel: Kernel, weights: &Packed, windows: &Windows<'_>, acc: 
             }
         }
         #[cfg(target_arch = "x86_64")]
-        (Form::Quads | Form::Columns, Packed::Bytes(weights)) => finish(kernel, weights, windows, Sums, acc),
-        #[cfg(target_arch = "x86_64")]
-        (form @ Form::ShortPairs, Packed::Bytes(weights)) => {
-            windows.check(form, weights.len(), acc.len());
-            // SAFETY: the kernel was chosen where AVX2 was found; lengths were checked just now.
-            unsafe { x86::short_pairs(weights, windows, acc) };
-        }
-        #[cfg(target_arch = "x86_64")]
-        (form @ Form::Pairs, Packed::Words(weights)) => {
-            windows.check(form, weights.len(), acc.len());
-            // SAFETY: as above.
-            unsafe { x86::pairs(weights, windows, acc) };
-        }
-        _ => unreachable!("depthwise weights are neither bytes nor words of this processor"),
+        _ => finish(kernel, weights, windows, Sums, acc),
+        #[cfg(not(target_arch = "x86_64"))]
+        _ => unreachable!("depthwise weights are of another processor"),
     }
 }
 
-/// [`run`] with weights for VNNI, each sum turned into an output while it is in a register.
+/// [`run`] with weights for x86, each sum turned into an output while it is in a register.
 ///
 /// # Panics
-/// As [`run`], or without [VNNI](Kernel::has_vnni).
+/// As [`run`], or with weights of another processor.
 #[cfg(target_arch = "x86_64")]
-pub(super) fn finish<F: Finish>(kernel: Kernel, weights: &[i8], windows: &Windows<'_>, finish: F, out: &mut [F::Out]) {
-    assert!(kernel.has_vnni(), "weights of another kernel");
-    let form = if windows.offsets.len() == SIDE * SIDE { Form::Columns } else { Form::Quads };
-    windows.check(form, weights.len(), out.len());
-    // SAFETY: the kernel was chosen where VNNI was found; lengths were checked just now.
+pub(super) fn finish<F: Finish>(
+    kernel: Kernel,
+    weights: &Packed,
+    windows: &Windows<'_>,
+    finish: F,
+    out: &mut [F::Out],
+) {
+    let form = Form::of(kernel, weights, windows.offsets.len());
+    let len = match weights {
+        Packed::Bytes(bytes) => bytes.len(),
+        Packed::Words(words) => words.len(),
+        _ => 0,
+    };
+    windows.check(form, len, out.len());
+    // SAFETY: the kernel was chosen where VNNI, or AVX2 and FMA, was found; lengths were checked just now.
     unsafe {
-        match (form, windows.columns_ahead()) {
-            (Form::Columns, Some(1)) => x86::columns::<1, F>(weights, windows, finish, out),
-            (Form::Columns, Some(2)) => x86::columns::<2, F>(weights, windows, finish, out),
-            (Form::Columns, _) => x86::columns::<SIDE, F>(weights, windows, finish, out),
-            _ => x86::quads(weights, windows, finish, out),
+        match (form, weights, windows.columns_ahead()) {
+            (Form::Columns, Packed::Bytes(w), Some(1)) => x86::columns::<1, F>(w, windows, finish, out),
+            (Form::Columns, Packed::Bytes(w), Some(2)) => x86::columns::<2, F>(w, windows, finish, out),
+            (Form::Columns, Packed::Bytes(w), _) => x86::columns::<SIDE, F>(w, windows, finish, out),
+            (Form::Quads, Packed::Bytes(w), _) => x86::quads(w, windows, finish, out),
+            (Form::ShortPairs, Packed::Bytes(w), _) => x86::short_pairs(w, windows, finish, out),
+            (Form::Pairs, Packed::Words(w), _) => x86::pairs(w, windows, finish, out),
+            _ => unreachable!("depthwise weights are neither bytes nor words of this processor"),
         }
     }
 }

@@ -268,23 +268,7 @@ impl Kernel {
         assert!(!self.is_wide(), "words were expected");
         match self {
             #[cfg(target_arch = "x86_64")]
-            Kernel::Vnni => self.with_vnni(job, x86::Sums),
-            #[cfg(target_arch = "x86_64")]
-            Kernel::Short => job.for_each_panel(
-                GROUP,
-                |_| (1, SIX),
-                // SAFETY: `Short` is only chosen where AVX2 was detected; the rest as in `with_vnni`.
-                |panel, acc| unsafe { avx2::bytes::<avx2::InWords>(panel, acc) },
-            ),
-            #[cfg(target_arch = "x86_64")]
-            Kernel::Dots => job.for_each_panel(
-                GROUP,
-                |_| (1, SIX),
-                // SAFETY: `Dots` is only chosen where AVX2 and AVX-VNNI were detected; the rest as in `with_vnni`.
-                |panel, acc| unsafe { avx2::bytes::<avx2::InLongs>(panel, acc) },
-            ),
-            #[cfg(target_arch = "x86_64")]
-            Kernel::Wide => {}
+            Kernel::Vnni | Kernel::Short | Kernel::Dots | Kernel::Wide => self.with_x86(job, x86::Sums),
             #[cfg(any(target_arch = "aarch64", test))]
             Kernel::ArmDots => job.for_each_panel(
                 GROUP,
@@ -299,23 +283,65 @@ impl Kernel {
     /// Every pixel and channel of a job of bytes, whose sums `finish` turns into outputs while they are in a register.
     ///
     /// # Panics
-    /// If the job's slices do not hold what it describes, if sums are made in [several chunks](Self::longest_chunk), or without
-    /// [VNNI](Self::has_vnni).
+    /// If the job's slices do not hold what it describes, if sums are made in [several chunks](Self::longest_chunk), or if the kernel is none of
+    /// x86's for bytes.
     #[cfg(target_arch = "x86_64")]
     pub fn finish_bytes<F: x86::Finish>(self, job: &mut Job<'_, u8, i8, F::Out>, finish: F) {
         assert!(job.chunks.len() == 1, "sums are not in registers");
-        self.with_vnni(job, finish);
+        self.with_x86(job, finish);
+    }
+
+    /// The same for words, with the [wide](Self::is_wide) kernel.
+    ///
+    /// # Panics
+    /// If the job's slices do not hold what it describes, if sums are made in several chunks, or with another kernel.
+    #[cfg(target_arch = "x86_64")]
+    pub fn finish_words<F: x86::Finish>(self, job: &mut Job<'_, i16, i16, F::Out>, finish: F) {
+        assert!(job.chunks.len() == 1, "sums are not in registers");
+        self.with_words(job, finish);
     }
 
     #[cfg(target_arch = "x86_64")]
-    fn with_vnni<F: x86::Finish>(self, job: &mut Job<'_, u8, i8, F::Out>, finish: F) {
-        assert!(self.has_vnni(), "a kernel of another processor");
+    fn with_x86<F: x86::Finish>(self, job: &mut Job<'_, u8, i8, F::Out>, finish: F) {
+        match self {
+            Kernel::Vnni => job.for_each_panel(
+                GROUP,
+                |left| (left.min(MAX_BLOCKS), 1),
+                // SAFETY: `Vnni` is only chosen where its instructions were detected. `for_each_panel` sees to it that every piece of
+                // every pixel lies within the input, and that weights, start values and outputs exist.
+                |panel, out| unsafe { x86::vnni_panel(panel, finish, out) },
+            ),
+            Kernel::Short => job.for_each_panel(
+                GROUP,
+                |_| (1, SIX),
+                // SAFETY: `Short` is only chosen where AVX2 and FMA were detected; the rest as above.
+                |panel, out| unsafe { avx2::bytes::<avx2::InWords, F>(panel, finish, out) },
+            ),
+            Kernel::Dots => job.for_each_panel(
+                GROUP,
+                |_| (1, SIX),
+                // SAFETY: `Dots` is only chosen where AVX2, FMA and AVX-VNNI were detected; the rest as above.
+                |panel, out| unsafe { avx2::bytes::<avx2::InLongs, F>(panel, finish, out) },
+            ),
+            _ => unreachable!("{self:?} multiplies no bytes with instructions of x86"),
+        }
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    fn with_words<W: Word, F: x86::Finish>(self, job: &mut Job<'_, i16, W, F::Out>, finish: F) {
+        assert!(self.is_wide(), "bytes were expected");
         job.for_each_panel(
             GROUP,
-            |left| (left.min(MAX_BLOCKS), 1),
-            // SAFETY: `Vnni` is only chosen where its instructions were detected. `for_each_panel` sees to it that every piece of
-            // every pixel lies within the input, and that weights, start values and outputs exist.
-            |panel, out| unsafe { x86::vnni_panel(panel, finish, out) },
+            |_| (1, SIX),
+            // SAFETY: `Wide` is only chosen where AVX2 and FMA were detected; the rest as for bytes.
+            |panel, out| unsafe {
+                match panel.rest() {
+                    Rest::Many => avx2::wide::<6, W, F>(panel, finish, out),
+                    Rest::Four => avx2::wide::<4, W, F>(panel, finish, out),
+                    Rest::Two => avx2::wide::<2, W, F>(panel, finish, out),
+                    Rest::One => avx2::wide::<1, W, F>(panel, finish, out),
+                }
+            },
         );
     }
 
@@ -369,19 +395,7 @@ impl Kernel {
             return WORDS.set(panel);
         }
         #[cfg(target_arch = "x86_64")]
-        // SAFETY: `Wide` is only chosen where AVX2 was detected; the rest as for bytes.
-        job.for_each_panel(
-            GROUP,
-            |_| (1, SIX),
-            |panel, acc| unsafe {
-                match panel.rest() {
-                    Rest::Many => avx2::wide::<6, W>(panel, acc),
-                    Rest::Four => avx2::wide::<4, W>(panel, acc),
-                    Rest::Two => avx2::wide::<2, W>(panel, acc),
-                    Rest::One => avx2::wide::<1, W>(panel, acc),
-                }
-            },
-        );
+        self.with_words(job, x86::Sums);
         #[cfg(not(target_arch = "x86_64"))]
         let _ = job;
     }

@@ -18,7 +18,7 @@
 //!
 //! is the chain in units of the result's step, in another order: it differs from the chain's number by a little that is known
 //! ([`Folded::new`]), so both round to the same code unless t lies that close to half-way between two. Then the chain itself decides. With
-//! AVX-512, t is a number of 2^-16 steps ([`x86`]).
+//! AVX2 and AVX-512, t is a number of 2^-16 steps ([`x86`]).
 
 use super::{ByteGrid, depthwise};
 use crate::activation::Activation;
@@ -202,7 +202,7 @@ impl Prepared<'_> {
         let (n, channels) = (acc.len(), self.chain.multiplier.len().max(1));
         assert!(n == out.len() && n.is_multiple_of(channels), "one code per accumulator of whole pixels");
         #[cfg(target_arch = "x86_64")]
-        if self.run_in_registers(acc, first, out) {
+        if self.run_fixed(acc, first, out) {
             return;
         }
         let residual = match self.chain.residual {
@@ -218,6 +218,8 @@ impl Prepared<'_> {
     }
 }
 
+#[cfg(target_arch = "x86_64")]
+mod avx2;
 #[cfg(target_arch = "x86_64")]
 pub(super) mod x86;
 
@@ -258,6 +260,9 @@ struct Folded {
     low: f32,
     high: f32,
     doubt: Doubt,
+    /// The instructions that `doubt` is meant for.
+    #[cfg(target_arch = "x86_64")]
+    isa: Isa,
 }
 
 impl Folded {
@@ -297,7 +302,8 @@ impl Folded {
         let (code, b) = (f64::from(low.abs().max(high.abs())) + 1.0, f64::from(b) * inverse);
         let own = if matches!(r.residual, Residual::None) { 6.0 } else { 8.0 };
         let mut most = own * code + 4.0 * b + zero.abs() + 1.0 + 8.0 * added;
-        let is_fixed = cfg!(target_arch = "x86_64") && Isa::current().level() == Level::Avx512;
+        let isa = Isa::current();
+        let is_fixed = cfg!(target_arch = "x86_64") && isa.level() >= Level::Avx2;
         if !is_fixed {
             most += code + b + 2.0 * added;
         }
@@ -318,7 +324,16 @@ impl Folded {
         let (factor, addend) = (inverse * unit, (zero - offset + above) * unit);
         fold(r, factor, addend, &mut factors[..channels], &mut addends[..channels]);
         let (low, high) = (low as f32, high as f32);
-        Some(Self { factors, addends, residual: (residual * unit) as f32, low, high, doubt })
+        Some(Self {
+            factors,
+            addends,
+            residual: (residual * unit) as f32,
+            low,
+            high,
+            doubt,
+            #[cfg(target_arch = "x86_64")]
+            isa,
+        })
     }
 }
 
@@ -352,18 +367,16 @@ multiversion! {
     }
 }
 
-multiversion! {
-    fn run(r: &Requantize<'_>, folded: &Folded, far: f32, acc: &[i32], out: &mut [u8]) {
-        match r.residual {
-            Residual::None => rows::<0>(r, folded, far, &[], &[], acc, out),
-            Residual::Codes(codes, _) => rows::<1>(r, folded, far, codes, &[], acc, out),
-            Residual::Floats(floats) => rows::<2>(r, folded, far, &[], floats, acc, out),
-        }
+/// The short form on processors without AVX2.
+fn run(r: &Requantize<'_>, folded: &Folded, far: f32, acc: &[i32], out: &mut [u8]) {
+    match r.residual {
+        Residual::None => rows::<0>(r, folded, far, &[], &[], acc, out),
+        Residual::Codes(codes, _) => rows::<1>(r, folded, far, codes, &[], acc, out),
+        Residual::Floats(floats) => rows::<2>(r, folded, far, &[], floats, acc, out),
     }
 }
 
 /// `RESIDUAL` is 0 for nothing, 1 for codes, 2 for floats.
-#[inline(always)]
 fn rows<const RESIDUAL: u8>(
     r: &Requantize<'_>,
     folded: &Folded,
@@ -384,7 +397,7 @@ fn rows<const RESIDUAL: u8>(
             // The last run of a row begins early enough to be a whole one, and does some channels again.
             let at = next.min(channels - RUN);
             next = at + RUN;
-            // Slices of known length and plain loops, which become registers; closures would not be compiled for AVX2.
+            // Slices of known length and plain loops, which become registers.
             let (a, b) = (&folded.factors[at..at + RUN], &folded.addends[at..at + RUN]);
             let sums = &acc[at..at + RUN];
             let mut t = [0f32; RUN];

@@ -480,13 +480,17 @@ proptest! {
     #[test]
     fn codes_at_once_are_those_of_the_chain(
         batch in 1usize..3, in_h in 1usize..8, in_w in 1usize..12, group_in in 1usize..7, group_out in 1usize..20, groups in 1usize..4,
-        depthwise in 0usize..220, side in 1usize..4, stride in [1usize..4, 1usize..4], dilation in 1usize..3, wide: bool, seed: u32,
+        depthwise in 0usize..220, side in 1usize..4, stride in [1usize..4, 1usize..4], dilation in 1usize..3, wide: bool, eights: bool, seed: u32,
         kinds in [0usize..3, 0usize..3, 0usize..3], bits in 1u32..9, zero_point in 0i32..9,
     ) {
-        // Every other one is depthwise, or has several blocks.
-        let (c_in, c_out, groups) = match (depthwise % 2, wide) {
+        // Every other one is depthwise, or has several blocks, or outputs that fill registers.
+        let (depthwise, group_out) = match eights {
+            true => (depthwise / 16 * 16 + depthwise % 2 * 8, group_out.next_multiple_of(8)),
+            false => (depthwise, group_out),
+        };
+        let (c_in, c_out, groups) = match (seed % 2, wide) {
             (1, _) => (depthwise, depthwise, depthwise),
-            (_, true) => (group_in, depthwise + 1, 1),
+            (_, true) => (group_in, depthwise.max(1), 1),
             _ => (group_in * groups, group_out * groups, groups),
         };
         let shape = ConvShape {

@@ -116,6 +116,11 @@ impl Layout {
         self.segments().1.div_ceil(QUAD)
     }
 
+    /// Groups of four inputs of a dot product.
+    pub fn quads(&self) -> usize {
+        self.segments().0 * self.segment_quads()
+    }
+
     /// Whether segments end on a group of four, so that no byte beyond them is read.
     pub fn is_exact(&self) -> bool {
         self.segments().1.is_multiple_of(QUAD)
@@ -123,7 +128,7 @@ impl Layout {
 
     /// Bytes of packed weights per block.
     pub fn block_len(&self) -> usize {
-        self.segments().0 * self.segment_quads() * GROUP
+        self.quads() * GROUP
     }
 }
 
@@ -208,9 +213,18 @@ impl ConvWeights {
         self.kernel.is_wide() && self.layout.kind != Kind::Depthwise
     }
 
-    /// Whether all of a sum is made in a register of AVX-512.
+    /// Whether all of a sum is made in a register of x86, and can become a code there: with AVX2, where a chunk is all of it and channels
+    /// fill registers.
     pub(super) fn finishes_in_registers(&self) -> bool {
-        self.kernel.has_vnni() && matches!(self.data, Packed::Bytes(_))
+        let fills = self.layout.group_out().is_multiple_of(8) || self.layout.kind == Kind::Depthwise;
+        let fills = fills && self.layout.c_out.is_multiple_of(8);
+        let is_whole = || self.layout.kind == Kind::Depthwise || self.layout.quads() <= self.longest_chunk();
+        match self.data {
+            Packed::Bytes(_) if self.kernel.has_vnni() => true,
+            Packed::Bytes(_) => self.kernel.has_avx2() && !self.takes_words() && fills && is_whole(),
+            Packed::Words(_) => fills && is_whole(),
+            _ => false,
+        }
     }
 
     /// Bytes that the packed weights take in memory.

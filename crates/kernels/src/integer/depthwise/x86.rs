@@ -9,10 +9,10 @@ use std::arch::asm;
 use std::arch::x86_64::{
     __m256i, __m512i, _mm_loadu_si128, _mm256_add_epi16, _mm256_add_epi32, _mm256_castsi256_si128,
     _mm256_cvtepi16_epi32, _mm256_cvtepu8_epi16, _mm256_extracti128_si256, _mm256_loadu_si256, _mm256_madd_epi16,
-    _mm256_maddubs_epi16, _mm256_permute2x128_si256, _mm256_setzero_si256, _mm256_storeu_si256, _mm256_unpackhi_epi8,
-    _mm256_unpackhi_epi16, _mm256_unpacklo_epi8, _mm256_unpacklo_epi16, _mm512_castsi256_si512, _mm512_dpbusd_epi32,
-    _mm512_inserti64x4, _mm512_loadu_si512, _mm512_setzero_si512, _mm512_unpackhi_epi8, _mm512_unpackhi_epi16,
-    _mm512_unpacklo_epi8, _mm512_unpacklo_epi16,
+    _mm256_maddubs_epi16, _mm256_permute2x128_si256, _mm256_setzero_si256, _mm256_unpackhi_epi8, _mm256_unpackhi_epi16,
+    _mm256_unpacklo_epi8, _mm256_unpacklo_epi16, _mm512_castsi256_si512, _mm512_dpbusd_epi32, _mm512_inserti64x4,
+    _mm512_loadu_si512, _mm512_setzero_si512, _mm512_unpackhi_epi8, _mm512_unpackhi_epi16, _mm512_unpacklo_epi8,
+    _mm512_unpacklo_epi16,
 };
 use std::ops::Range;
 
@@ -208,47 +208,45 @@ unsafe fn start_of_parts(start: &[i32]) -> [__m512i; 4] {
 /// All pixels and channels with `vpmaddwd`.
 ///
 /// # Safety
-/// * AVX2 is available.
+/// * AVX2 and FMA are available.
 /// * From every pixel and offset on, the input has a byte for every channel of every block, 16 to each.
-/// * `weights` are packed as the module says, start values are those of whole blocks, `acc` has all channels of each pixel.
-#[target_feature(enable = "avx2")]
-pub unsafe fn pairs(weights: &[i16], windows: &Windows<'_>, acc: &mut [i32]) {
+/// * `weights` are packed as the module says, start values are those of whole blocks, `out` has all channels of each pixel.
+#[target_feature(enable = "avx2,fma")]
+pub unsafe fn pairs<F: Finish>(weights: &[i16], windows: &Windows<'_>, finish: F, out: &mut [F::Out]) {
+    /// Pixels that meet weights together.
+    const TWO: usize = 2;
     let &Windows { input, pixels, offsets, start, channels, .. } = windows;
     let per_block = offsets.len().div_ceil(2) * 2 * LANES;
     for (block, weights) in weights.chunks_exact(per_block).enumerate().take(channels.div_ceil(LANES)) {
         let first = block * LANES;
-        let wanted = (channels - first).min(LANES);
-        // SAFETY: `start` has whole blocks.
-        let start = |part: usize| unsafe { _mm256_loadu_si256(start.as_ptr().add(first + 8 * part).cast()) };
-        let (start0, start1) = (start(0), start(1));
-        // Sums are kept in the order of the interleaved halves until the end.
-        let low0 = _mm256_permute2x128_si256::<0x20>(start0, start1);
-        let high0 = _mm256_permute2x128_si256::<0x31>(start0, start1);
-        for (idx, &pixel) in pixels.offsets().iter().enumerate() {
-            let window = input.as_ptr().wrapping_add(pixel + first);
-            let (mut low, mut high) = (low0, high0);
+        for (idx, pair) in pixels.offsets().chunks(TWO).enumerate() {
+            // Of a single last pixel, the same one twice.
+            let window = [0, pair.len() - 1].map(|i| input.as_ptr().wrapping_add(pair[i] + first));
+            let mut sums = [[_mm256_setzero_si256(); 2]; TWO];
             let mut weight = weights.as_ptr();
             for taps in offsets.chunks(2) {
-                // SAFETY: the caller promises 16 bytes at every offset.
-                let load = |offset: usize| unsafe { _mm256_cvtepu8_epi16(_mm_loadu_si128(window.add(offset).cast())) };
-                let (x0, x1) = (load(taps[0]), load(taps[taps.len() - 1]));
                 // SAFETY: the caller promises 32 weights per pair of taps, through which `weight` moves.
                 let w = |half: usize| -> __m256i { unsafe { _mm256_loadu_si256(weight.add(half * LANES).cast()) } };
-                low = _mm256_add_epi32(low, _mm256_madd_epi16(_mm256_unpacklo_epi16(x0, x1), w(0)));
-                high = _mm256_add_epi32(high, _mm256_madd_epi16(_mm256_unpackhi_epi16(x0, x1), w(1)));
+                let (low, high) = (w(0), w(1));
+                for m in 0..TWO {
+                    // SAFETY: the caller promises 16 bytes at every offset.
+                    let load =
+                        |offset: usize| unsafe { _mm256_cvtepu8_epi16(_mm_loadu_si128(window[m].add(offset).cast())) };
+                    let (x0, x1) = (load(taps[0]), load(taps[taps.len() - 1]));
+                    sums[m][0] = _mm256_add_epi32(sums[m][0], _mm256_madd_epi16(_mm256_unpacklo_epi16(x0, x1), low));
+                    sums[m][1] = _mm256_add_epi32(sums[m][1], _mm256_madd_epi16(_mm256_unpackhi_epi16(x0, x1), high));
+                }
                 weight = weight.wrapping_add(2 * LANES);
             }
-            let sums = [_mm256_permute2x128_si256::<0x20>(low, high), _mm256_permute2x128_si256::<0x31>(low, high)];
-            let to = &mut acc[idx * channels + first..][..wanted];
-            let mut lanes = [0i32; LANES];
-            let row = if wanted == LANES { to.as_mut_ptr() } else { lanes.as_mut_ptr() };
-            for (part, &sum) in sums.iter().enumerate() {
-                // SAFETY: both hold 16 elements, of which this stores 8 from `8 * part` on.
-                unsafe { _mm256_storeu_si256(row.add(8 * part).cast(), sum) };
+            for [low, high] in &mut sums {
+                // From the order of the interleaved halves to that of channels.
+                let halves = [*low, *high];
+                *low = _mm256_permute2x128_si256::<0x20>(halves[0], halves[1]);
+                *high = _mm256_permute2x128_si256::<0x31>(halves[0], halves[1]);
             }
-            if wanted < LANES {
-                to.copy_from_slice(&lanes[..wanted]);
-            }
+            let to = windows.place(TWO * idx, first, LANES, out);
+            // SAFETY: the caller promises room for these pixels, and whole blocks of start values.
+            unsafe { finish.store_eights(sums, Some(&start[first..]), pair.len(), to) };
         }
     }
 }
@@ -257,14 +255,13 @@ pub unsafe fn pairs(weights: &[i16], windows: &Windows<'_>, acc: &mut [i32]) {
 ///
 /// # Safety
 /// As for [`pairs`], with blocks of 32 channels.
-#[target_feature(enable = "avx2")]
-pub unsafe fn short_pairs(weights: &[i8], windows: &Windows<'_>, acc: &mut [i32]) {
+#[target_feature(enable = "avx2,fma")]
+pub unsafe fn short_pairs<F: Finish>(weights: &[i8], windows: &Windows<'_>, finish: F, out: &mut [F::Out]) {
     let &Windows { input, pixels, offsets, start, channels, .. } = windows;
     const BLOCK: usize = 2 * LANES;
     let per_block = offsets.len().div_ceil(2) * 2 * BLOCK;
     for (block, weights) in weights.chunks_exact(per_block).enumerate().take(channels.div_ceil(BLOCK)) {
         let first = block * BLOCK;
-        let wanted = (channels - first).min(BLOCK);
         for (idx, &pixel) in pixels.offsets().iter().enumerate() {
             let window = input.as_ptr().wrapping_add(pixel + first);
             let (mut low, mut high) = (_mm256_setzero_si256(), _mm256_setzero_si256());
@@ -281,25 +278,23 @@ pub unsafe fn short_pairs(weights: &[i8], windows: &Windows<'_>, acc: &mut [i32]
             }
             // Eight channels each.
             let sums = [
-                _mm256_castsi256_si128(low),
-                _mm256_castsi256_si128(high),
-                _mm256_extracti128_si256::<1>(low),
-                _mm256_extracti128_si256::<1>(high),
+                _mm256_cvtepi16_epi32(_mm256_castsi256_si128(low)),
+                _mm256_cvtepi16_epi32(_mm256_castsi256_si128(high)),
+                _mm256_cvtepi16_epi32(_mm256_extracti128_si256::<1>(low)),
+                _mm256_cvtepi16_epi32(_mm256_extracti128_si256::<1>(high)),
             ];
-            let to = &mut acc[idx * channels + first..][..wanted];
-            let mut lanes = [0i32; BLOCK];
-            let row = if wanted == BLOCK { to.as_mut_ptr() } else { lanes.as_mut_ptr() };
-            for (part, sum) in sums.into_iter().enumerate() {
-                // SAFETY: both hold 32 elements and `start` has whole blocks; these are 8 from `8 * part` on.
-                unsafe {
-                    let start = _mm256_loadu_si256(start.as_ptr().add(first + 8 * part).cast());
-                    let sum = _mm256_add_epi32(start, _mm256_cvtepi16_epi32(sum));
-                    _mm256_storeu_si256(row.add(8 * part).cast(), sum);
-                }
-            }
-            if wanted < BLOCK {
-                to.copy_from_slice(&lanes[..wanted]);
-            }
+            // SAFETY: the caller promises room for this pixel, and whole blocks of start values.
+            unsafe { finish.store_row_of_eights(sums, &start[first..], windows.place(idx, first, BLOCK, out)) };
         }
+    }
+}
+
+impl Windows<'_> {
+    /// Where the outputs of a pixel go from channel `first` on, at most `most`.
+    #[inline(always)]
+    fn place<O>(&self, pixel: usize, first: usize, most: usize, out: &mut [O]) -> Place<O> {
+        let (stride, at) = (self.channels, pixel * self.channels + first);
+        let out = out.as_mut_ptr().wrapping_add(at);
+        Place { out, stride, channel: first, at, channels: (stride - first).min(most) }
     }
 }

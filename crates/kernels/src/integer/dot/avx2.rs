@@ -3,6 +3,7 @@
 // Iterators over sums would take their addresses and keep them in memory.
 #![allow(clippy::needless_range_loop)]
 
+use super::x86::{Finish, Place};
 use super::{GROUP, LANES, Panel, QUAD, Rest, Word};
 use std::arch::asm;
 use std::arch::x86_64::{
@@ -14,7 +15,7 @@ use std::arch::x86_64::{
 pub const PARTS: usize = LANES / 8;
 
 /// Sums of a few pixels and one block.
-type Partial<const PIXELS: usize> = [[__m256i; PARTS]; PIXELS];
+pub type Partial<const PIXELS: usize> = [[__m256i; PARTS]; PIXELS];
 
 /// Whether [`InLongs`] can be used.
 pub fn has_dots() -> bool {
@@ -97,17 +98,17 @@ unsafe fn vpdpbusd(mut sums: __m256i, x: __m256i, w: __m256i) -> __m256i {
 /// All pixels of a panel of one block of bytes.
 ///
 /// # Safety
-/// As for [`vnni_panel`](super::x86::vnni_panel) with one block, and the instructions of `P`.
-pub unsafe fn bytes<P: Products>(panel: &Panel<'_, u8, i8>, acc: &mut [i32]) {
+/// As for [`vnni_panel`](super::x86::vnni_panel) with one block, but with AVX2, FMA and the instructions of `P`.
+pub unsafe fn bytes<P: Products, F: Finish>(panel: &Panel<'_, u8, i8>, finish: F, out: &mut [F::Out]) {
     // SAFETY: the caller's promises.
     unsafe {
         match (panel.rest(), panel.needs_widening()) {
-            (Rest::Many, false) => short_once::<6, P>(panel, acc),
-            (Rest::Many, true) => short::<6, P>(panel, acc),
-            (Rest::Four, false) => short_once::<4, P>(panel, acc),
-            (Rest::Four, true) => short::<4, P>(panel, acc),
-            (Rest::Two, _) => short::<2, P>(panel, acc),
-            (Rest::One, _) => short::<1, P>(panel, acc),
+            (Rest::Many, false) => short_once::<6, P, F>(panel, finish, out),
+            (Rest::Many, true) => short::<6, P, F>(panel, finish, out),
+            (Rest::Four, false) => short_once::<4, P, F>(panel, finish, out),
+            (Rest::Four, true) => short::<4, P, F>(panel, finish, out),
+            (Rest::Two, _) => short::<2, P, F>(panel, finish, out),
+            (Rest::One, _) => short::<1, P, F>(panel, finish, out),
         }
     }
 }
@@ -117,8 +118,12 @@ pub unsafe fn bytes<P: Products>(panel: &Panel<'_, u8, i8>, acc: &mut [i32]) {
 ///
 /// # Safety
 /// As for [`bytes`].
-#[target_feature(enable = "avx2")]
-unsafe fn short_once<const PIXELS: usize, P: Products>(panel: &Panel<'_, u8, i8>, acc: &mut [i32]) {
+#[target_feature(enable = "avx2,fma")]
+unsafe fn short_once<const PIXELS: usize, P: Products, F: Finish>(
+    panel: &Panel<'_, u8, i8>,
+    finish: F,
+    out: &mut [F::Out],
+) {
     for (idx, pixels) in panel.pixels.chunks(PIXELS).enumerate() {
         let inputs = panel.inputs::<PIXELS>(pixels);
         let mut partial: Partial<PIXELS> = [[_mm256_setzero_si256(); PARTS]; PIXELS];
@@ -146,8 +151,10 @@ unsafe fn short_once<const PIXELS: usize, P: Products>(panel: &Panel<'_, u8, i8>
                 sums[m][part] = unsafe { P::whole(partial[m][part]) };
             }
         }
-        // SAFETY: AVX2 is available, and the caller promises accumulators.
-        unsafe { add_to(panel, pixels.len(), sums, &mut acc[idx * PIXELS * panel.stride..]) }
+        let first = idx * PIXELS * panel.stride;
+        let to = panel.place(first, out.as_mut_ptr().wrapping_add(first));
+        // SAFETY: the caller promises room for these pixels, and start values of a block.
+        unsafe { finish.store_eights(sums, panel.start, pixels.len(), to) }
     }
 }
 
@@ -155,8 +162,8 @@ unsafe fn short_once<const PIXELS: usize, P: Products>(panel: &Panel<'_, u8, i8>
 ///
 /// # Safety
 /// As for [`bytes`].
-#[target_feature(enable = "avx2")]
-unsafe fn short<const PIXELS: usize, P: Products>(panel: &Panel<'_, u8, i8>, acc: &mut [i32]) {
+#[target_feature(enable = "avx2,fma")]
+unsafe fn short<const PIXELS: usize, P: Products, F: Finish>(panel: &Panel<'_, u8, i8>, finish: F, out: &mut [F::Out]) {
     for (idx, pixels) in panel.pixels.chunks(PIXELS).enumerate() {
         let mut weights = panel.weights.as_ptr();
         // SAFETY: the caller promises a block of weights for all pieces: 64 bytes per group.
@@ -166,21 +173,26 @@ unsafe fn short<const PIXELS: usize, P: Products>(panel: &Panel<'_, u8, i8>, acc
             w
         };
         // SAFETY: the caller's promises are those that `short_with` asks for.
-        unsafe { short_with::<PIXELS, P, _>(panel, pixels, next, &mut acc[idx * PIXELS * panel.stride..]) }
+        unsafe {
+            let first = idx * PIXELS * panel.stride;
+            let to = panel.place(first, out.as_mut_ptr().wrapping_add(first));
+            short_with::<PIXELS, P, _, F>(panel, pixels, next, finish, to)
+        }
     }
 }
 
 /// [`short`] for one group of pixels with weights from `next`, a group of four inputs at a time.
 ///
 /// # Safety
-/// As for [`short`]; `next` gives weights for all pieces, and `acc` begins with the first of the `pixels`, which are of the panel.
+/// As for [`short`]; `next` gives weights for all pieces, and `to` is where the outputs of the `pixels` go, which are of the panel.
 #[inline]
-#[target_feature(enable = "avx2")]
-pub unsafe fn short_with<const PIXELS: usize, P: Products, W>(
+#[target_feature(enable = "avx2,fma")]
+pub unsafe fn short_with<const PIXELS: usize, P: Products, W, F: Finish>(
     panel: &Panel<'_, u8, W>,
     pixels: &[usize],
     mut next: impl FnMut() -> [__m256i; PARTS],
-    acc: &mut [i32],
+    finish: F,
+    to: Place<F::Out>,
 ) {
     // With many pixels the sums live in memory, and all registers are for the partial ones.
     let mut sums: Partial<PIXELS> = [[_mm256_setzero_si256(); PARTS]; PIXELS];
@@ -224,16 +236,16 @@ pub unsafe fn short_with<const PIXELS: usize, P: Products, W>(
             whole[m][part] = _mm256_add_epi32(sums[m][part], unsafe { P::whole(partial[m][part]) });
         }
     }
-    // SAFETY: AVX2 is available, and the caller promises accumulators.
-    unsafe { add_to(panel, pixels.len(), whole, acc) }
+    // SAFETY: the caller promises room for these pixels, and start values of a block.
+    unsafe { finish.store_eights(whole, panel.start, pixels.len(), to) }
 }
 
 /// `PIXELS` pixels at a time, times one block, with `vpmaddwd`: a register holds the sums of eight channels.
 ///
 /// # Safety
 /// As for [`short`].
-#[target_feature(enable = "avx2")]
-pub unsafe fn wide<const PIXELS: usize, W: Word>(panel: &Panel<'_, i16, W>, acc: &mut [i32]) {
+#[target_feature(enable = "avx2,fma")]
+pub unsafe fn wide<const PIXELS: usize, W: Word, F: Finish>(panel: &Panel<'_, i16, W>, finish: F, out: &mut [F::Out]) {
     for (idx, pixels) in panel.pixels.chunks(PIXELS).enumerate() {
         let inputs = panel.inputs::<PIXELS>(pixels);
         let mut sums: Partial<PIXELS> = [[_mm256_setzero_si256(); PARTS]; PIXELS];
@@ -253,60 +265,57 @@ pub unsafe fn wide<const PIXELS: usize, W: Word>(panel: &Panel<'_, i16, W>, acc:
                 weights = weights.wrapping_add(2 * LANES);
             }
         }
-        // SAFETY: AVX2 is available, and the caller promises accumulators.
-        unsafe { add_to(panel, pixels.len(), sums, &mut acc[idx * PIXELS * panel.stride..]) }
+        let first = idx * PIXELS * panel.stride;
+        let to = panel.place(first, out.as_mut_ptr().wrapping_add(first));
+        // SAFETY: the caller promises room for these pixels, and start values of a block.
+        unsafe { finish.store_eights(sums, panel.start, pixels.len(), to) }
     }
 }
 
 /// Adds sums to the start values, or to what is there, of the wanted channels of so many pixels.
 ///
 /// # Safety
-/// AVX2 is available, and there are accumulators for these pixels.
+/// As for [`Finish::store_eights`].
 #[inline(always)]
-unsafe fn add_to<X, W, const PIXELS: usize>(
-    panel: &Panel<'_, X, W>,
-    pixels: usize,
+pub unsafe fn add_sums<const PIXELS: usize>(
     sums: Partial<PIXELS>,
-    acc: &mut [i32],
+    start: Option<&[i32]>,
+    pixels: usize,
+    to: Place<i32>,
 ) {
-    if panel.channels < LANES {
+    if to.channels < LANES {
         // A copy, so that the sums themselves are never anywhere but in registers.
         let copy = sums;
-        // SAFETY: AVX2 is available.
-        return unsafe { add_some(panel, pixels, &copy, acc) };
+        // SAFETY: the caller's promises.
+        return unsafe { add_some(&copy, start, pixels, to) };
     }
-    assert!(acc.len() >= (pixels - 1) * panel.stride + LANES, "accumulators are missing");
     for m in 0..PIXELS {
         if m == pixels {
             break;
         }
         for part in 0..PARTS {
-            let to = acc.as_mut_ptr().wrapping_add(m * panel.stride + part * 8);
-            let base = panel.start.map_or(to.cast_const(), |start| start.as_ptr().wrapping_add(part * 8));
-            // SAFETY: a block has 16 start values, and the accumulators were counted.
+            let out = to.out.wrapping_add(m * to.stride + part * 8);
+            let base = start.map_or(out.cast_const(), |start| start.as_ptr().wrapping_add(part * 8));
+            // SAFETY: the caller promises 16 start values, and room for these.
             unsafe {
-                _mm256_storeu_si256(to.cast(), _mm256_add_epi32(sums[m][part], _mm256_loadu_si256(base.cast())));
+                _mm256_storeu_si256(out.cast(), _mm256_add_epi32(sums[m][part], _mm256_loadu_si256(base.cast())));
             }
         }
     }
 }
 
-/// [`add_to`] for fewer channels than a block has.
+/// [`add_sums`] for fewer channels than a block has.
 ///
 /// # Safety
-/// AVX2 is available.
+/// As for [`add_sums`].
 #[cold]
 #[target_feature(enable = "avx2")]
-unsafe fn add_some<X, W, const PIXELS: usize>(
-    panel: &Panel<'_, X, W>,
-    pixels: usize,
-    sums: &Partial<PIXELS>,
-    acc: &mut [i32],
-) {
+unsafe fn add_some<const PIXELS: usize>(sums: &Partial<PIXELS>, start: Option<&[i32]>, pixels: usize, to: Place<i32>) {
     for (m, sums) in sums.iter().enumerate().take(pixels) {
-        let to = &mut acc[m * panel.stride..][..panel.channels];
+        // SAFETY: the caller promises room for the wanted channels of these pixels.
+        let out = unsafe { std::slice::from_raw_parts_mut(to.out.add(m * to.stride), to.channels) };
         let mut lanes = [0i32; LANES];
-        lanes[..to.len()].copy_from_slice(panel.start.map_or(&*to, |start| &start[..to.len()]));
+        lanes[..out.len()].copy_from_slice(start.map_or(&*out, |start| &start[..out.len()]));
         for (lanes, &sum) in lanes.chunks_exact_mut(8).zip(sums) {
             // SAFETY: these are 8 elements.
             unsafe {
@@ -314,6 +323,6 @@ unsafe fn add_some<X, W, const PIXELS: usize>(
                 _mm256_storeu_si256(lanes.as_mut_ptr().cast(), _mm256_add_epi32(sum, base));
             }
         }
-        to.copy_from_slice(&lanes[..to.len()]);
+        out.copy_from_slice(&lanes[..out.len()]);
     }
 }

@@ -1,15 +1,16 @@
-//! The kernels for AVX-512: each goes through all pixels of a panel, a few at a time.
+//! What becomes of sums on x86, and the kernels for AVX-512: each goes through all pixels of a panel, a few at a time.
 
 // Iterators over sums would take their addresses and keep them in memory.
 #![allow(clippy::needless_range_loop)]
 
+use super::avx2::{Partial, add_sums};
 use super::{GROUP, LANES, MAX_BLOCKS, Panel, QUAD};
 use std::arch::x86_64::{
-    __m512i, _MM_HINT_T0, _mm_prefetch, _mm512_dpbusd_epi32, _mm512_loadu_si512, _mm512_mask_storeu_epi32,
+    __m256i, __m512i, _MM_HINT_T0, _mm_prefetch, _mm512_dpbusd_epi32, _mm512_loadu_si512, _mm512_mask_storeu_epi32,
     _mm512_maskz_loadu_epi32, _mm512_set1_epi32, _mm512_setzero_si512, _mm512_shuffle_i32x4,
 };
 
-/// What becomes of sums, while they are in the first cache at the most.
+/// What becomes of sums, while they are in the first cache at the most: with AVX-512 in registers of 16, with AVX2 of 8 (`_eights`).
 pub trait Finish: Copy {
     /// Outputs.
     type Out;
@@ -61,6 +62,24 @@ pub trait Finish: Copy {
             self.store([[a, b], [c, d]], 2, to);
         }
     }
+
+    /// Adds sums of up to 16 channels and the first `pixels` pixels to their start values, or to what an earlier chunk left.
+    ///
+    /// # Safety
+    /// AVX2 and FMA are available; there are 16 start values, and at `to.out` is room for the wanted channels of these pixels.
+    unsafe fn store_eights<const PIXELS: usize>(
+        &self,
+        sums: Partial<PIXELS>,
+        start: Option<&[i32]>,
+        pixels: usize,
+        to: Place<Self::Out>,
+    );
+
+    /// The same for up to 32 channels of a pixel.
+    ///
+    /// # Safety
+    /// As for [`store_eights`](Self::store_eights), with 32 start values.
+    unsafe fn store_row_of_eights(&self, sums: [__m256i; 4], start: &[i32], to: Place<Self::Out>);
 }
 
 /// The first half of each register in both, which are half the channels of each [part](by_part).
@@ -200,6 +219,31 @@ impl Finish for Sums {
     unsafe fn store_parts(&self, _ready: &(), parts: [__m512i; 4], to: Place<i32>) {
         // SAFETY: the caller's promises.
         unsafe { self.store([by_part(parts)], 1, to) }
+    }
+
+    #[inline(always)]
+    unsafe fn store_eights<const PIXELS: usize>(
+        &self,
+        sums: Partial<PIXELS>,
+        start: Option<&[i32]>,
+        pixels: usize,
+        to: Place<i32>,
+    ) {
+        // SAFETY: the caller's promises.
+        unsafe { add_sums(sums, start, pixels, to) }
+    }
+
+    #[inline(always)]
+    unsafe fn store_row_of_eights(&self, [a, b, c, d]: [__m256i; 4], start: &[i32], to: Place<i32>) {
+        let (near, far) = start.split_at(LANES);
+        let out = to.out.wrapping_add(LANES);
+        // SAFETY: the caller's promises.
+        unsafe {
+            add_sums([[a, b]], Some(near), 1, to);
+            if to.channels > LANES {
+                add_sums([[c, d]], Some(far), 1, Place { out, channels: to.channels - LANES, ..to });
+            }
+        }
     }
 }
 

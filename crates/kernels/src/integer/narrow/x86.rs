@@ -55,7 +55,7 @@ pub unsafe fn run<P: Products>(panel: &Panel<'_, u8, u8>, form: Narrow, acc: &mu
 ///
 /// # Safety
 /// As for [`run`]; `BITS` are those of the weights.
-#[target_feature(enable = "avx2")]
+#[target_feature(enable = "avx2,fma")]
 unsafe fn pixels<const PIXELS: usize, const BITS: u8, P: Products>(
     panel: &Panel<'_, u8, u8>,
     lowest: i8,
@@ -70,7 +70,7 @@ unsafe fn pixels<const PIXELS: usize, const BITS: u8, P: Products>(
         [_mm256_add_epi8(codes[0], lowest), _mm256_add_epi8(codes[1], lowest)]
     };
     // SAFETY: the caller's promises are those that `short_with` asks for.
-    unsafe { short_with::<PIXELS, P, _>(panel, panel.pixels, next, acc) }
+    unsafe { short_with::<PIXELS, P, _, _>(panel, panel.pixels, next, Sums, panel.place(0, acc.as_mut_ptr())) }
 }
 
 /// Pixels whose sums with [`MAX_BLOCKS`] blocks leave some of 32 registers.

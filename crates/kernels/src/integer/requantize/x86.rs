@@ -1,4 +1,4 @@
-//! Sums to codes while they are in registers, with AVX-512.
+//! Sums to codes as fixed-point numbers; with AVX-512 while they are in registers, with AVX2 [in memory](super::avx2).
 //!
 //! Numbers are fixed-point here: t is computed as a multiple of 2^-16, with a half and a margin added to it, so that the upper 16 bits of its
 //! 32 are the code, before saturation, and the lower ones tell how far it is from the border of two codes:
@@ -13,10 +13,12 @@
 #![allow(clippy::needless_range_loop)]
 
 use super::{Doubt, MOST_ADDED, Prepared, Requantize, Residual, UNIT};
+use crate::integer::dot::avx2::Partial;
 use crate::integer::dot::x86::{Finish, Place, by_part, quarters, twice};
 use crate::integer::weights::LANES;
+use crate::isa::{Isa, Level};
 use std::arch::x86_64::{
-    __m128i, __m512, __m512i, _CMP_NLE_UQ, _mm_loadu_si128, _mm_mask_storeu_epi8, _mm_maskz_loadu_epi8,
+    __m128i, __m256i, __m512, __m512i, _CMP_NLE_UQ, _mm_loadu_si128, _mm_mask_storeu_epi8, _mm_maskz_loadu_epi8,
     _mm_storeu_si128, _mm256_mask_storeu_epi8, _mm256_storeu_si256, _mm512_abs_ps, _mm512_add_ps, _mm512_and_si512,
     _mm512_castsi512_ps, _mm512_castsi512_si256, _mm512_cmp_ps_mask, _mm512_cmple_epu16_mask, _mm512_cmple_epu32_mask,
     _mm512_cvtepi32_ps, _mm512_cvtepu8_epi32, _mm512_cvtps_epi32, _mm512_extracti32x4_epi32, _mm512_extracti64x4_epi64,
@@ -34,20 +36,22 @@ const MOST: usize = 24;
 /// The chain of a [`Prepared`] for [`Finish`]; `RESIDUAL` is 0 for nothing, 1 for codes, 2 for floats.
 #[derive(Clone, Copy)]
 pub struct ToCodes<'a, const RESIDUAL: u8> {
-    chain: &'a Requantize<'a>,
+    pub(super) chain: &'a Requantize<'a>,
     /// A and B per channel, fixed-point; some that give no doubt follow.
-    factors: &'a [f32],
-    addends: &'a [f32],
-    codes: &'a [u8],
-    floats: &'a [f32],
+    pub(super) factors: &'a [f32],
+    pub(super) addends: &'a [f32],
+    pub(super) codes: &'a [u8],
+    pub(super) floats: &'a [f32],
     /// Number of a band's first output among all.
-    first: usize,
+    pub(super) first: usize,
     /// R, fixed-point.
-    residual: f32,
-    low: u8,
-    high: u8,
+    pub(super) residual: f32,
+    pub(super) low: u8,
+    pub(super) high: u8,
     /// Largest lower half that is in doubt.
-    doubt: u16,
+    pub(super) doubt: u16,
+    /// What numbers were made fixed-point for.
+    isa: Isa,
 }
 
 /// A [`ToCodes`] of any residual.
@@ -95,20 +99,17 @@ impl Prepared<'_> {
             low: folded.low as u8,
             high: folded.high as u8,
             doubt,
+            isa: folded.isa,
         })
     }
 
     /// Accumulators of whole pixels to codes, from output number `first` on, if this can be done.
-    pub(super) fn run_in_registers(&self, acc: &[i32], first: usize, out: &mut [u8]) -> bool {
-        let channels = self.channels();
-        // SAFETY: numbers are fixed-point only where AVX-512 was found.
-        unsafe {
-            match self.fixed_point() {
-                Some(InRegisters::Alone(to)) => to.rows(acc, channels, first, out),
-                Some(InRegisters::AndCodes(to)) => to.rows(acc, channels, first, out),
-                Some(InRegisters::AndFloats(to)) => to.rows(acc, channels, first, out),
-                None => return false,
-            }
+    pub(super) fn run_fixed(&self, acc: &[i32], first: usize, out: &mut [u8]) -> bool {
+        match self.fixed_point() {
+            Some(InRegisters::Alone(to)) => to.run(acc, first, out),
+            Some(InRegisters::AndCodes(to)) => to.run(acc, first, out),
+            Some(InRegisters::AndFloats(to)) => to.run(acc, first, out),
+            None => return false,
         }
         true
     }
@@ -153,6 +154,30 @@ unsafe fn codes<const PARTS: bool>(fixed: [__m512i; FOUR], low: u8, high: u8) ->
 }
 
 impl<const RESIDUAL: u8> ToCodes<'_, RESIDUAL> {
+    /// Sums of whole pixels; the first is output number `first`.
+    fn run(self, acc: &[i32], first: usize, out: &mut [u8]) {
+        let channels = self.chain.multiplier.len();
+        match self.isa.level() {
+            // SAFETY: an `Isa` of this level proves AVX-512 F, BW, DQ and VL.
+            Level::Avx512 => unsafe { self.rows(acc, channels, first, out) },
+            // SAFETY: an `Isa` of this level proves AVX2 and FMA.
+            Level::Avx2 => unsafe { self.rows_in_memory(acc, channels, first, out) },
+            Level::Portable | Level::Neon => unreachable!("numbers are fixed-point for AVX2 and AVX-512 only"),
+        }
+    }
+
+    /// The same for outputs from number `first` on, of which and of their residuals there are enough.
+    ///
+    /// # Panics
+    /// If lengths disagree.
+    pub(super) fn of_outputs(self, sums: usize, channels: usize, first: usize, outputs: usize) -> Self {
+        assert_eq!(sums, outputs, "one code per accumulator");
+        assert!(RESIDUAL != 1 || first + sums <= self.codes.len(), "residuals are missing");
+        assert!(RESIDUAL != 2 || first + sums <= self.floats.len(), "residuals are missing");
+        assert!(channels <= self.factors.len().min(self.addends.len()), "a factor is missing");
+        self.of_band(first)
+    }
+
     /// Sums of 16 channels fixed-point, and which lanes no bound holds for. `number` is that of the first one's residual, of which `wanted`
     /// are there.
     ///
@@ -361,10 +386,7 @@ impl<const RESIDUAL: u8> ToCodes<'_, RESIDUAL> {
     /// If lengths disagree.
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
     unsafe fn rows(self, acc: &[i32], channels: usize, first: usize, out: &mut [u8]) {
-        assert_eq!(acc.len(), out.len(), "one code per accumulator");
-        assert!(RESIDUAL != 1 || first + acc.len() <= self.codes.len(), "residuals are missing");
-        assert!(RESIDUAL != 2 || first + acc.len() <= self.floats.len(), "residuals are missing");
-        let to = self.of_band(first);
+        let to = self.of_outputs(acc.len(), channels, first, out.len());
         // SAFETY: lengths were checked above, and blocks are cut from rows; the rest is the caller's promise.
         unsafe {
             match channels {
@@ -494,6 +516,24 @@ impl<const RESIDUAL: u8> Finish for ToCodes<'_, RESIDUAL> {
                 self.decide::<2, 2>(0, &by_part(parts), 2, &to);
             }
         }
+    }
+
+    #[inline(always)]
+    unsafe fn store_eights<const PIXELS: usize>(
+        &self,
+        sums: Partial<PIXELS>,
+        start: Option<&[i32]>,
+        pixels: usize,
+        to: Place<u8>,
+    ) {
+        // SAFETY: the caller's promises.
+        unsafe { self.pixels_of_eights(sums, start, pixels, to) }
+    }
+
+    #[inline(always)]
+    unsafe fn store_row_of_eights(&self, sums: [__m256i; 4], start: &[i32], to: Place<u8>) {
+        // SAFETY: the caller's promises.
+        unsafe { self.row_of_eights(sums, start, to) }
     }
 }
 
