@@ -23,69 +23,20 @@
 use std::cell::Cell;
 
 pub(super) use chunk::Chunk;
+#[cfg(target_arch = "x86_64")]
+pub(super) use panel::Rest;
+pub(super) use panel::{Job, Panel};
+use word::Word;
 
-use super::conv::room;
 use super::narrow::Narrow;
-use super::pixels::Pixels;
 use super::weights::{GROUP, LANES, QUAD};
 #[cfg(any(target_arch = "aarch64", test))]
 use crate::arm::has_dotprod;
 use crate::isa::{Isa, Level};
-use crate::multiversion::multiversion;
 
 /// Most blocks that a kernel takes at once.
 #[cfg(target_arch = "x86_64")]
 pub(super) const MAX_BLOCKS: usize = 4;
-
-/// The pixels and channels of one call: outputs `out[pixel * stride + channel]`. `X` are codes, `W` weights and `O` accumulators, or what
-/// becomes of them at once.
-pub(super) struct Job<'a, X, W, O = i32> {
-    /// Input codes, unsigned.
-    pub input: &'a [X],
-    /// First code of each pixel's window.
-    pub pixels: &'a Pixels,
-    pub chunks: &'a [Chunk],
-    /// Packed weights of consecutive blocks.
-    pub weights: &'a [W],
-    /// Start value per channel, whole blocks.
-    pub start: &'a [i32],
-    /// Products of pairs that 16 bits can sum up.
-    pub short_sums: usize,
-    /// Channels wanted, at most those of the blocks.
-    pub channels: usize,
-    /// Number of its first channel in the layer, and so of its first output in the band.
-    pub first: usize,
-    /// From the first output of the first pixel on.
-    pub out: &'a mut [O],
-    /// Outputs between pixels.
-    pub stride: usize,
-}
-
-/// Weights to fetch while others are multiplied.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Next {
-    /// Their first byte, which is never read but fetched.
-    first: *const u8,
-    bytes: usize,
-}
-
-impl Next {
-    /// The first `len` of these weights, or as many as there are.
-    pub fn new<W>(weights: &[W], len: usize) -> Self {
-        Next { first: weights.as_ptr().cast(), bytes: weights.len().min(len) * size_of::<W>() }
-    }
-
-    /// How far after `weights` what the `idx`th few pixels fetch lies, 64 bytes for each of so many groups of four inputs; 0 where all is
-    /// fetched. One addition in a loop that has no room for two.
-    #[cfg(target_arch = "x86_64")]
-    pub fn ahead_of(&self, weights: *const i8, idx: usize, quads: usize) -> usize {
-        let fetched = idx * quads * GROUP;
-        match fetched < self.bytes {
-            true => (self.first.addr() + fetched).wrapping_sub(weights.addr()),
-            false => 0,
-        }
-    }
-}
 
 /// With room for so many sums, chunks are cut so that each needs widening once; with less, it is done within them.
 #[cfg(target_arch = "x86_64")]
@@ -101,6 +52,10 @@ const LONGEST_KEPT: usize = 1024;
 /// More products than any sum of 32 bits can have.
 #[cfg(target_arch = "x86_64")]
 const LONG_SUMS: usize = 1 << 24;
+
+/// Pixels that AVX2's kernels take at a time.
+#[cfg(target_arch = "x86_64")]
+const SIX: usize = 6;
 
 /// Pixels from which on weights are expanded once for all of them.
 const MANY_PIXELS: usize = 8;
@@ -401,240 +356,6 @@ impl Kernel {
     }
 }
 
-/// A weight that the wide kernel multiplies with words.
-pub(super) trait Word: Copy {
-    /// As many weights as words.
-    fn widen(from: &[Self], to: &mut [i16]);
-
-    /// 16 consecutive weights as words.
-    ///
-    /// # Safety
-    /// AVX2 is available and `at` holds 16 weights.
-    #[cfg(target_arch = "x86_64")]
-    unsafe fn load(at: *const Self) -> std::arch::x86_64::__m256i;
-}
-
-impl Word for i16 {
-    fn widen(from: &[Self], to: &mut [i16]) {
-        to.copy_from_slice(from);
-    }
-
-    #[cfg(target_arch = "x86_64")]
-    #[inline(always)]
-    unsafe fn load(at: *const Self) -> std::arch::x86_64::__m256i {
-        // SAFETY: the caller promises 16 words, and AVX2.
-        unsafe { std::arch::x86_64::_mm256_loadu_si256(at.cast()) }
-    }
-}
-
-impl Word for i8 {
-    fn widen(from: &[Self], to: &mut [i16]) {
-        widen_bytes(from, to);
-    }
-
-    #[cfg(target_arch = "x86_64")]
-    #[inline(always)]
-    unsafe fn load(at: *const Self) -> std::arch::x86_64::__m256i {
-        use std::arch::x86_64::{_mm_loadu_si128, _mm256_cvtepi8_epi16};
-        // SAFETY: the caller promises 16 bytes, and AVX2.
-        unsafe { _mm256_cvtepi8_epi16(_mm_loadu_si128(at.cast())) }
-    }
-}
-
-multiversion! {
-    fn widen_bytes(from: &[i8], to: &mut [i16]) {
-        to.iter_mut().zip(from).for_each(|(to, &w)| *to = i16::from(w));
-    }
-}
-
-/// Some blocks of channels times many pixels, over a chunk: one call of an innermost loop; see [`Job`].
-pub(super) struct Panel<'a, X, W> {
-    pub input: &'a [X],
-    /// First code of each pixel's window.
-    pub pixels: &'a [usize],
-    pub pieces: &'a [(usize, usize)],
-    /// From the chunk's first on.
-    pub weights: &'a [W],
-    pub block_len: usize,
-    pub blocks: usize,
-    /// What is read after these weights.
-    pub next: Option<Next>,
-    /// What is added to: start values, or with `None` the accumulators themselves.
-    pub start: Option<&'a [i32]>,
-    pub channels: usize,
-    pub stride: usize,
-    /// Number of its first channel in the layer.
-    pub channel: usize,
-    /// Number of its first output in the band.
-    pub at: usize,
-    pub short_sums: usize,
-}
-
-impl<X, W> Clone for Panel<'_, X, W> {
-    fn clone(&self) -> Self {
-        *self
-    }
-}
-
-impl<X, W> Copy for Panel<'_, X, W> {}
-
-/// How many pixels a panel of AVX2's kernels has: a multiple of six, or less, about as many as a loop takes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Rest {
-    One,
-    Two,
-    Four,
-    Many,
-}
-
-/// Pixels that AVX2's kernels take at a time.
-const SIX: usize = 6;
-
-impl<X, W> Panel<'_, X, W> {
-    /// Whether 16 bits cannot hold the sums of all pieces.
-    fn needs_widening(&self) -> bool {
-        self.quads() > self.short_sums
-    }
-
-    /// Groups of four inputs.
-    pub fn quads(&self) -> usize {
-        self.pieces.iter().map(|(_, quads)| quads).sum()
-    }
-
-    /// Which loop to take.
-    pub fn rest(&self) -> Rest {
-        match self.pixels.len() {
-            0 | 1 => Rest::One,
-            2 => Rest::Two,
-            3 | 4 => Rest::Four,
-            _ => Rest::Many,
-        }
-    }
-
-    /// One of its blocks.
-    pub fn block(&self, block: usize) -> Self {
-        Panel {
-            weights: &self.weights[block * self.block_len..],
-            blocks: 1,
-            start: self.start.map(|start| &start[block * LANES..]),
-            channels: (self.channels - block * LANES).min(LANES),
-            channel: self.channel + block * LANES,
-            at: self.at + block * LANES,
-            ..*self
-        }
-    }
-
-    /// Where the windows of some of its pixels begin. Of fewer than `PIXELS`, the last one several times.
-    #[inline(always)]
-    pub fn inputs<const PIXELS: usize>(&self, pixels: &[usize]) -> [*const X; PIXELS] {
-        let at: [usize; PIXELS] = match pixels.try_into() {
-            Ok(whole) => whole,
-            Err(_) => std::array::from_fn(|m| pixels[m.min(pixels.len() - 1)]),
-        };
-        at.map(|at| self.input.as_ptr().wrapping_add(at))
-    }
-}
-
-impl<X, W> Job<'_, X, W> {
-    /// Expands the weights of a block and a chunk at a time, `group_len` elements per group of four inputs, for all pixels, and runs each
-    /// as a job of its own.
-    fn expanded<E: Copy + Default>(
-        &mut self,
-        group_len: usize,
-        panel: &mut Vec<E>,
-        expand: impl Fn(&[W], &mut [E]),
-        run: impl Fn(&mut Job<'_, X, E>),
-    ) {
-        let blocks = self.channels.div_ceil(LANES);
-        let block_len = self.weights.len() / blocks.max(1);
-        for block in 0..blocks {
-            for chunk in self.chunks {
-                let quads = chunk.quads();
-                let panel = room(panel, quads * GROUP, E::default());
-                expand(&self.weights[block * block_len + chunk.first * group_len..][..quads * group_len], panel);
-                run(&mut Job {
-                    input: self.input,
-                    pixels: self.pixels,
-                    chunks: &[Chunk { first: 0, ..chunk.clone() }],
-                    weights: panel,
-                    start: &self.start[block * LANES..(block + 1) * LANES],
-                    short_sums: self.short_sums,
-                    channels: (self.channels - block * LANES).min(LANES),
-                    first: self.first + block * LANES,
-                    out: &mut self.out[block * LANES..],
-                    stride: self.stride,
-                });
-            }
-        }
-    }
-}
-
-impl<X, W, O> Job<'_, X, W, O> {
-    /// Cuts the job into panels. Weights are `group_len` elements per group of four inputs; `size(blocks left)` is how many blocks
-    /// a panel has, and of how many pixels it has a multiple: what is left is a panel of its own.
-    ///
-    /// # Panics
-    /// If the slices are shorter than they must be.
-    fn for_each_panel(
-        &mut self,
-        group_len: usize,
-        size: impl Fn(usize) -> (usize, usize),
-        mut run: impl FnMut(&Panel<'_, X, W>, &mut [O]),
-    ) {
-        let blocks = self.channels.div_ceil(LANES);
-        let reach = self.chunks.iter().flat_map(|c| &c.pieces).map(|(offset, quads)| offset + quads * QUAD).max();
-        let last = self.pixels.last() + reach.unwrap_or(0);
-        let pixels = self.pixels.offsets();
-        let quads = self.chunks.last().map_or(0, |c| c.first + c.quads());
-        let block_len = self.weights.len() / blocks.max(1);
-        assert!(last <= self.input.len(), "a window reaches past the input");
-        assert!(quads * group_len <= block_len && blocks * LANES <= self.start.len(), "blocks are missing");
-        assert!(
-            self.chunks.windows(2).all(|pair| pair[0].first + pair[0].quads() == pair[1].first),
-            "chunks leave something out"
-        );
-        if let Some(before) = pixels.len().checked_sub(1) {
-            assert!(before * self.stride + self.channels <= self.out.len(), "outputs are missing");
-        }
-        let mut block = 0;
-        while block < blocks {
-            let (count, multiple) = size(blocks - block);
-            for (idx, chunk) in self.chunks.iter().enumerate() {
-                let next = match self.chunks.get(idx + 1) {
-                    Some(next) => block * block_len + next.first * group_len,
-                    None => (block + count) * block_len,
-                };
-                let start = &self.start[block * LANES..(block + count) * LANES];
-                let (whole, rest) = pixels.split_at(pixels.len() / multiple * multiple);
-                for (first, pixels) in [(0, whole), (whole.len(), rest)] {
-                    if pixels.is_empty() {
-                        continue;
-                    }
-                    let at = first * self.stride + block * LANES;
-                    let panel = Panel {
-                        input: self.input,
-                        pixels,
-                        pieces: &chunk.pieces,
-                        weights: &self.weights
-                            [block * block_len + chunk.first * group_len..(block + count) * block_len],
-                        block_len,
-                        blocks: count,
-                        next: self.weights.get(next..).map(|next| Next::new(next, count * block_len)),
-                        start: chunk.begins.then_some(start),
-                        channels: (self.channels - block * LANES).min(count * LANES),
-                        stride: self.stride,
-                        channel: self.first + block * LANES,
-                        at: self.first + at,
-                        short_sums: self.short_sums,
-                    };
-                    run(&panel, &mut self.out[at..]);
-                }
-            }
-            block += count;
-        }
-    }
-}
-
 /// A pixel at a time.
 fn portable(panel: &Panel<'_, u8, i8>, acc: &mut [i32]) {
     for (acc, &pixel) in acc.chunks_mut(panel.stride).zip(panel.pixels) {
@@ -661,5 +382,7 @@ pub(super) mod avx2;
 mod chunk;
 #[cfg(any(target_arch = "aarch64", test))]
 pub(super) mod neon;
+mod panel;
+mod word;
 #[cfg(target_arch = "x86_64")]
 pub(super) mod x86;
