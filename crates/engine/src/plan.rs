@@ -15,6 +15,7 @@
 mod chains;
 mod compile;
 mod execute;
+mod nodes;
 #[cfg(test)]
 mod tests;
 

@@ -9,7 +9,7 @@ use bitsmith_kernels::pool::{Padding, PoolShape, Rounding};
 use burn_backend::ops::{ActivationOps, FloatTensorOps, IntTensorOps, PadMode as BurnPad};
 use burn_backend::{Scalar, Shape as BurnShape, Slice, TensorData, TensorMetadata, get_or_init_device_settings};
 
-use super::compile::stored_order;
+use super::nodes::stored_order;
 use super::{Arg, Binary, Kind, Layout, NormStep, Plan, Step};
 use crate::error::{Error, Kind as ErrorKind};
 use crate::ops::{BatchStatistics, Grid, Integers, Norm, Products, Statistics, Tensor, TrainOps};
