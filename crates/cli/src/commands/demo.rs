@@ -50,8 +50,8 @@ const LEARN: &str = include_str!("demo-learn.toml");
 const TARGET: f64 = 2.2;
 /// Bits of every weight for those that do not.
 const WIDTH: i64 = 3;
-/// Length of the perturbation of sharpness-aware steps.
-const RHO: f32 = 0.05;
+/// Length of the perturbation of sharpness-aware steps, in standard deviations of each layer's weights.
+const RHO: f32 = 0.4;
 
 /// The second recipe, with the method's name and what it is asked for. Returns what to tell about it too.
 fn learning(args: &Args) -> Result<(Recipe, String), Failure> {

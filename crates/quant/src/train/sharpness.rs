@@ -24,8 +24,8 @@
 //!
 //! | symbol | field | default |
 //! |---|---|---|
-//! | ρ | `rho` | 0 (off); 0.05 to 0.2 for weights as they are; published are 0.3 to 0.9 in units of "layer" |
-//! | T | `normalization` | "none": 1 |
+//! | ρ | `rho` | 0 (off); published are 0.3 to 0.9 in units of "layer", 0.05 to 0.2 for weights as they are |
+//! | T | `normalization` | "layer"; "none": 1 |
 //! | extra parameters | `norms`, `steps`; biases always; steps of weights never | as published |
 //!
 //! Batch normalisation uses the batch's statistics in both passes; its running ones are updated by the first alone (the
@@ -66,9 +66,9 @@ pub enum Coupling {
 #[serde(rename_all = "kebab-case")]
 pub enum Normalization {
     /// Weights as they are.
-    #[default]
     None,
     /// The standard deviation of the layer's weights.
+    #[default]
     Layer,
     /// The weight itself.
     Element,
@@ -110,8 +110,8 @@ options! {
         pub rho: f32 = 0.0,
         /// "quantized", "latent" or "mismatched".
         pub coupling: Coupling = Coupling::Quantized,
-        /// Units of `rho` for weights: "none", "layer" (standard deviations of a layer's) or "element" (each weight itself).
-        pub normalization: Normalization = Normalization::None,
+        /// Units of `rho` for weights: "layer" (standard deviations of a layer's), "element" (each weight itself) or "none".
+        pub normalization: Normalization = Normalization::Layer,
         /// Perturb gamma and beta of normalisations too.
         pub norms: bool = true,
         /// Perturb the step sizes of activations too.

@@ -18,7 +18,7 @@ use crate::table::Table;
 use crate::training;
 
 /// The radius that `saq` perturbs by; any will do for timing.
-const RHO: f32 = 0.1;
+const RHO: f32 = 0.4;
 
 /// Milliseconds of each step, and where they went if that was asked for.
 pub fn run(args: &Args, context: &Context, batch: usize) -> Result<(Vec<f64>, Option<String>), Failure> {
