@@ -238,6 +238,18 @@ pub fn backward(act: Activation, saved: &[f32], gradient: &mut [f32]) {
 /// Vectors that a curve takes at once: its steps wait for one another, those of others fill the gaps.
 const SIDE_BY_SIDE: usize = 4;
 
+/// Lanes of the vectors that are plain arrays.
+const PLAIN_LANES: usize = 4;
+
+/// How many of so many numbers are taken side by side: none without vectors, where it would only make programs larger.
+#[inline(always)]
+fn side_by_side<V: Vector>(len: usize) -> usize {
+    match cfg!(target_arch = "x86_64") && V::LANES == PLAIN_LANES {
+        true => 0,
+        false => len - len % (SIDE_BY_SIDE * V::LANES),
+    }
+}
+
 /// # Safety
 /// The CPU has the instruction set; as many vectors lie there.
 #[inline(always)]
@@ -274,7 +286,7 @@ impl Kernel for Forward<'_> {
     #[inline(always)]
     unsafe fn run<V: Vector>(self) {
         with_curve!(self.act, curve => {
-            let whole = self.y.len() - self.y.len() % (SIDE_BY_SIDE * V::LANES);
+            let whole = side_by_side::<V>(self.y.len());
             let (x, x_rest) = self.x.split_at(whole);
             let (y, y_rest) = self.y.split_at_mut(whole);
             for (x, y) in x.chunks_exact(SIDE_BY_SIDE * V::LANES).zip(y.chunks_exact_mut(SIDE_BY_SIDE * V::LANES)) {
@@ -300,7 +312,7 @@ impl Kernel for InPlace<'_> {
     #[inline(always)]
     unsafe fn run<V: Vector>(self) {
         with_curve!(self.act, curve => {
-            let whole = self.y.len() - self.y.len() % (SIDE_BY_SIDE * V::LANES);
+            let whole = side_by_side::<V>(self.y.len());
             let (y, rest) = self.y.split_at_mut(whole);
             for y in y.chunks_exact_mut(SIDE_BY_SIDE * V::LANES) {
                 // SAFETY: the caller promises the instruction set; the chunk has four vectors.

@@ -79,8 +79,8 @@ pub fn conv_to_codes<A: Operand>(
         match requantize.in_registers(out.len()) {
             Some(InRegisters::Alone(finish)) => return plan.finish_all(out, finish),
             Some(InRegisters::AndCodes(finish)) => return plan.finish_all(out, finish),
-            Some(InRegisters::AndFloats(finish)) => return plan.finish_all(out, finish),
-            None => {}
+            Some(InRegisters::AndFloats(finish)) if weights.kernel.has_vnni() => return plan.finish_all(out, finish),
+            Some(InRegisters::AndFloats(_)) | None => {}
         }
     }
     plan.accumulate_all(out, |first, acc, out| requantize.run(acc, first, out));

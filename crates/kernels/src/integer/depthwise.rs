@@ -177,9 +177,14 @@ pub(super) fn finish<F: Finish>(
             (Form::Columns, Packed::Bytes(w), Some(2)) => x86::columns::<2, F>(w, windows, finish, out),
             (Form::Columns, Packed::Bytes(w), _) => x86::columns::<SIDE, F>(w, windows, finish, out),
             (Form::Quads, Packed::Bytes(w), _) => x86::quads(w, windows, finish, out),
-            (Form::ShortPairs, Packed::Bytes(w), _) => x86::short_pairs(w, windows, finish, out),
-            (Form::Pairs, Packed::Words(w), _) => x86::pairs(w, windows, finish, out),
-            _ => unreachable!("depthwise weights are neither bytes nor words of this processor"),
+            _ => assert!(F::WITH_EIGHTS, "this is done with VNNI only"),
+        }
+        if F::WITH_EIGHTS {
+            match (form, weights) {
+                (Form::ShortPairs, Packed::Bytes(w)) => x86::short_pairs(w, windows, finish, out),
+                (Form::Pairs, Packed::Words(w)) => x86::pairs(w, windows, finish, out),
+                _ => {}
+            }
         }
     }
 }

@@ -223,15 +223,25 @@ impl Kernel {
         assert!(!self.is_wide(), "words were expected");
         match self {
             #[cfg(target_arch = "x86_64")]
-            Kernel::Vnni | Kernel::Short | Kernel::Dots | Kernel::Wide => self.with_x86(job, x86::Sums),
+            Kernel::Vnni => self.finish_panels(job, x86::Sums),
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: both are only chosen where AVX2, FMA and their own instructions were detected; the rest as in `finish_panels`.
+            Kernel::Short | Kernel::Dots => job.for_each_panel(GROUP, (1, SIX), &mut |panel, acc| unsafe {
+                match self {
+                    Kernel::Dots => avx2::bytes::<avx2::InLongs>(panel, acc),
+                    _ => avx2::bytes::<avx2::InWords>(panel, acc),
+                }
+            }),
+            #[cfg(target_arch = "x86_64")]
+            Kernel::Wide => {}
             #[cfg(any(target_arch = "aarch64", test))]
             Kernel::ArmDots => job.for_each_panel(
                 GROUP,
-                |_| (1, neon::PIXELS),
-                // SAFETY: `ArmDots` is only chosen where its instruction was detected; the rest as in `with_vnni`.
-                |panel, acc| unsafe { neon::panel(panel, acc) },
+                (1, neon::PIXELS),
+                // SAFETY: `ArmDots` is only chosen where its instruction was detected; the rest as in `finish_panels`.
+                &mut |panel, acc| unsafe { neon::panel(panel, acc) },
             ),
-            Kernel::Portable => job.for_each_panel(GROUP, |_| (1, 1), portable),
+            Kernel::Portable => job.for_each_panel(GROUP, (1, 1), &mut portable),
         }
     }
 
@@ -243,7 +253,7 @@ impl Kernel {
     #[cfg(target_arch = "x86_64")]
     pub fn finish_bytes<F: x86::Finish>(self, job: &mut Job<'_, u8, i8, F::Out>, finish: F) {
         assert!(job.chunks.len() == 1, "sums are not in registers");
-        self.with_x86(job, finish);
+        self.finish_panels(job, finish);
     }
 
     /// The same for words, with the [wide](Self::is_wide) kernel.
@@ -253,51 +263,38 @@ impl Kernel {
     #[cfg(target_arch = "x86_64")]
     pub fn finish_words<F: x86::Finish>(self, job: &mut Job<'_, i16, i16, F::Out>, finish: F) {
         assert!(job.chunks.len() == 1, "sums are not in registers");
-        self.with_words(job, finish);
-    }
-
-    #[cfg(target_arch = "x86_64")]
-    fn with_x86<F: x86::Finish>(self, job: &mut Job<'_, u8, i8, F::Out>, finish: F) {
-        match self {
-            Kernel::Vnni => job.for_each_panel(
+        assert!(self.is_wide() && F::WITH_EIGHTS, "another kernel was expected");
+        if F::WITH_EIGHTS {
+            job.for_each_panel(
                 GROUP,
-                |left| (left.min(MAX_BLOCKS), 1),
-                // SAFETY: `Vnni` is only chosen where its instructions were detected. `for_each_panel` sees to it that every piece of
-                // every pixel lies within the input, and that weights, start values and outputs exist.
-                |panel, out| unsafe { x86::vnni_panel(panel, finish, out) },
-            ),
-            Kernel::Short => job.for_each_panel(
-                GROUP,
-                |_| (1, SIX),
-                // SAFETY: `Short` is only chosen where AVX2 and FMA were detected; the rest as above.
-                |panel, out| unsafe { avx2::bytes::<avx2::InWords, F>(panel, finish, out) },
-            ),
-            Kernel::Dots => job.for_each_panel(
-                GROUP,
-                |_| (1, SIX),
-                // SAFETY: `Dots` is only chosen where AVX2, FMA and AVX-VNNI were detected; the rest as above.
-                |panel, out| unsafe { avx2::bytes::<avx2::InLongs, F>(panel, finish, out) },
-            ),
-            _ => unreachable!("{self:?} multiplies no bytes with instructions of x86"),
+                (1, SIX),
+                // SAFETY: `Wide` is only chosen where AVX2 and FMA were detected; the rest as in `finish_panels`.
+                &mut |panel, out| unsafe { avx2::finish_words(panel, finish, out) },
+            );
         }
     }
 
     #[cfg(target_arch = "x86_64")]
-    fn with_words<W: Word, F: x86::Finish>(self, job: &mut Job<'_, i16, W, F::Out>, finish: F) {
-        assert!(self.is_wide(), "bytes were expected");
-        job.for_each_panel(
-            GROUP,
-            |_| (1, SIX),
-            // SAFETY: `Wide` is only chosen where AVX2 and FMA were detected; the rest as for bytes.
-            |panel, out| unsafe {
-                match panel.rest() {
-                    Rest::Many => avx2::wide::<6, W, F>(panel, finish, out),
-                    Rest::Four => avx2::wide::<4, W, F>(panel, finish, out),
-                    Rest::Two => avx2::wide::<2, W, F>(panel, finish, out),
-                    Rest::One => avx2::wide::<1, W, F>(panel, finish, out),
+    fn finish_panels<F: x86::Finish>(self, job: &mut Job<'_, u8, i8, F::Out>, finish: F) {
+        if self == Kernel::Vnni {
+            return job.for_each_panel(
+                GROUP,
+                (MAX_BLOCKS, 1),
+                // SAFETY: `Vnni` is only chosen where its instructions were detected. `for_each_panel` sees to it that every piece of
+                // every pixel lies within the input, and that weights, start values and outputs exist.
+                &mut |panel, out| unsafe { x86::vnni_panel(panel, finish, out) },
+            );
+        }
+        assert!(matches!(self, Kernel::Short | Kernel::Dots) && F::WITH_EIGHTS, "another kernel was expected");
+        if F::WITH_EIGHTS {
+            // SAFETY: both are only chosen where AVX2, FMA and their own instructions were detected; the rest as above.
+            job.for_each_panel(GROUP, (1, SIX), &mut |panel, out| unsafe {
+                match self {
+                    Kernel::Dots => avx2::finish_bytes::<avx2::InLongs, F>(panel, finish, out),
+                    _ => avx2::finish_bytes::<avx2::InWords, F>(panel, finish, out),
                 }
-            },
-        );
+            });
+        }
     }
 
     /// Accumulates every pixel and channel of a job of bytes whose weights are [`narrow`](super::narrow).
@@ -311,9 +308,9 @@ impl Kernel {
             let mut expanded = BYTES.take();
             job.for_each_panel(
                 form.group_bytes(),
-                |left| (left.min(MAX_BLOCKS), 1),
+                (MAX_BLOCKS, 1),
                 // SAFETY: `Vnni` is only chosen where its instructions were detected; the rest as for bytes.
-                |panel, acc| unsafe { super::narrow::x86::vnni(panel, form, &mut expanded, acc) },
+                &mut |panel, acc| unsafe { super::narrow::x86::vnni(panel, form, &mut expanded, acc) },
             );
             return BYTES.set(expanded);
         }
@@ -324,16 +321,11 @@ impl Kernel {
             BYTES.set(panel);
         } else {
             #[cfg(target_arch = "x86_64")]
-            // SAFETY: `Short` and `Dots` are only chosen where their instructions were detected; the rest as for bytes.
             job.for_each_panel(
                 form.group_bytes(),
-                |_| (1, SIX),
-                |panel, acc| unsafe {
-                    match self {
-                        Kernel::Dots => super::narrow::x86::run::<avx2::InLongs>(panel, form, acc),
-                        _ => super::narrow::x86::run::<avx2::InWords>(panel, form, acc),
-                    }
-                },
+                (1, SIX),
+                // SAFETY: `Short` and `Dots` are only chosen where AVX2 and FMA were detected; the rest as for bytes.
+                &mut |panel, acc| unsafe { super::narrow::x86::run(panel, form, acc) },
             );
         }
     }
@@ -350,7 +342,12 @@ impl Kernel {
             return WORDS.set(panel);
         }
         #[cfg(target_arch = "x86_64")]
-        self.with_words(job, x86::Sums);
+        job.for_each_panel(
+            GROUP,
+            (1, SIX),
+            // SAFETY: `Wide` is only chosen where AVX2 and FMA were detected; the rest as for bytes.
+            &mut |panel, acc| unsafe { avx2::words(panel, acc) },
+        );
         #[cfg(not(target_arch = "x86_64"))]
         let _ = job;
     }

@@ -189,15 +189,18 @@ impl ConvWeights {
         }
         let sums = block_sums(&layout, &ordered);
         let few = shape.out_h() * shape.out_w() <= FEW_PIXELS;
-        let narrows = few && kernel.expands() && ordered.len() >= fewest_narrow;
+        // AVX2 adds products of narrow weights in 16 bits.
+        let fits = kernel.has_vnni() || short_sums > 0;
+        let narrows = few && kernel.expands() && fits && ordered.len() >= fewest_narrow;
         let narrow = narrows.then(|| Narrow::of(&ordered)).flatten();
+        let short_sums = if narrow.is_some() { short_sums } else { kernel.room(short_sums) };
         let data = match narrow {
             Some(form) => Packed::Narrow(form, form.pack(&ordered)),
             None if kernel.is_wide() && few => Packed::Bytes(by_pairs(&ordered)),
             None if kernel.is_wide() => Packed::Words(words_by_pairs(&ordered)),
             None => Packed::Bytes(ordered),
         };
-        ConvWeights { layout, kernel, data, sums, short_sums: kernel.room(short_sums), largest }
+        ConvWeights { layout, kernel, data, sums, short_sums, largest }
     }
 
     /// Groups of four inputs that their kernel takes at a time.
@@ -213,15 +216,19 @@ impl ConvWeights {
         self.kernel.is_wide() && self.layout.kind != Kind::Depthwise
     }
 
-    /// Whether all of a sum is made in a register of x86, and can become a code there: with AVX2, where a chunk is all of it and channels
-    /// fill registers.
+    /// Whether all of a sum is made in a register of x86, and can become a code there: with AVX2, where a chunk is all of it, none of it
+    /// has to be widened earlier, and channels fill registers.
     pub(super) fn finishes_in_registers(&self) -> bool {
         let fills = self.layout.group_out().is_multiple_of(8) || self.layout.kind == Kind::Depthwise;
         let fills = fills && self.layout.c_out.is_multiple_of(8);
-        let is_whole = || self.layout.kind == Kind::Depthwise || self.layout.quads() <= self.longest_chunk();
+        let quads = self.layout.quads();
+        let is_whole = || self.layout.kind == Kind::Depthwise || quads <= self.longest_chunk();
         match self.data {
             Packed::Bytes(_) if self.kernel.has_vnni() => true,
-            Packed::Bytes(_) => self.kernel.has_avx2() && !self.takes_words() && fills && is_whole(),
+            Packed::Bytes(_) if self.layout.kind == Kind::Depthwise => self.kernel.has_avx2() && fills,
+            Packed::Bytes(_) => {
+                self.kernel.has_avx2() && !self.kernel.is_wide() && fills && is_whole() && quads <= self.short_sums
+            }
             Packed::Words(_) => fills && is_whole(),
             _ => false,
         }

@@ -90,10 +90,12 @@ pub unsafe fn columns<const AHEAD: usize, F: Finish>(
     let rows = windows.pixels.offsets().len() / windows.pixels.columns().max(1);
     let per_block = SIDE * QUAD * BLOCK;
     for (block, weights) in weights.chunks_exact(per_block).enumerate().take(windows.channels.div_ceil(BLOCK)) {
-        let together = if windows.channels - block * BLOCK <= BLOCK / 2 { rows / 2 * 2 } else { 0 };
+        // Not where pixels share nothing, which is rare.
+        let is_half = AHEAD < SIDE && windows.channels - block * BLOCK <= BLOCK / 2;
+        let together = if is_half { rows / 2 * 2 } else { 0 };
         // SAFETY: the caller's promises.
         unsafe {
-            if together > 0 {
+            if AHEAD < SIDE && together > 0 {
                 block_by_columns::<AHEAD, 2, F>(block, weights, windows, 0..together, &finish, out);
             }
             block_by_columns::<AHEAD, 1, F>(block, weights, windows, together..rows, &finish, out);

@@ -3,7 +3,7 @@
 // Iterators over sums would take their addresses and keep them in memory.
 #![allow(clippy::needless_range_loop)]
 
-use super::x86::{Finish, Place};
+use super::x86::{Finish, Place, Sums};
 use super::{GROUP, LANES, Panel, QUAD, Rest, Word};
 use std::arch::asm;
 use std::arch::x86_64::{
@@ -27,6 +27,9 @@ pub fn has_dots() -> bool {
 
 /// Products of 32 bytes, added up in eight channels.
 pub trait Products: Copy {
+    /// Whether sums may become full before their end.
+    const FILLS: bool;
+
     /// Products of unsigned and signed bytes, added to sums.
     ///
     /// # Safety
@@ -45,6 +48,8 @@ pub trait Products: Copy {
 pub struct InWords;
 
 impl Products for InWords {
+    const FILLS: bool = true;
+
     #[inline(always)]
     unsafe fn add(sums: __m256i, x: __m256i, w: __m256i) -> __m256i {
         // SAFETY: the caller promises AVX2.
@@ -64,6 +69,8 @@ impl Products for InWords {
 pub struct InLongs;
 
 impl Products for InLongs {
+    const FILLS: bool = false;
+
     #[inline(always)]
     unsafe fn add(sums: __m256i, x: __m256i, w: __m256i) -> __m256i {
         // SAFETY: the caller's promises.
@@ -99,16 +106,67 @@ unsafe fn vpdpbusd(mut sums: __m256i, x: __m256i, w: __m256i) -> __m256i {
 ///
 /// # Safety
 /// As for [`vnni_panel`](super::x86::vnni_panel) with one block, but with AVX2, FMA and the instructions of `P`.
-pub unsafe fn bytes<P: Products, F: Finish>(panel: &Panel<'_, u8, i8>, finish: F, out: &mut [F::Out]) {
+pub unsafe fn bytes<P: Products>(panel: &Panel<'_, u8, i8>, acc: &mut [i32]) {
     // SAFETY: the caller's promises.
     unsafe {
-        match (panel.rest(), panel.needs_widening()) {
-            (Rest::Many, false) => short_once::<6, P, F>(panel, finish, out),
-            (Rest::Many, true) => short::<6, P, F>(panel, finish, out),
-            (Rest::Four, false) => short_once::<4, P, F>(panel, finish, out),
-            (Rest::Four, true) => short::<4, P, F>(panel, finish, out),
-            (Rest::Two, _) => short::<2, P, F>(panel, finish, out),
-            (Rest::One, _) => short::<1, P, F>(panel, finish, out),
+        if P::FILLS && panel.needs_widening() {
+            return match panel.rest() {
+                Rest::Many => short::<6, P>(panel, acc),
+                Rest::Four => short::<4, P>(panel, acc),
+                Rest::Two => short::<2, P>(panel, acc),
+                Rest::One => short::<1, P>(panel, acc),
+            };
+        }
+        match panel.rest() {
+            Rest::Many => short_once::<6, P, _>(panel, Sums, acc),
+            Rest::Four => short_once::<4, P, _>(panel, Sums, acc),
+            Rest::Two => short_once::<2, P, _>(panel, Sums, acc),
+            Rest::One => short_once::<1, P, _>(panel, Sums, acc),
+        }
+    }
+}
+
+/// [`bytes`] whose sums become something else; they need no widening. Two loops, as there are many things they may become.
+///
+/// # Safety
+/// As for [`bytes`].
+pub unsafe fn finish_bytes<P: Products, F: Finish>(panel: &Panel<'_, u8, i8>, finish: F, out: &mut [F::Out]) {
+    assert!(!panel.needs_widening(), "sums of 16 bits cannot hold all");
+    // SAFETY: the caller's promises.
+    unsafe {
+        match panel.rest() {
+            Rest::Many | Rest::Four => short_once::<6, P, F>(panel, finish, out),
+            Rest::Two | Rest::One => short_once::<2, P, F>(panel, finish, out),
+        }
+    }
+}
+
+/// All pixels of a panel of one block of words.
+///
+/// # Safety
+/// As for [`bytes`].
+pub unsafe fn words<W: Word>(panel: &Panel<'_, i16, W>, acc: &mut [i32]) {
+    // SAFETY: the caller's promises.
+    unsafe {
+        match panel.rest() {
+            Rest::Many => wide::<6, W, _>(panel, Sums, acc),
+            Rest::Four => wide::<4, W, _>(panel, Sums, acc),
+            Rest::Two => wide::<2, W, _>(panel, Sums, acc),
+            Rest::One => wide::<1, W, _>(panel, Sums, acc),
+        }
+    }
+}
+
+/// [`words`] whose sums become something else.
+///
+/// # Safety
+/// As for [`bytes`].
+pub unsafe fn finish_words<F: Finish>(panel: &Panel<'_, i16, i16>, finish: F, out: &mut [F::Out]) {
+    // SAFETY: the caller's promises.
+    unsafe {
+        match panel.rest() {
+            Rest::Many | Rest::Four => wide::<6, i16, F>(panel, finish, out),
+            Rest::Two | Rest::One => wide::<2, i16, F>(panel, finish, out),
         }
     }
 }
@@ -163,7 +221,7 @@ unsafe fn short_once<const PIXELS: usize, P: Products, F: Finish>(
 /// # Safety
 /// As for [`bytes`].
 #[target_feature(enable = "avx2,fma")]
-unsafe fn short<const PIXELS: usize, P: Products, F: Finish>(panel: &Panel<'_, u8, i8>, finish: F, out: &mut [F::Out]) {
+unsafe fn short<const PIXELS: usize, P: Products>(panel: &Panel<'_, u8, i8>, acc: &mut [i32]) {
     for (idx, pixels) in panel.pixels.chunks(PIXELS).enumerate() {
         let mut weights = panel.weights.as_ptr();
         // SAFETY: the caller promises a block of weights for all pieces: 64 bytes per group.
@@ -175,8 +233,8 @@ unsafe fn short<const PIXELS: usize, P: Products, F: Finish>(panel: &Panel<'_, u
         // SAFETY: the caller's promises are those that `short_with` asks for.
         unsafe {
             let first = idx * PIXELS * panel.stride;
-            let to = panel.place(first, out.as_mut_ptr().wrapping_add(first));
-            short_with::<PIXELS, P, _, F>(panel, pixels, next, finish, to)
+            let to = panel.place(first, acc.as_mut_ptr().wrapping_add(first));
+            short_with::<PIXELS, P, _>(panel, pixels, next, to)
         }
     }
 }
@@ -187,12 +245,11 @@ unsafe fn short<const PIXELS: usize, P: Products, F: Finish>(panel: &Panel<'_, u
 /// As for [`short`]; `next` gives weights for all pieces, and `to` is where the outputs of the `pixels` go, which are of the panel.
 #[inline]
 #[target_feature(enable = "avx2,fma")]
-pub unsafe fn short_with<const PIXELS: usize, P: Products, W, F: Finish>(
+pub unsafe fn short_with<const PIXELS: usize, P: Products, W>(
     panel: &Panel<'_, u8, W>,
     pixels: &[usize],
     mut next: impl FnMut() -> [__m256i; PARTS],
-    finish: F,
-    to: Place<F::Out>,
+    to: Place<i32>,
 ) {
     // With many pixels the sums live in memory, and all registers are for the partial ones.
     let mut sums: Partial<PIXELS> = [[_mm256_setzero_si256(); PARTS]; PIXELS];
@@ -237,7 +294,7 @@ pub unsafe fn short_with<const PIXELS: usize, P: Products, W, F: Finish>(
         }
     }
     // SAFETY: the caller promises room for these pixels, and start values of a block.
-    unsafe { finish.store_eights(whole, panel.start, pixels.len(), to) }
+    unsafe { add_sums(whole, panel.start, pixels.len(), to) }
 }
 
 /// `PIXELS` pixels at a time, times one block, with `vpmaddwd`: a register holds the sums of eight channels.
@@ -245,7 +302,7 @@ pub unsafe fn short_with<const PIXELS: usize, P: Products, W, F: Finish>(
 /// # Safety
 /// As for [`short`].
 #[target_feature(enable = "avx2,fma")]
-pub unsafe fn wide<const PIXELS: usize, W: Word, F: Finish>(panel: &Panel<'_, i16, W>, finish: F, out: &mut [F::Out]) {
+unsafe fn wide<const PIXELS: usize, W: Word, F: Finish>(panel: &Panel<'_, i16, W>, finish: F, out: &mut [F::Out]) {
     for (idx, pixels) in panel.pixels.chunks(PIXELS).enumerate() {
         let inputs = panel.inputs::<PIXELS>(pixels);
         let mut sums: Partial<PIXELS> = [[_mm256_setzero_si256(); PARTS]; PIXELS];

@@ -78,6 +78,9 @@ pub struct Panel<'a, X, W> {
     pub short_sums: usize,
 }
 
+/// What is done with a panel and its outputs.
+pub type Run<'a, X, W, O> = dyn FnMut(&Panel<'_, X, W>, &mut [O]) + 'a;
+
 impl<X, W> Clone for Panel<'_, X, W> {
     fn clone(&self) -> Self {
         *self
@@ -175,16 +178,16 @@ impl<X, W> Job<'_, X, W> {
 }
 
 impl<X, W, O> Job<'_, X, W, O> {
-    /// Cuts the job into panels. Weights are `group_len` elements per group of four inputs; `size(blocks left)` is how many blocks
-    /// a panel has, and of how many pixels it has a multiple: what is left is a panel of its own.
+    /// Cuts the job into panels. Weights are `group_len` elements per group of four inputs; a panel has at most so many blocks,
+    /// and a multiple of so many pixels: what is left is a panel of its own.
     ///
     /// # Panics
     /// If the slices are shorter than they must be.
     pub fn for_each_panel(
         &mut self,
         group_len: usize,
-        size: impl Fn(usize) -> (usize, usize),
-        mut run: impl FnMut(&Panel<'_, X, W>, &mut [O]),
+        (most_blocks, multiple): (usize, usize),
+        run: &mut Run<'_, X, W, O>,
     ) {
         let blocks = self.channels.div_ceil(LANES);
         let reach = self.chunks.iter().flat_map(|c| &c.pieces).map(|(offset, quads)| offset + quads * QUAD).max();
@@ -203,7 +206,7 @@ impl<X, W, O> Job<'_, X, W, O> {
         }
         let mut block = 0;
         while block < blocks {
-            let (count, multiple) = size(blocks - block);
+            let count = (blocks - block).min(most_blocks);
             for (idx, chunk) in self.chunks.iter().enumerate() {
                 let next = match self.chunks.get(idx + 1) {
                     Some(next) => block * block_len + next.first * group_len,

@@ -15,6 +15,9 @@ pub trait Finish: Copy {
     /// Outputs.
     type Out;
 
+    /// Whether this is done with AVX2 too; for what is rare, so many loops more would make the program too large.
+    const WITH_EIGHTS: bool = true;
+
     /// The sums of an earlier chunk, of the `wanted` lanes.
     ///
     /// # Safety

@@ -5,7 +5,7 @@
 
 use super::{GROUP, Narrow};
 use crate::integer::conv::room;
-use crate::integer::dot::avx2::{PARTS, Products, short_with};
+use crate::integer::dot::avx2::{InWords, PARTS, short_with};
 use crate::integer::dot::x86::{Finish, Sums, begin, vnni_panel};
 use crate::integer::dot::{MAX_BLOCKS, Panel, Rest};
 use crate::integer::weights::{LANES, QUAD};
@@ -35,18 +35,18 @@ macro_rules! with_bits {
     };
 }
 
-/// A panel of at most six pixels.
+/// A panel of at most six pixels, with `vpmaddubsw`, also where there is AVX-VNNI: reading weights takes longer than multiplying them.
 ///
 /// # Safety
 /// As for [`bytes`](crate::integer::dot::avx2::bytes), with a block of weights in the given form.
-pub unsafe fn run<P: Products>(panel: &Panel<'_, u8, u8>, form: Narrow, acc: &mut [i32]) {
+pub unsafe fn run(panel: &Panel<'_, u8, u8>, form: Narrow, acc: &mut [i32]) {
     // SAFETY: the caller's promises are those of `pixels`.
     with_bits!(form, BITS => unsafe {
         match panel.rest() {
-            Rest::One => pixels::<1, BITS, P>(panel, form.lowest, acc),
-            Rest::Two => pixels::<2, BITS, P>(panel, form.lowest, acc),
-            Rest::Four => pixels::<4, BITS, P>(panel, form.lowest, acc),
-            Rest::Many => pixels::<6, BITS, P>(panel, form.lowest, acc),
+            Rest::One => pixels::<1, BITS>(panel, form.lowest, acc),
+            Rest::Two => pixels::<2, BITS>(panel, form.lowest, acc),
+            Rest::Four => pixels::<4, BITS>(panel, form.lowest, acc),
+            Rest::Many => pixels::<6, BITS>(panel, form.lowest, acc),
         }
     })
 }
@@ -56,11 +56,7 @@ pub unsafe fn run<P: Products>(panel: &Panel<'_, u8, u8>, form: Narrow, acc: &mu
 /// # Safety
 /// As for [`run`]; `BITS` are those of the weights.
 #[target_feature(enable = "avx2,fma")]
-unsafe fn pixels<const PIXELS: usize, const BITS: u8, P: Products>(
-    panel: &Panel<'_, u8, u8>,
-    lowest: i8,
-    acc: &mut [i32],
-) {
+unsafe fn pixels<const PIXELS: usize, const BITS: u8>(panel: &Panel<'_, u8, u8>, lowest: i8, acc: &mut [i32]) {
     let lowest = _mm256_set1_epi8(lowest);
     let mut weights = panel.weights.as_ptr();
     // SAFETY: the caller promises a block of weights for all pieces.
@@ -70,7 +66,7 @@ unsafe fn pixels<const PIXELS: usize, const BITS: u8, P: Products>(
         [_mm256_add_epi8(codes[0], lowest), _mm256_add_epi8(codes[1], lowest)]
     };
     // SAFETY: the caller's promises are those that `short_with` asks for.
-    unsafe { short_with::<PIXELS, P, _, _>(panel, panel.pixels, next, Sums, panel.place(0, acc.as_mut_ptr())) }
+    unsafe { short_with::<PIXELS, InWords, _>(panel, panel.pixels, next, panel.place(0, acc.as_mut_ptr())) }
 }
 
 /// Pixels whose sums with [`MAX_BLOCKS`] blocks leave some of 32 registers.

@@ -119,6 +119,11 @@ impl<const RESIDUAL: u8> ToCodes<'_, RESIDUAL> {
                 first[0] = _mm256_loadu_si256(start.as_ptr().cast());
                 first[1] = _mm256_loadu_si256(start.as_ptr().add(EIGHT).cast());
             }
+            if to.channels != 2 * EIGHT {
+                // A copy, so that sums are in registers otherwise.
+                let copy = sums;
+                return self.half_pixels(&copy, first[0], pixels, &to);
+            }
             // Written out, as a loop would have sums in memory.
             self.two_pixels::<PIXELS>(0, &sums, first, pixels, &to);
             if PIXELS > 2 {
@@ -149,13 +154,27 @@ impl<const RESIDUAL: u8> ToCodes<'_, RESIDUAL> {
         unsafe {
             let (a, b) = (_mm256_add_epi32(near[0], start[0]), _mm256_add_epi32(near[1], start[1]));
             let (c, d) = (_mm256_add_epi32(far[0], start[0]), _mm256_add_epi32(far[1], start[1]));
-            if to.channels == 2 * EIGHT {
-                let channel = [to.channel, to.channel + EIGHT, to.channel, to.channel + EIGHT];
-                let of = [row, row + EIGHT, next, next + EIGHT];
-                self.codes_of::<2>([a, b, c, d], Four { channel, of }, to);
-            } else {
-                self.codes_of::<1>([a, a, c, c], Four { channel: [to.channel; FOUR], of: [row, row, next, next] }, to);
+            let channel = [to.channel, to.channel + EIGHT, to.channel, to.channel + EIGHT];
+            self.codes_of::<2>([a, b, c, d], Four { channel, of: [row, row + EIGHT, next, next + EIGHT] }, to);
+        }
+    }
+
+    /// The same where only eight channels are wanted, four pixels at a time.
+    ///
+    /// # Safety
+    /// As for [`pixels_of_eights`](Self::pixels_of_eights), which checked what it checks.
+    #[inline(never)]
+    #[target_feature(enable = "avx2,fma")]
+    unsafe fn half_pixels(&self, sums: &[[__m256i; 2]], start: __m256i, pixels: usize, to: &Place<u8>) {
+        for m in (0..pixels).step_by(FOUR) {
+            let pixel = [0, 1, 2, 3].map(|i: usize| (m + i).min(pixels - 1));
+            let four = Four { channel: [to.channel; FOUR], of: pixel.map(|i| i * to.stride) };
+            let mut first = [start; FOUR];
+            for i in 0..FOUR {
+                first[i] = _mm256_add_epi32(start, sums[pixel[i]][0]);
             }
+            // SAFETY: the caller's promises.
+            unsafe { self.codes_of::<1>(first, four, to) }
         }
     }
 
@@ -177,10 +196,23 @@ impl<const RESIDUAL: u8> ToCodes<'_, RESIDUAL> {
             if to.channels >= FOUR * EIGHT {
                 return self.codes_of::<FOUR>(sums, Four { channel: of.map(|i| to.channel + i), of }, &to);
             }
-            let register = [0, 1, 2, 3].map(|i: usize| i.min(to.channels / EIGHT - 1));
-            let of = register.map(|i| i * EIGHT);
-            self.codes_of::<1>(register.map(|i| sums[i]), Four { channel: of.map(|i| to.channel + i), of }, &to);
+            self.part_of_row(&sums, &to);
         }
+    }
+
+    /// The same where fewer than 32 channels are wanted; start values were added.
+    ///
+    /// # Safety
+    /// As for [`row_of_eights`](Self::row_of_eights), which checked what it checks.
+    #[inline(never)]
+    #[target_feature(enable = "avx2,fma")]
+    unsafe fn part_of_row(&self, sums: &[__m256i; FOUR], to: &Place<u8>) {
+        // What is not there is the last register again.
+        let register = [0, 1, 2, 3].map(|i: usize| i.min(to.channels / EIGHT - 1));
+        let of = register.map(|i| i * EIGHT);
+        let four = Four { channel: of.map(|i| to.channel + i), of };
+        // SAFETY: the caller's promises.
+        unsafe { self.codes_of::<1>(register.map(|i| sums[i]), four, to) }
     }
 
     /// The codes of four registers, of which so many go next to each other.
@@ -277,15 +309,15 @@ impl<const RESIDUAL: u8> ToCodes<'_, RESIDUAL> {
         }
     }
 
-    /// The chain itself for what is in doubt in a group.
+    /// The chain itself for what is in doubt in a group: a slice, lest the loop be written out.
     ///
     /// # Safety
     /// As for [`codes_of`](Self::codes_of).
     #[cold]
     #[inline(never)]
     #[target_feature(enable = "avx2,fma")]
-    unsafe fn decide_eights(&self, sums: &[__m256i; FOUR], four: &Four, to: &Place<u8>) {
-        for i in 0..FOUR {
+    unsafe fn decide_eights(&self, sums: &[__m256i], four: &Four, to: &Place<u8>) {
+        for i in 0..sums.len() {
             let (at, mut all) = (to.at + four.of[i], [0i32; EIGHT]);
             // SAFETY: the caller's promises; these are eight elements.
             let (fixed, beyond) = unsafe {

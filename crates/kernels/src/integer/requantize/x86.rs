@@ -429,6 +429,8 @@ impl<const RESIDUAL: u8> ToCodes<'_, RESIDUAL> {
 
 impl<const RESIDUAL: u8> Finish for ToCodes<'_, RESIDUAL> {
     type Out = u8;
+    /// Not with floats, which stand behind few layers.
+    const WITH_EIGHTS: bool = RESIDUAL != 2;
     /// A and B.
     type Ready = [[__m512; FOUR]; 2];
 
