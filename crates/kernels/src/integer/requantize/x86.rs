@@ -1,4 +1,4 @@
-//! Sums to codes as fixed-point numbers; with AVX-512 while they are in registers, with AVX2 [in memory](super::avx2).
+//! Sums to codes while they are in registers: here with AVX-512, [there](super::avx2) with AVX2.
 //!
 //! Numbers are fixed-point here: t is computed as a multiple of 2^-16, with a half and a margin added to it, so that the upper 16 bits of its
 //! 32 are the code, before saturation, and the lower ones tell how far it is from the border of two codes:
