@@ -72,15 +72,17 @@ pub fn conv_to_codes<A: Operand>(
     out: &mut [u8],
 ) {
     assert_eq!(requantize.channels(), shape.c_out, "factors of another number of channels");
-    let held = if weights.finishes_in_registers() { size_of::<u8>() } else { size_of::<i32>() };
+    let has_loop = weights.kernel.has_vnni() || !requantize.adds_floats();
+    let in_registers = has_loop && weights.finishes_in_registers();
+    let held = if in_registers { size_of::<u8>() } else { size_of::<i32>() };
     let plan = Plan::new(shape, x, out.len(), zero_point, weights, held);
     #[cfg(target_arch = "x86_64")]
-    if plan.finishes_in_registers() {
+    if in_registers && plan.finishes_in_registers() {
         match requantize.in_registers(out.len()) {
             Some(InRegisters::Alone(finish)) => return plan.finish_all(out, finish),
             Some(InRegisters::AndCodes(finish)) => return plan.finish_all(out, finish),
-            Some(InRegisters::AndFloats(finish)) if weights.kernel.has_vnni() => return plan.finish_all(out, finish),
-            Some(InRegisters::AndFloats(_)) | None => {}
+            Some(InRegisters::AndFloats(finish)) => return plan.finish_all(out, finish),
+            None => {}
         }
     }
     plan.accumulate_all(out, |first, acc, out| requantize.run(acc, first, out));
@@ -439,7 +441,7 @@ impl<'a, A: Operand> Plan<'a, A> {
     #[cfg(target_arch = "x86_64")]
     fn finishes_in_registers(&self) -> bool {
         let shares = self.shares_channels() && self.weights.bytes() > MANY_WEIGHTS_IN_REGISTERS;
-        self.weights.finishes_in_registers() && self.input != Input::Gather && !shares
+        self.input != Input::Gather && !shares
     }
 
     /// All outputs, each sum finished in its register.

@@ -194,6 +194,11 @@ impl Prepared<'_> {
         self.chain.multiplier.len()
     }
 
+    /// Whether numbers that are no codes are added.
+    pub(super) fn adds_floats(&self) -> bool {
+        matches!(self.chain.residual, Residual::Floats(_))
+    }
+
     /// Accumulators of whole pixels to codes. The first of them has the residual number `first`.
     ///
     /// # Panics

@@ -219,19 +219,17 @@ impl ConvWeights {
     /// Whether all of a sum is made in a register of x86, and can become a code there: with AVX2, where a chunk is all of it, none of it
     /// has to be widened earlier, and channels fill registers.
     pub(super) fn finishes_in_registers(&self) -> bool {
-        let fills = self.layout.group_out().is_multiple_of(8) || self.layout.kind == Kind::Depthwise;
-        let fills = fills && self.layout.c_out.is_multiple_of(8);
-        let quads = self.layout.quads();
-        let is_whole = || self.layout.kind == Kind::Depthwise || quads <= self.longest_chunk();
-        match self.data {
-            Packed::Bytes(_) if self.kernel.has_vnni() => true,
-            Packed::Bytes(_) if self.layout.kind == Kind::Depthwise => self.kernel.has_avx2() && fills,
-            Packed::Bytes(_) => {
-                self.kernel.has_avx2() && !self.kernel.is_wide() && fills && is_whole() && quads <= self.short_sums
+        let (layout, kernel) = (&self.layout, self.kernel);
+        let fits_sums = match self.data {
+            Packed::Bytes(_) if kernel.has_vnni() => return true,
+            Packed::Bytes(_) | Packed::Words(_) if layout.kind == Kind::Depthwise => {
+                return kernel.has_avx2() && layout.c_out.is_multiple_of(8);
             }
-            Packed::Words(_) => fills && is_whole(),
-            _ => false,
-        }
+            Packed::Bytes(_) => kernel.has_avx2() && !kernel.is_wide() && layout.quads() <= self.short_sums,
+            Packed::Words(_) => true,
+            Packed::Narrow(..) | Packed::Winograd(_) => false,
+        };
+        fits_sums && layout.group_out().is_multiple_of(8) && layout.quads() <= self.longest_chunk()
     }
 
     /// Bytes that the packed weights take in memory.
